@@ -1,0 +1,1 @@
+"""Segmentation models: backbones, context heads, losses, schedules, scores, inference and cost."""

@@ -1,0 +1,61 @@
+"""The frame of all compared heads: reduce, context, classify."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from segmodels.checks import positive
+from segmodels.layers import Classifier, ConvNormReLU
+
+
+class ContextHead(nn.Module):
+    """The control of every experiment: heads in this frame differ in their context module alone.
+
+    A 3x3 convolution reduces the backbone's last map to `channels`, the context module works on it, and dropout and
+    a 1x1 convolution classify. Dropout falls on whole channels, as in semseg; neighbouring cells would tell the rest.
+
+    Args:
+        in_channels: widths of the backbone's stages; the last is read.
+        num_classes: K.
+        context: a module from (B, channels, H, W) to (B, out_channels, H, W).
+        channels: width of the context module's input.
+        out_channels: width of its output; `channels` if None.
+        dropout: probability that a channel is dropped before the classifier.
+        feature_size: the one map size (h, w) in cells that the context module takes, or None if it takes any.
+
+    Shape: list of maps, the last (B, in_channels[-1], H, W) -> {"logits": (B, K, H, W)}.
+
+    Raises:
+        ValueError: a bad width or dropout; in `forward`, a map of another size than `feature_size`.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        context: nn.Module,
+        channels: int,
+        *,
+        out_channels: int | None = None,
+        dropout: float = 0.1,
+        feature_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; allowed: from 0 to below 1")
+        self.feature_size = feature_size
+        self.reduce = ConvNormReLU(in_channels[-1], positive("channels", channels), 3)
+        self.context = context
+        self.classify = nn.Sequential(
+            nn.Dropout2d(dropout), Classifier(out_channels or channels, positive("num_classes", num_classes))
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        x = features[-1]
+        if self.feature_size is not None and tuple(x.shape[-2:]) != self.feature_size:
+            raise ValueError(
+                f"the head got a map of {tuple(x.shape[-2:])} cells; allowed: {self.feature_size}, to which its "
+                "weights are bound. Slide windows of the training crop over the image, or train with the head's "
+                "`resample: true`, if it has that"
+            )
+        return {"logits": self.classify(self.context(self.reduce(x)))}

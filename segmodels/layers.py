@@ -1,0 +1,52 @@
+"""The layers that all heads share."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvNormReLU(nn.Sequential):
+    """A convolution without bias (the norm has one), batch norm and ReLU; keeps the map's size.
+
+    Args:
+        in_channels, out_channels: widths.
+        kernel: side of the kernel, odd, in cells of the map.
+        dilation: distance of the kernel's taps, in cells.
+        groups: groups of channels.
+
+    Shape: (B, in, H, W) -> (B, out, H, W).
+
+    Raises:
+        ValueError: the kernel is even, so no padding keeps the size.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, dilation: int = 1, groups: int = 1) -> None:
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel is {kernel}; allowed: odd sizes, which alone keep the map's size")
+        padding = dilation * (kernel // 2)
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, groups=groups, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+class Classifier(nn.Conv2d):
+    """The last layer of a head: a 1x1 convolution with bias to the K classes.
+
+    A type of its own, since shapes cannot tell it apart: a head may be K channels wide elsewhere.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes, 1)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resizing with aligned corners, as in the papers' PyTorch codes; `size` is (h, w).
+
+    Shape: (B, C, H, W) -> (B, C, h, w).
+    """
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)

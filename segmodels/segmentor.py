@@ -1,0 +1,148 @@
+"""From raw RGB to logits at the image's size: normalise, backbone, head, upsample."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segmodels.backbone import Backbone, build_backbone
+from segmodels.checks import check_keywords, choose, keywords_of, positive
+from segmodels.heads.catalog import HEADS, build_head
+from segmodels.layers import Classifier, resize
+
+AUX_STAGE = 3
+AUX_CHANNELS = 256
+
+
+class Segmentor(nn.Module):
+    """A backbone, a head and, in training, an auxiliary head on an earlier stage.
+
+    Args:
+        backbone: gives the features, and mean and std of its normalisation.
+        head: a head of `HEADS`.
+        num_classes: K.
+        aux: a second head for training alone, or None.
+        aux_stage: the last stage, of 4, that the auxiliary head is given.
+        crop: (h, w) in pixels of the training crop: the window of a head that is bound to its size.
+
+    Attributes:
+        feature_size: (h, w) in cells to which the head is bound, or None.
+        window: `crop` if the head is bound to it, else None: any image will do.
+
+    Shape: RGB in 0..255, uint8 or float, (B, 3, H, W) -> {"logits": (B, K, H, W)}, with "aux" likewise in training.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        num_classes: int,
+        *,
+        aux: nn.Module | None = None,
+        aux_stage: int = AUX_STAGE,
+        crop: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.aux = backbone, head, aux
+        self.num_classes, self.aux_stage = num_classes, aux_stage
+        self.feature_size: tuple[int, int] | None = getattr(head, "feature_size", None)
+        self.window = crop if self.feature_size is not None else None
+        # Part of the state dict: a checkpoint and an exported program keep their normalisation.
+        self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.backbone((image.to(self.mean.dtype) - self.mean) / self.std)
+        outputs = self.head(features)
+        if self.training and self.aux is not None:
+            outputs = outputs | {"aux": self.aux(features[: self.aux_stage])["logits"]}
+        return {name: upsample(output, image) for name, output in outputs.items()}
+
+
+def upsample(output: Tensor, image: Tensor) -> Tensor:
+    """A map at the image's size, in float32 or better; vectors, such as class presence, stay as they are.
+
+    bfloat16 has 8 bits: between cells, classes would tie and the lower index win.
+    """
+    if output.ndim != 4:
+        return output
+    return resize(output.to(torch.promote_types(output.dtype, torch.float32)), image.shape[-2:])
+
+
+def build_segmentor(
+    *,
+    num_classes: int,
+    crop: tuple[int, int],
+    backbone: Mapping[str, Any],
+    head: Mapping[str, Any],
+    aux: Mapping[str, Any] | None = None,
+) -> Segmentor:
+    """Build the model of a recipe; on the meta device too, if the backbone has no weights to load.
+
+    Args:
+        num_classes: K.
+        crop: (h, w) in pixels of the training crop. A head bound to its size is built for this crop's map.
+        backbone: `name`, `output_stride`, `weights` of `build_backbone`.
+        head: `name` in `HEADS`, and its keywords.
+        aux: likewise, and `stage` (3 of 1 to 4: res4); 256 channels unless it says otherwise. None for none.
+
+    Raises:
+        ValueError: an unknown name or keyword, or a bad value.
+    """
+    height, width = crop
+    crop = positive("crop", height), positive("crop", width)
+    positive("num_classes", num_classes)
+    check_keywords(backbone, {"name": "resnet101s", "output_stride": 8, "weights": None}, "backbone")
+    trunk = build_backbone(**named(backbone, "backbone"))
+    main = stage_head(trunk, 4, num_classes, crop, named(head, "head"))
+    if aux is None:
+        return Segmentor(trunk, main, num_classes, crop=crop)
+    keywords = named(aux, "aux")
+    stage = keywords.pop("stage", AUX_STAGE)
+    if stage not in (1, 2, 3, 4):
+        raise ValueError(f"aux: stage is {stage!r}; allowed: 1, 2, 3, 4")
+    if "channels" in keywords_of(choose(HEADS, keywords["name"], "head")):
+        keywords.setdefault("channels", AUX_CHANNELS)
+    second = stage_head(trunk, stage, num_classes, crop, keywords)
+    return Segmentor(trunk, main, num_classes, aux=second, aux_stage=stage, crop=crop)
+
+
+def named(part: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """A copy of a part of the recipe, which must have a name."""
+    if "name" not in part:
+        raise ValueError(f"{what} is {dict(part)}; it needs a name, such as {what}: {{name: …}}")
+    return dict(part)
+
+
+def stage_head(
+    trunk: Backbone, stage: int, num_classes: int, crop: tuple[int, int], keywords: dict[str, Any]
+) -> nn.Module:
+    """A head on the first `stage` stages, with the size of the crop's map if the head wants to know it."""
+    name = keywords.pop("name")
+    stride = trunk.strides[stage - 1]
+    size = (-(-crop[0] // stride), -(-crop[1] // stride))  # strided convolutions round up
+    if "feature_size" in keywords_of(choose(HEADS, name, "head")):
+        given = keywords.get("feature_size")
+        keywords["feature_size"] = tuple(given) if given is not None else size
+    head = build_head(name, trunk.channels[:stage], num_classes, **keywords)
+    bound = getattr(head, "feature_size", None)
+    if bound is not None and bound != size:
+        raise ValueError(
+            f"head {name!r}: feature_size is {bound}, but a crop of {crop} at stride {stride} gives {size}; "
+            "leave feature_size out, or set resample: true"
+        )
+    return head
+
+
+def classifier_keys(model: nn.Module) -> list[str]:
+    """State-dict keys of all final classifiers, whose first dimension is K: what a change of classes replaces."""
+    return [
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if isinstance(module, Classifier)
+        for parameter in ("weight", "bias")
+    ]
