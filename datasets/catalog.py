@@ -1,0 +1,18 @@
+"""The benchmarks by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from datasets.readers.camvid import camvid
+from datasets.readers.coco import coco_voc
+from datasets.readers.folder import folder
+from datasets.readers.voc import voc12, voc12_aug
+from datasets.sample import Benchmark
+
+BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
+    "voc12": voc12,
+    "voc12_aug": voc12_aug,
+    "coco_voc": coco_voc,
+    "camvid": camvid,
+    "folder": folder,
+}

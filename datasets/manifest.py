@@ -1,0 +1,156 @@
+"""The columns of a shard, and the manifest that names the shards of a split."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatch
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from datasets.sample import IGNORE, Benchmark, DataError
+from datasets.storage import exists, is_temporary, locate, names_in, read_bytes, written_whole
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+COLUMNS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.binary()),  # the source file's bytes
+        ("mask", pa.binary()),  # grey PNG; null in a split without labels
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("sha256", pa.string()),  # of the image's bytes, hexadecimal
+        ("histogram", pa.list_(pa.int64())),  # pixels of the K classes, then those of 255; null without a label
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds.
+
+    Args:
+        schema_version: of the columns.
+        benchmark: name in the catalog.
+        split: name of the split.
+        classes: K names.
+        palette: K colours, RGB 0..255.
+        ignore: the mask value that is not counted.
+        rows: rows in all files.
+        official_rows: rows as published; None where nothing is published.
+        partial: only some of the split's rows were asked for.
+        labelled: every row has a mask.
+        histogram: pixels of the K classes, then those of 255, over all rows.
+        duplicates: rows whose image equals an earlier row's byte for byte.
+        files: in row order; name, rows, bytes and sha256 of each.
+    """
+
+    schema_version: int
+    benchmark: str
+    split: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ignore: int
+    rows: int
+    official_rows: int | None
+    partial: bool
+    labelled: bool
+    histogram: tuple[int, ...]
+    duplicates: int
+    files: tuple[dict[str, Any], ...]
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the canonical JSON: the name of exactly these shards."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_manifest(
+    uri: str, benchmark: Benchmark, split: str, records: Sequence[dict[str, Any]], partial: bool
+) -> Manifest:
+    """Name the written files as the split's shards; remove earlier runs' other parts and half files.
+
+    Call it once, after all `write_part` calls of the split have returned.
+
+    Args:
+        uri: the split's folder.
+        benchmark: where the rows come from.
+        split: its split.
+        records: what `write_part` returned, in any order.
+        partial: only some of the split's rows were asked for.
+
+    Raises:
+        DataError: two rows share an id, or only some rows have a mask.
+    """
+    records = sorted(records, key=lambda record: record["name"])
+    rows, labelled = (sum(record[key] for record in records) for key in ("rows", "labelled"))
+    if labelled not in (0, rows):
+        raise DataError(f"{uri}: {labelled} of {rows} rows have a mask; label all rows of a split or none")
+    system, folder = locate(uri)
+    manifest = Manifest(
+        SCHEMA_VERSION, benchmark.name, split, benchmark.classes, benchmark.palette, IGNORE, rows,
+        benchmark.splits[split], partial, labelled == rows,
+        tuple(int(n) for n in np.sum([record["histogram"] for record in records], axis=0)),
+        _count_duplicates(system, folder, [record["name"] for record in records]),
+        tuple({key: record[key] for key in ("name", "rows", "bytes", "sha256")} for record in records),
+    )  # fmt: skip
+    with written_whole(system, f"{folder}/{MANIFEST}") as stream:
+        stream.write((json.dumps(asdict(manifest), indent=1) + "\n").encode())
+    _remove_others(system, folder, {record["name"] for record in records})
+    return manifest
+
+
+def read_manifest(uri: str) -> Manifest:
+    """Read the manifest of a split's folder.
+
+    Raises:
+        DataError: no folder, no manifest in it, or shards of another schema version.
+    """
+    system, folder = locate(uri)
+    if not exists(system, f"{folder}/{MANIFEST}"):
+        raise DataError(f"{uri}: {_instead(system, folder)}")
+    content = json.loads(read_bytes(system, f"{folder}/{MANIFEST}"))
+    if (version := content.get("schema_version")) != SCHEMA_VERSION:
+        raise DataError(f"{uri}: shards of schema version {version}; this code reads {SCHEMA_VERSION}. Prepare again")
+    if unlike := {field.name for field in fields(Manifest)} ^ set(content):
+        raise DataError(f"{uri}/{MANIFEST}: damaged, it lacks or adds {', '.join(sorted(unlike))}. Prepare again")
+    content["palette"] = tuple((r, g, b) for r, g, b in content["palette"])
+    lists = {key: tuple(content[key]) for key in ("classes", "histogram", "files")}
+    return Manifest(**(content | lists))
+
+
+def _instead(system: fs.FileSystem, folder: str) -> str:
+    """What is there where a manifest was expected."""
+    if not exists(system, folder):
+        return "no such folder; run prepare, or correct the path"
+    inside = names_in(system, folder)
+    splits = [name for name, is_folder in inside.items() if is_folder and exists(system, f"{folder}/{name}/{MANIFEST}")]
+    if splits:
+        return f"this is a folder of splits: {', '.join(splits)}; name one, such as {folder}/{splits[0]}"
+    if any(fnmatch(name, "part-*.parquet") for name in inside):
+        return f"parts without {MANIFEST}: a preparation that did not end. Run it again; finished parts are kept"
+    return f"no {MANIFEST} in it, but {', '.join(list(inside)[:10]) or 'nothing'}; run prepare, or correct the path"
+
+
+def _count_duplicates(system: fs.FileSystem, folder: str, names: list[str]) -> int:
+    """Count repeated images over all parts; ids must not repeat at all."""
+    tables = [pq.read_table(f"{folder}/{name}", columns=["id", "sha256"], filesystem=system) for name in names]
+    ids, images = (Counter(value for table in tables for value in table[key].to_pylist()) for key in ("id", "sha256"))
+    if twice := [key for key, count in ids.items() if count > 1]:
+        raise DataError(
+            f"{folder}: {len(twice)} ids occur twice, the first is {twice[0]!r}; make ids unique in a split"
+        )
+    return sum(images.values()) - len(images)
+
+
+def _remove_others(system: fs.FileSystem, folder: str, keep: set[str]) -> None:
+    """Remove what earlier runs left; never a file that no writer of shards names so."""
+    for name, is_folder in names_in(system, folder).items():
+        if not is_folder and name not in keep and (fnmatch(name, "part-*.parquet") or is_temporary(name)):
+            system.delete_file(f"{folder}/{name}")

@@ -1,0 +1,1 @@
+"""A file per benchmark: from the original folders to samples."""

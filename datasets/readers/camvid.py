@@ -1,0 +1,52 @@
+"""CamVid (Brostow et al., ECCV 2008) in SegNet's release of 480x360 pixels and 11 classes."""
+
+from functools import partial
+from pathlib import Path
+
+from datasets.readers.labels import check_present, check_split, lookup_table, read_png_pair
+from datasets.sample import IGNORE, Benchmark, DataError, Item
+
+NAMES = {
+    "sky": (128, 128, 128),
+    "building": (128, 0, 0),
+    "pole": (192, 192, 128),
+    "road": (128, 64, 128),
+    "pavement": (60, 40, 222),
+    "tree": (128, 128, 0),
+    "signsymbol": (192, 128, 128),
+    "fence": (64, 64, 128),
+    "car": (64, 0, 128),
+    "pedestrian": (64, 64, 0),
+    "bicyclist": (0, 128, 192),
+}
+VOID = 11
+COUNTS: dict[str, int | None] = {"train": 367, "val": 101, "test": 233}
+TREE = """\
+DIR/
+  train/  trainannot/                  367 images, 367 index PNGs (0-10, 11 = void)
+  val/    valannot/                    101 and 101
+  test/   testannot/                   233 and 233; needed for split test alone"""
+
+
+def camvid(source: Path) -> Benchmark:
+    """CamVid: train 367, val 101, test 233 images; 11 classes; void (11) becomes 255."""
+    table = lookup_table({**{k: k for k in range(len(NAMES))}, VOID: IGNORE})
+    read, index = partial(read_png_pair, table=table), partial(index_camvid, Path(source))
+    return Benchmark("camvid", tuple(NAMES), tuple(NAMES.values()), dict(COUNTS), TREE, index, read)
+
+
+def index_camvid(source: Path, split: str) -> list[Item]:
+    """The images of a split (PNG as released, or JPEG) in order of their names.
+
+    Raises:
+        DataError: an unknown split, no images, or images without a label.
+    """
+    check_split(split, COUNTS, "camvid")
+    images, masks = source.absolute() / split, source.absolute() / f"{split}annot"
+    check_present([images, masks], TREE)
+    found = sorted(p for p in images.iterdir() if p.suffix in (".png", ".jpg"))
+    if not found:
+        raise DataError(f"{images}: no .png or .jpg file in it. Expected is this folder:\n{TREE}")
+    items = [Item(p.stem, str(p), str(masks / f"{p.stem}.png")) for p in found]
+    check_present([str(item.label) for item in items], TREE)
+    return items

@@ -1,0 +1,139 @@
+"""COCO 2017 (Lin et al., ECCV 2014) reduced to VOC's classes, as semantic masks for pre-training."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle_api
+
+from datasets.readers.labels import check_present, check_split, read_pair
+from datasets.readers.voc import CLASSES, PALETTE
+from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample
+
+MIN_PIXELS = 1000
+SPLITS = ("train", "val")
+VOC_NAME = {
+    "airplane": "aeroplane", "bicycle": "bicycle", "bird": "bird", "boat": "boat", "bottle": "bottle", "bus": "bus",
+    "car": "car", "cat": "cat", "chair": "chair", "cow": "cow", "dining table": "diningtable", "dog": "dog",
+    "horse": "horse", "motorcycle": "motorbike", "person": "person", "potted plant": "pottedplant", "sheep": "sheep",
+    "couch": "sofa", "train": "train", "tv": "tvmonitor",
+}  # fmt: skip
+"""COCO's name of a category -> VOC's; COCO's other 60 categories are background."""
+
+TREE = """\
+DIR/
+  annotations/
+    instances_train2017.json
+    instances_val2017.json
+  train2017/ID.jpg                     118287 images
+  val2017/ID.jpg                       5000 images"""
+
+Region = tuple[int, bool, dict[str, Any]]
+"""Class, crowd or not, COCO's compressed run lengths {"size": [H, W], "counts": bytes}."""
+
+
+def coco_voc(source: Path, min_pixels: int = MIN_PIXELS) -> Benchmark:
+    """COCO 2017 with VOC's 21 classes.
+
+    - Instances are painted by area, largest first: where two overlap, the smaller stays visible.
+    - Crowd regions of the 20 classes become 255 where no instance is painted.
+    - Images with fewer than `min_pixels` pixels of classes 1..20 are dropped, so no row count is published.
+
+    Args:
+        source: the folder that `TREE` draws.
+        min_pixels: the least number of labelled pixels.
+    """
+    index = partial(index_coco, Path(source), min_pixels=min_pixels)
+    splits: dict[str, int | None] = dict.fromkeys(SPLITS)
+    return Benchmark("coco_voc", CLASSES, PALETTE, splits, TREE, index, read_coco)
+
+
+def index_coco(source: Path, split: str, min_pixels: int) -> list[Item]:
+    """The kept images in order of COCO's image id; labels are (height, width, regions in painting order).
+
+    Raises:
+        DataError: an unknown split, missing images, or an annotation file not of COCO's form.
+    """
+    check_split(split, SPLITS, "coco_voc")
+    source = source.absolute()
+    path = source / "annotations" / f"instances_{split}2017.json"
+    check_present([path], TREE)
+    images, regions = _parse(path)
+    files = {key: source / f"{split}2017" / image["file_name"] for key, image in images.items()}
+    check_present(files.values(), TREE)
+    ordered = {key: paint_order(regions.get(key, [])) for key in sorted(files)}
+    kept = [key for key, painted in ordered.items() if labelled_pixels(painted) >= min_pixels]
+    return [Item(files[k].stem, str(files[k]), (images[k]["height"], images[k]["width"], ordered[k])) for k in kept]
+
+
+def _parse(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Region]]]:
+    """The images of an annotation file, and the regions of VOC's classes, both by image id."""
+    try:
+        content = json.loads(path.read_bytes())
+        images, classes = {image["id"]: image for image in content["images"]}, _classes(content["categories"], path)
+        regions: dict[int, list[Region]] = {}
+        for note in sorted(content["annotations"], key=lambda n: n["id"]):
+            image = images[note["image_id"]]
+            if note["category_id"] in classes and (rle := _rle(note["segmentation"], image["height"], image["width"])):
+                region = (classes[note["category_id"]], bool(note["iscrowd"]), rle)
+                regions.setdefault(note["image_id"], []).append(region)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not COCO's instances file ({type(error).__name__}: {error}); fetch it anew"
+        ) from error
+    return images, regions
+
+
+def _classes(categories: list[dict[str, Any]], path: Path) -> dict[int, int]:
+    """COCO category id -> VOC class, by name."""
+    ids = {category["name"]: category["id"] for category in categories}
+    if absent := sorted(set(VOC_NAME) - set(ids)):
+        raise DataError(f"{path}: no category named {', '.join(absent)}; expected are COCO's 80. Fetch the file anew")
+    return {ids[name]: CLASSES.index(voc) for name, voc in VOC_NAME.items()}
+
+
+def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
+    """Compressed run lengths of a polygon list or of either run-length form; None where nothing is enclosed."""
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        if isinstance(counts, list):
+            return rle_api.frPyObjects(segmentation, height, width)
+        return {"size": [height, width], "counts": counts.encode()}
+    # pycocotools takes four numbers for a box; fewer than three corners enclose nothing
+    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+    return rle_api.merge(rle_api.frPyObjects(polygons, height, width)) if polygons else None
+
+
+def paint_order(regions: list[Region]) -> tuple[Region, ...]:
+    """Crowds first, then instances from the largest area to the smallest; ties in order of annotation id."""
+    return tuple(sorted(regions, key=lambda region: (not region[1], -int(rle_api.area(region[2])))))
+
+
+def labelled_pixels(regions: tuple[Region, ...]) -> int:
+    """Pixels of classes 1..20 after painting: the area of the instances' union, found without painting."""
+    instances = [rle for _, crowd, rle in regions if not crowd]
+    return int(rle_api.area(rle_api.merge(instances))) if instances else 0
+
+
+def paint(height: int, width: int, regions: tuple[Region, ...]) -> np.ndarray:
+    """Paint regions in the given order.
+
+    Returns:
+        uint8 (H, W), 0 where nothing is painted.
+    """
+    mask = np.zeros((height, width), np.uint8)
+    for number, crowd, rle in regions:
+        mask[rle_api.decode(rle) != 0] = IGNORE if crowd else number
+    return mask
+
+
+def read_coco(item: Item) -> Sample:
+    """Read an image and paint its regions.
+
+    Raises:
+        DataError: a damaged image, or a size other than the annotation file's.
+    """
+    label: tuple[int, int, tuple[Region, ...]] = item.label  # type: ignore[assignment]
+    return read_pair(item, lambda: paint(*label))

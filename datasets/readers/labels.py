@@ -1,0 +1,166 @@
+"""What all readers share: finding files, reading index masks, remapping label values."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.sample import DataError, Item, Sample, decode_image
+
+UNKNOWN = 254
+"""Marks a value outside the table; so a benchmark has at most 254 classes."""
+
+
+def lookup_table(values: Mapping[int, int]) -> np.ndarray:
+    """A table uint8 (256,) from label values to classes or 255; all other values are marked as wrong."""
+    table = np.full(256, UNKNOWN, np.uint8)
+    for value, target in values.items():
+        table[value] = target
+    return table
+
+
+def remap(labels: np.ndarray, table: np.ndarray, source: str) -> np.ndarray:
+    """Carry label values over to classes.
+
+    Args:
+        labels: uint8 (H, W) as stored.
+        table: uint8 (256,) from `lookup_table`.
+        source: the file, for the message.
+
+    Returns:
+        uint8 (H, W), classes 0..K-1 and 255.
+
+    Raises:
+        DataError: a value outside the table, with its first pixel.
+    """
+    mask = table[labels]
+    wrong = mask == UNKNOWN
+    if wrong.any():
+        row, column = (int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
+        allowed = [int(v) for v in np.flatnonzero(table != UNKNOWN)]
+        raise DataError(
+            f"{source}: label value {labels[row, column]} at row {row}, column {column} ({wrong.sum()} such pixels); "
+            f"allowed are {_ranges(allowed)}. Correct the mask, or the table of values it was drawn with"
+        )
+    return mask
+
+
+def read_index_png(path: str) -> np.ndarray:
+    """Read the stored values of a grey or palette PNG: the palette's index, never its colour.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        DataError: missing, damaged, or a PNG of colours.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L", "1"):
+                raise DataError(
+                    f"{path}: a mask of mode {image.mode}; allowed are grey or palette PNGs of at most 8 bits, whose "
+                    "values are classes. Convert each colour to its class number and save it as such"
+                )
+            return np.asarray(image).astype(np.uint8)
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"{path}: the mask does not read ({error}); fetch the file anew") from error
+
+
+def read_image(path: str) -> tuple[bytes, tuple[int, int]]:
+    """The file's bytes, and the (height, width) of what they decode to.
+
+    Raises:
+        DataError: missing, truncated or damaged.
+    """
+    try:
+        data = Path(path).read_bytes()
+        return data, decode_image(data).shape[:2]
+    except (OSError, DataError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def read_pair(item: Item, mask_of: Callable[[], np.ndarray]) -> Sample:
+    """Read an item's image, and its mask where it has a label; both must be of one size.
+
+    Raises:
+        DataError: a damaged file or two sizes.
+    """
+    data, size = read_image(item.image)
+    if item.label is None:
+        return Sample(item.id, data, None)
+    mask = mask_of()
+    if mask.shape != size:
+        raise DataError(
+            f"{item.image}: the image is {size[1]}x{size[0]} pixels (width x height), its mask "
+            f"{mask.shape[1]}x{mask.shape[0]}; both must be of one size. Export the mask at the image's size, "
+            "without EXIF rotation"
+        )
+    return Sample(item.id, data, mask)
+
+
+def read_png_pair(item: Item, table: np.ndarray) -> Sample:
+    """Read an item whose label is the path of an index PNG."""
+    path = str(item.label)
+    return read_pair(item, lambda: remap(read_index_png(path), table, path))
+
+
+def check_split(split: str, allowed: Iterable[str], benchmark: str) -> None:
+    """Raise DataError unless the split is known."""
+    if split not in (names := list(allowed)):
+        raise DataError(f"{benchmark} has no split {split!r}; allowed are {', '.join(names)}")
+
+
+def check_present(paths: Iterable[str | Path], tree: str) -> None:
+    """Raise DataError with the count of missing files, the first ten of them, and the expected folder."""
+    listings: dict[str, set[str]] = {}
+    missing = []
+    for path in map(str, paths):
+        folder, name = os.path.split(path)
+        if folder not in listings:  # one listing per folder: a stat per file takes minutes on a network disk
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in listings[folder]:
+            missing.append(path)
+    if missing:
+        first = "\n  ".join(missing[:10])
+        more = "" if len(missing) <= 10 else f"\n  ... and {len(missing) - 10} more"
+        count = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
+        raise DataError(f"{count} missing:\n  {first}{more}\nExpected is this folder; unpack it whole:\n{tree}")
+
+
+def read_list(path: Path, stem_of: Callable[[str], str], tree: str) -> list[str]:
+    """The ids of a list file, one per line.
+
+    Args:
+        path: the list; it must exist.
+        stem_of: line, without surrounding blanks -> id.
+        tree: the expected folder, for the message.
+
+    Raises:
+        DataError: the list is missing or empty, or names an id twice.
+    """
+    check_present([path], tree)
+    stems = [stem_of(line.strip()) for line in path.read_text().splitlines() if line.strip()]
+    if not stems:
+        raise DataError(f"{path}: the list is empty; expected is one id per line")
+    if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
+        raise DataError(f"{path}: {twice[0]!r} is listed twice; remove one of the lines")
+    return stems
+
+
+def colour_map(count: int) -> tuple[tuple[int, int, int], ...]:
+    """VOC's colours: bit 3j + c of the class number is bit 7 - j of channel c."""
+    return tuple((_channel(number, 0), _channel(number, 1), _channel(number, 2)) for number in range(count))
+
+
+def _channel(number: int, channel: int) -> int:
+    return sum(((number >> (3 * j + channel)) & 1) << (7 - j) for j in range(3))
+
+
+def _ranges(values: list[int]) -> str:
+    """Spell sorted numbers as ranges: 0-20, 255."""
+    starts = [v for v in values if v - 1 not in values]
+    ends = [v for v in values if v + 1 not in values]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))

@@ -1,0 +1,143 @@
+"""What a reader hands on: an encoded image and its mask, and the benchmark they belong to."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+
+IGNORE = 255
+"""The mask value that no loss and no score counts; in every benchmark, whatever the source uses."""
+
+END_MARKERS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
+
+
+class DataError(ValueError):
+    """A fault that the owner of the data can cure; its message says what, where and how."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row still on disk.
+
+    Args:
+        id: unique within its split.
+        image: absolute path of a JPEG or PNG file.
+        label: what the benchmark's `read` needs (a path, run lengths); picklable; None in a split without labels.
+    """
+
+    id: str
+    image: str
+    label: object
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row in memory.
+
+    Args:
+        id: the item's.
+        image: the original file's bytes, never encoded anew.
+        mask: uint8 (H, W), classes 0..K-1 and 255; None in a split without labels.
+    """
+
+    id: str
+    image: bytes
+    mask: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A data set in its original layout.
+
+    Args:
+        name: its key in the catalog.
+        classes: K names; the mask's value is the position.
+        palette: K colours, RGB 0..255.
+        splits: rows of each split as published, or None where nothing is published.
+        tree: a drawing of the expected folder, with counts.
+        index: split -> rows, always in the same order. Raises DataError with `tree` and the missing files.
+        read: item -> sample; picklable. Raises DataError naming the file at fault.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    splits: dict[str, int | None]
+    tree: str
+    index: Callable[[str], list[Item]]
+    read: Callable[[Item], Sample]
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decode a JPEG or PNG file; grey and CMYK become RGB.
+
+    EXIF rotation is not applied: masks are drawn on the pixels as stored.
+
+    Args:
+        data: the file's bytes.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        DataError: the bytes are of another format, cut short or damaged.
+    """
+    _check_whole(data)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise DataError(f"damaged image ({len(data)} bytes do not decode); fetch the file anew")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Height and width in pixels as stored, from the file's header alone."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.height, image.width
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """Encode a mask as grey PNG, bit for bit.
+
+    Args:
+        mask: uint8 (H, W).
+
+    Raises:
+        DataError: another type or shape.
+    """
+    if mask.dtype != np.uint8 or mask.ndim != 2:
+        raise DataError(f"a mask is uint8 (H, W), not {mask.dtype} {mask.shape}; convert it first")
+    return cv2.imencode(".png", mask)[1].tobytes()
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """Decode what `encode_mask` wrote.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        DataError: not a whole grey PNG of 8 bits.
+    """
+    _check_whole(data)
+    mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if mask is None or mask.dtype != np.uint8 or mask.ndim != 2:
+        raise DataError(f"damaged mask ({len(data)} bytes are no grey PNG of 8 bits); prepare the shards again")
+    return mask
+
+
+def _check_whole(data: bytes) -> None:
+    """Refuse a file cut short: OpenCV may fill the missing rows with grey and say nothing."""
+    ends = [end for start, end in END_MARKERS.items() if data.startswith(start)]
+    if not ends:
+        raise DataError(f"neither JPEG nor PNG (begins with {data[:8]!r}); convert the file")
+    if data.endswith(ends[0]):
+        return
+    # Some cameras append bytes after the end marker, and a thumbnail has one of its own: only a decoder can tell.
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"truncated image ({len(data)} bytes, {error}); fetch the file anew") from error

@@ -1,0 +1,217 @@
+"""Random access to the rows of a split's shards; the names of `writer` and `manifest` can be had from here as well."""
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from datasets.manifest import SCHEMA_VERSION, Manifest, read_manifest, write_manifest
+from datasets.sample import DataError, decode_image, decode_mask
+from datasets.storage import locate, read_bytes
+from datasets.writer import ROW_GROUP, plan_files, row_problems, write_part
+
+__all__ = [
+    "ROW_GROUP",
+    "SCHEMA_VERSION",
+    "Manifest",
+    "Shards",
+    "plan_files",
+    "read_manifest",
+    "verify",
+    "write_manifest",
+    "write_part",
+]
+
+SMALL = ["id", "height", "width", "sha256", "histogram"]
+
+
+class Shards:
+    """Random access to a split's rows, in the order of the manifest's files.
+
+    A file is copied once per machine to a local cache, on its first use, and mapped into memory: a row then costs
+    microseconds, and all processes share the pages. Many processes may use one cache at once. A pickled object keeps
+    its manifest and opens its files anew.
+
+    Args:
+        uri: the split's folder: a local path, or a file://, s3:// or gs:// URI.
+        cache: the local folder of copies; by default $SHARD_CACHE, else ~/.cache/context-heads/shards.
+
+    Raises:
+        DataError: there are no such shards.
+    """
+
+    def __init__(self, uri: str, cache: Path | None = None) -> None:
+        default = os.environ.get("SHARD_CACHE") or Path.home() / ".cache/context-heads/shards"
+        self.uri = uri if "://" in str(uri) else os.path.abspath(uri)
+        self.cache = Path(cache or default).absolute()
+        self.manifest = read_manifest(self.uri)
+        self._starts = np.cumsum([0] + [file["rows"] for file in self.manifest.files])
+        self._parts: dict[int, _Part] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {key: self.__dict__[key] for key in ("uri", "cache", "manifest", "_starts")}
+        return kept | {"_parts": {}}
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    @cached_property
+    def _small(self) -> pa.Table:
+        """All columns but image and mask; of staged files from the cache, else projected from the Parquet files."""
+        tables = [self._read_small(number) for number in range(len(self.manifest.files))]
+        if not tables:
+            return pa.table({name: [] for name in SMALL})
+        table = pa.concat_tables(tables)
+        if len(table) != len(self):
+            raise DataError(f"{self.uri}: {len(table)} rows in the files, {len(self)} in the manifest; prepare again")
+        return table
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Ids of the rows."""
+        return self._small["id"].to_pylist()
+
+    @cached_property
+    def sha256(self) -> list[str]:
+        """Hexadecimal sha256 of each row's image bytes."""
+        return self._small["sha256"].to_pylist()
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Height and width in pixels, int64 (n, 2)."""
+        return np.stack([self._small[key].to_numpy().astype(np.int64) for key in ("height", "width")], axis=1)
+
+    @cached_property
+    def histograms(self) -> np.ndarray:
+        """Pixels of the K classes, then those of 255, int64 (n, K + 1); zeros in a split without labels."""
+        if not self.manifest.labelled:
+            return np.zeros((len(self), len(self.manifest.classes) + 1), np.int64)
+        flat = self._small["histogram"].combine_chunks().flatten()
+        return flat.to_numpy().reshape(len(self), len(self.manifest.classes) + 1)
+
+    def encoded(self, i: int) -> tuple[bytes, bytes | None]:
+        """The image file's bytes and the PNG mask of row i.
+
+        Raises:
+            IndexError: no such row.
+            DataError: the file of this row is missing or corrupt.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)} rows in {self.uri}")
+        number = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return self._part(number).row(i - int(self._starts[number]))
+
+    def sample(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row i decoded: image uint8 (H, W, 3) RGB, mask uint8 (H, W).
+
+        Raises:
+            DataError: the split has no labels, or the row is corrupt.
+        """
+        image, mask = self.encoded(i)
+        if mask is None:
+            raise DataError(f"{self.uri}: row {i} has no mask; use encoded() in a split without labels")
+        return decode_image(image), decode_mask(mask)
+
+    def stage(self) -> None:
+        """Copy all files to the cache.
+
+        Raises:
+            DataError: a file is missing or corrupt.
+        """
+        for number in range(len(self.manifest.files)):
+            self._staged(number)
+
+    def _part(self, number: int) -> "_Part":
+        if number not in self._parts:
+            self._parts[number] = _Part(self._staged(number))
+        return self._parts[number]
+
+    def _cached(self, number: int) -> Path:
+        return self.cache / f"{self.manifest.files[number]['sha256']}.arrow"
+
+    def _staged(self, number: int) -> Path:
+        """The local copy of a file, made by the first process that asks for it."""
+        target = self._cached(number)
+        if target.exists():
+            return target
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                data = _checked(self.uri, self.manifest.files[number])
+                temporary = target.with_suffix(".tmp")  # one name: under the lock, a killed run's rest is overwritten
+                _to_ipc(data, temporary)
+                temporary.replace(target)
+        return target
+
+    def _read_small(self, number: int) -> pa.Table:
+        if (path := self._cached(number)).exists():
+            return _Part(path).table.select(SMALL)
+        system, folder = locate(self.uri)
+        path_there = f"{folder}/{self.manifest.files[number]['name']}"
+        try:
+            return pq.read_table(path_there, columns=SMALL, filesystem=system).replace_schema_metadata(None)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path_there}: {error}; run prepare again or copy the shards anew") from error
+
+
+class _Part:
+    """A cached file, mapped into memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self._images, self._masks = self.table["image"].chunks, self.table["mask"].chunks
+        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._images])
+
+    def row(self, i: int) -> tuple[bytes, bytes | None]:
+        chunk = int(np.searchsorted(self._starts, i, side="right")) - 1
+        at = i - int(self._starts[chunk])
+        return self._images[chunk][at].as_py(), self._masks[chunk][at].as_py()
+
+
+def verify(uri: str) -> list[str]:
+    """Read all shards of a split and check them against their manifest.
+
+    Returns:
+        The problems found, a line each: checksums of files and images, masks' sizes and histograms.
+
+    Raises:
+        DataError: there is no manifest.
+    """
+    manifest = read_manifest(uri)
+    problems = []
+    for file in manifest.files:
+        try:
+            data = _checked(uri, file)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(ROW_GROUP):
+            found = row_problems(batch.to_pylist(), len(manifest.classes))
+            problems += [f"{file['name']}, row {problem}" for problem in found]
+    return problems
+
+
+def _checked(uri: str, file: dict[str, Any]) -> bytes:
+    """A file's bytes, if they are those of the manifest."""
+    system, folder = locate(uri)
+    data = read_bytes(system, path := f"{folder}/{file['name']}")
+    if hashlib.sha256(data).hexdigest() != file["sha256"]:
+        raise DataError(f"corrupt shard {path}: its sha256 is not the manifest's; run prepare again or copy it anew")
+    return data
+
+
+def _to_ipc(data: bytes, path: Path) -> None:
+    """Rewrite Parquet bytes as an uncompressed Arrow file, which is mapped, not parsed; a batch per row group."""
+    source = pq.ParquetFile(pa.BufferReader(data))
+    schema = source.schema_arrow.remove_metadata()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for group in range(source.num_row_groups):
+            table = source.read_row_group(group).replace_schema_metadata(None)
+            for batch in table.combine_chunks().to_batches():
+                writer.write_batch(batch)

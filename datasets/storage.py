@@ -1,0 +1,75 @@
+"""Whole files or none, on a local disk or in a bucket."""
+
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+from pyarrow import fs
+
+from datasets.sample import DataError
+
+
+def locate(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system, and the path within it, of a local path or a file://, s3:// or gs:// URI.
+
+    Raises:
+        DataError: pyarrow knows no such URI, or no bucket answers.
+    """
+    if "://" not in str(uri):
+        return fs.LocalFileSystem(), os.path.abspath(uri)
+    try:
+        system, path = fs.FileSystem.from_uri(str(uri))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{uri}: {error}; allowed are local paths, file://, s3:// and gs://") from error
+    except OSError as error:  # S3 asks the bucket for its region at once
+        cure = "check network, bucket and credentials, or name the region: s3://BUCKET/FOLDER?region=REGION"
+        raise DataError(f"{uri}: {error}; {cure}") from error
+    return system, path.rstrip("/")
+
+
+def exists(system: fs.FileSystem, path: str) -> bool:
+    """Whether a file or folder is there."""
+    return system.get_file_info(path).type != fs.FileType.NotFound
+
+
+def names_in(system: fs.FileSystem, folder: str) -> dict[str, bool]:
+    """What lies directly in a folder, in order of names: name -> is a folder. Empty where there is no folder."""
+    found = system.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    return {info.base_name: info.type == fs.FileType.Directory for info in sorted(found, key=lambda i: i.base_name)}
+
+
+def read_bytes(system: fs.FileSystem, path: str) -> bytes:
+    """The whole file.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    try:
+        with system.open_input_stream(path) as stream:
+            return stream.read()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: missing; run prepare again or copy the shards anew") from error
+
+
+@contextmanager
+def written_whole(system: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    """A stream to a file that bears its name only once it is closed without an error."""
+    folder, name = posixpath.split(path)
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+    system.create_dir(folder, recursive=True)
+    try:
+        with system.open_output_stream(temporary) as stream:
+            yield stream
+        system.move(temporary, path)
+    except BaseException:
+        if exists(system, temporary):
+            system.delete_file(temporary)
+        raise
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file is what a killed `written_whole` left."""
+    return name.startswith(".") and name.endswith(".tmp")

@@ -1,0 +1,188 @@
+"""Seeded training views and the order of an epoch. The only importer of albumentations."""
+
+import hashlib
+import os
+import random
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from datasets.sample import IGNORE, DataError
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import unless this is set before
+import albumentations as A
+from albumentations.core.transforms_interface import BaseTransformInitSchema
+
+
+def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
+    """The seed of one sample in one epoch, whatever worker or batch it falls to.
+
+    Args:
+        seed: the run's, 0 or greater.
+        epoch: counted from 0.
+        sample_id: the row's id.
+    """
+    number = int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:8], "big")
+    return int(np.random.SeedSequence([seed, epoch, number]).generate_state(1, np.uint64)[0])
+
+
+def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
+    """The row numbers of an epoch, each once: a function of the set of ids, the seed and the epoch.
+
+    How rows lie in the shards does not matter: the same ids come in the same order.
+
+    Args:
+        ids: unique ids, by row number.
+        seed: the run's.
+        epoch: counted from 0.
+
+    Returns:
+        int64 (n,).
+    """
+    by_id = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
+    return by_id[generator.permutation(len(ids))]
+
+
+class ScaledWindow(A.DualTransform):
+    """Random scale, pad to the crop, random crop: done as one window of the source and one resize of that window.
+
+    Equals resizing the whole image by s, padding right and bottom, and cropping, up to one rounding of the window's
+    corner to source pixels; at a fraction of the cost. Image linear, mask nearest, both with pixel centres aligned.
+
+    Args:
+        size: height and width of the crop, pixels.
+        scale: least and greatest s, drawn uniformly.
+        fill: RGB of the padding; its mask is 255.
+        p: probability.
+    """
+
+    class InitSchema(BaseTransformInitSchema):
+        """albumentations checks the arguments of a transform by such a class."""
+
+        size: tuple[int, int]
+        scale: tuple[float, float]
+        fill: tuple[int, int, int]
+
+    def __init__(
+        self, size: tuple[int, int], scale: tuple[float, float], fill: tuple[int, int, int], p: float = 1.0
+    ) -> None:
+        super().__init__(p=p)
+        self.size, self.scale, self.fill = size, scale, fill
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the window: top, left, height and width in the source, and the size it is resized to."""
+        s = self.py_random.uniform(*self.scale)
+        height, new_height = _extent(params["shape"][0], self.size[0], s)
+        width, new_width = _extent(params["shape"][1], self.size[1], s)
+        top = self.py_random.randint(0, params["shape"][0] - height)
+        left = self.py_random.randint(0, params["shape"][1] - width)
+        return {"window": (top, left, height, width), "resized": (new_height, new_width)}
+
+    def apply(self, img: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+        """Cut and resize an image, uint8 (H, W, 3) -> (h, w, 3)."""
+        return self._cut(img, params["window"], params["resized"], cv2.INTER_LINEAR, self.fill)
+
+    def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+        """Cut and resize a mask, uint8 (H, W) -> (h, w)."""
+        # INTER_NEAREST rounds down and would shift the mask against the image by up to half a pixel
+        return self._cut(mask, params["window"], params["resized"], cv2.INTER_NEAREST_EXACT, IGNORE)
+
+    def _cut(
+        self, pixels: np.ndarray, window: tuple[int, int, int, int], resized: tuple[int, int], how: int, fill: Any
+    ) -> np.ndarray:
+        top, left, height, width = window
+        cut = pixels[top : top + height, left : left + width]
+        if resized != (height, width):
+            cut = cv2.resize(cut, resized[::-1], interpolation=how)
+        below, beside = self.size[0] - resized[0], self.size[1] - resized[1]
+        if below or beside:
+            cut = cv2.copyMakeBorder(cut, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=fill)
+        return cut
+
+
+def _extent(source: int, crop: int, s: float) -> tuple[int, int]:
+    """Along one axis: source pixels of the window, and pixels after the resize; the rest of the crop is padding."""
+    wanted = max(1, round(crop / s))
+    if wanted <= source:
+        return wanted, crop
+    return source, max(1, min(crop, round(source * s)))
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """One random crop of an image and its mask, a function of the seed alone.
+
+    Args:
+        crop: height and width of the crop, pixels.
+        scale: least and greatest scale, drawn uniformly.
+        flip: probability of a flip left to right.
+        fill: RGB of padding; its mask is 255.
+        brightness: greatest change, as a fraction of 255; 0 leaves it.
+        contrast: greatest change of the contrast's factor from 1; 0 leaves it.
+        rotate: greatest turn of the crop in degrees, either way; corners become padding; 0 leaves it.
+
+    Raises:
+        DataError: a value out of its range.
+    """
+
+    crop: tuple[int, int]
+    scale: tuple[float, float]
+    flip: float = 0.5
+    fill: tuple[int, int, int] = (124, 116, 104)
+    brightness: float = 0
+    contrast: float = 0
+    rotate: float = 0
+
+    def __post_init__(self) -> None:
+        for key in ("crop", "scale", "fill"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))  # YAML gives lists; the pipeline's cache hashes
+        rules = {
+            "crop": (len(self.crop) == 2 and min(self.crop) > 0, "(height, width), both greater than 0"),
+            "scale": (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1], "(least, greatest), 0 < least"),
+            "fill": (len(self.fill) == 3 and all(0 <= c <= 255 for c in self.fill), "RGB of 0-255"),
+            "flip": (0 <= self.flip <= 1, "a probability"),
+            "brightness": (0 <= self.brightness <= 1, "0-1"),
+            "contrast": (0 <= self.contrast <= 1, "0-1"),
+            "rotate": (0 <= self.rotate <= 180, "0-180 degrees"),
+        }
+        for key, (holds, allowed) in rules.items():
+            if not holds:
+                raise DataError(f"view: {key} is {getattr(self, key)}; allowed is {allowed}")
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cut a view.
+
+        Args:
+            image: uint8 (H, W, 3).
+            mask: uint8 (H, W).
+            seed: from `sample_seed`.
+
+        Returns:
+            image uint8 (h, w, 3) and mask uint8 (h, w), contiguous.
+        """
+        pipeline = _pipeline(self, threading.get_ident())
+        # Compose.set_random_seed starts every transform at the same state, and flips would follow the scale;
+        # one shared generator keeps the draws independent
+        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        view = pipeline(image=image, mask=mask)
+        return np.ascontiguousarray(view["image"]), np.ascontiguousarray(view["mask"])
+
+
+@lru_cache(maxsize=32)
+def _pipeline(view: TrainView, thread: int) -> A.Compose:
+    """Built once per process and thread: it holds the generator, so two threads must not share it."""
+    steps: list[A.BasicTransform] = [ScaledWindow(view.crop, view.scale, view.fill), A.HorizontalFlip(p=view.flip)]
+    if view.rotate:
+        steps.append(A.Rotate(
+            limit=(-view.rotate, view.rotate), border_mode=cv2.BORDER_CONSTANT, fill=view.fill, fill_mask=IGNORE, p=1.0
+        ))  # fmt: skip
+    if view.brightness or view.contrast:
+        limits = (-view.brightness, view.brightness), (-view.contrast, view.contrast)
+        steps.append(A.RandomBrightnessContrast(brightness_limit=limits[0], contrast_limit=limits[1], p=1.0))
+    return A.Compose(steps)

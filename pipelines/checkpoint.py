@@ -1,0 +1,104 @@
+"""Checkpoints: one file each, written whole or not at all, read without running code from it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.recipe import RecipeError
+from segmodels.segmentor import classifier_keys
+
+FORMAT = 1
+log = logging.getLogger(__name__)
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` (tensors, numbers, text, lists, dicts) under a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Content of a checkpoint, tensors on the CPU.
+
+    Raises:
+        RecipeError: no such file, not a checkpoint of ours, cut off, or of another format.
+    """
+    if not path.is_file():
+        raise RecipeError(f"no checkpoint {path}; a run's lie in RUN/STAGE/checkpoints and RUN/STAGE/best.pt")
+    try:
+        if not zipfile.is_zipfile(path):  # torch.save writes one, its directory last: this finds the cut-off file
+            raise zipfile.BadZipFile("not a whole archive")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise RecipeError(f"{path} is no readable checkpoint (cut off, or not of this project): {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise RecipeError(f"{path} has checkpoint format {found}, this version reads {FORMAT}")
+    return content
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}.pt"
+
+
+def newest(folder: Path) -> dict[str, Any] | None:
+    """Content of the newest readable checkpoint of a stage; an unreadable one is passed over with a warning."""
+    for path in sorted(folder.glob("step-*.pt"), reverse=True):
+        try:
+            return load(path)
+        except RecipeError as error:
+            log.warning("%s; falling back to the checkpoint before it", error)
+    return None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Keep the last `keep` step files, and clear what killed writers left."""
+    for path in sorted(folder.glob("step-*.pt"))[:-keep]:
+        path.unlink(missing_ok=True)
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def initialise(model: nn.Module, weights: dict[str, Tensor], same_classes: bool) -> list[str]:
+    """Load the weights of the stage before; a classifier of other classes keeps its fresh values.
+
+    Args:
+        model: a Segmentor with fresh classifiers.
+        weights: its state dict from the stage before.
+        same_classes: whether both stages name the same classes in the same order.
+
+    Returns:
+        The names of the parameters that were left fresh.
+
+    Raises:
+        RecipeError: the weights are of another model.
+    """
+    fresh = [] if same_classes else classifier_keys(model)
+    taken = {name: value for name, value in weights.items() if name not in fresh}
+    own = model.state_dict()
+    odd = sorted((set(own) - set(fresh)) ^ set(taken))
+    odd += [n for n in taken if n in own and own[n].shape != taken[n].shape]
+    if odd:
+        raise RecipeError(
+            f"the weights are of another model: {len(odd)} names or shapes differ, first {odd[:5]}. "
+            "Backbone, head and aux must be those of the run that wrote them."
+        )
+    model.load_state_dict(taken, strict=False)
+    return fresh

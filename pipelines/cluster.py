@@ -1,0 +1,177 @@
+"""Starts or joins Ray, and settles how many workers and feeding tasks the machines at hand carry."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.door import ROOT, SetupError, check_names
+from pipelines.recipe import RecipeError, Workers
+
+# Defaults that a user's own environment overrules. All must be set before ray is imported.
+ENVIRONMENT = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else each worker of a driver under `uv run` starts through uv anew
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon an ended or dead worker is noticed
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+}
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # keeps every listener of a local Ray on 127.0.0.1
+SUBMIT = "ray job submit --working-dir . -- python pipelines/voc_pretrain.py"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a run takes: `count` train workers, each with `cpus` and `gpus`, and `feed_tasks` tasks of `feed_cpus`."""
+
+    count: int
+    gpus: int
+    cpus: float
+    feed_tasks: int
+    feed_cpus: float
+
+
+@contextlib.contextmanager
+def ray_cluster(workers: Workers, store_bytes: int = 512 << 20) -> Iterator[Sizes]:
+    """A Ray session sized for `workers`: the cluster of RAY_ADDRESS, else a local one on loopback alone.
+
+    Args:
+        workers: the recipe's wishes.
+        store_bytes: object store of a local session, in bytes.
+
+    Raises:
+        SetupError: a submitted job without its working directory, or packages shadowed on the nodes.
+        RecipeError: more workers, GPUs or CPUs than the cluster can ever have.
+    """
+    os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
+    cores, gpus = machine()
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    if not joins:
+        sizes = size_workers(workers, cores=cores, gpus=gpus, logical=None)
+        os.environ.update({k: v for k, v in LOOPBACK.items() if k not in os.environ})
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    import ray
+
+    quiet()
+    if ray.is_initialized():  # a session of the caller's (a study, a test): its owner ends it
+        yield size_workers(workers, **totals())
+        return
+    if joins:
+        join()
+        sizes = size_workers(workers, **totals())
+    else:
+        logical = sizes.count * (1 + sizes.feed_tasks) + 1
+        ray.init(
+            address="local",
+            num_cpus=max(cores, logical),
+            include_dashboard=False,
+            object_store_memory=store_bytes,
+            log_to_driver=False,
+            configure_logging=True,
+            logging_level=logging.ERROR,
+        )
+    try:
+        check_workers()
+        yield sizes
+    finally:
+        ray.shutdown()
+
+
+def quiet() -> None:
+    """Leave the screen to the record: Ray's own libraries speak up when something is wrong."""
+    import ray.data
+    import ray.train  # noqa: F401  (their imports set the levels)
+
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def machine() -> tuple[int, int]:
+    """Cores and GPUs of this machine."""
+    import torch
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, (
+        torch.cuda.device_count()
+    )
+
+
+def join() -> None:
+    """Join the cluster of RAY_ADDRESS; a driver that was not submitted as a job sends the project along."""
+    import ray
+
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        if not ray.get_runtime_context().runtime_env.get("working_dir"):
+            ray.shutdown()
+            raise SetupError(f"this job was submitted without its code. Add --working-dir, from {ROOT}:\n  {SUBMIT}")
+    else:
+        ray.init(runtime_env={"working_dir": str(ROOT)}, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def totals() -> dict[str, Any]:
+    """CPUs and GPUs that the joined cluster has, or may grow to where it scales by itself."""
+    import ray
+    from ray._private.state import state  # the only place that tells an autoscaler's upper bound
+
+    now = ray.cluster_resources()
+    most = state.get_max_resources_from_cluster_config() or {}
+    cpus, gpus = (max(now.get(k, 0.0), float(most.get(k) or 0.0)) for k in ("CPU", "GPU"))
+    return {"cores": int(cpus), "gpus": int(gpus), "logical": cpus}
+
+
+def size_workers(workers: Workers, *, cores: int, gpus: int, logical: float | None) -> Sizes:
+    """Numbers of workers and tasks, from the recipe's wishes and what there is.
+
+    Args:
+        logical: CPUs that Ray hands out; None for a session still to be started, which gets what it needs.
+
+    Raises:
+        RecipeError: it cannot fit.
+    """
+    gpu = workers.gpus if workers.gpus is not None else int(gpus > 0)
+    count = workers.count if workers.count is not None else (gpus if gpu else 1)
+    if gpu and max(count, 1) > gpus:
+        raise RecipeError(
+            f"workers.count = {count} with one GPU each: the cluster has {gpus} GPU(s). "
+            f"Lower workers.count, add nodes, or train on CPUs with workers.gpus=0."
+        )
+    if not gpu and count > cores:
+        raise RecipeError(f"workers.count = {count} on CPUs: the cluster has {cores} core(s). Lower workers.count.")
+    share = max(1, count)
+    tasks = workers.feed_tasks or max(1, min(8, (cores - count) // share))
+    needed = share * (1 + tasks) + 1
+    if logical is None or logical >= needed:
+        return Sizes(count, gpu, 1.0, tasks, 1.0)
+    if gpu and workers.feed_tasks:
+        raise RecipeError(
+            f"{count} workers with {tasks} feeding tasks each and 1 spare need {needed} CPUs, the cluster has "
+            f"{logical:g}. Lower workers.feed_tasks or workers.count: without spare CPUs Ray waits for ever."
+        )
+    # Ray's CPUs are bookkeeping: on a small machine workers and tasks share the cores.
+    fraction = int(logical / needed * 100) / 100
+    return Sizes(count, gpu, fraction, tasks, fraction)
+
+
+def check_workers() -> None:
+    """Look from one task at what the nodes import.
+
+    Raises:
+        SetupError: a foreign package bears one of our names there.
+    """
+    import ray
+
+    trouble = ray.get(ray.remote(num_cpus=0)(names_on_worker).remote())
+    if trouble:
+        raise SetupError(f"on a Ray worker: {trouble}")
+
+
+def names_on_worker() -> str | None:
+    """The complaint of `check_names` in this process, or None."""
+    try:
+        check_names()
+    except SetupError as error:
+        return str(error)
+    return None

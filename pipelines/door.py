@@ -1,0 +1,71 @@
+"""What every door shares: package names checked first, one clear message and exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("datasets", "pipelines", "segmodels")
+
+
+class SetupError(RuntimeError):
+    """The machine, the cluster or the installation is not as the run needs it; the message names the cure."""
+
+
+class RunFailed(RuntimeError):
+    """Training stopped for a reason that is no mistake in the input; the message says what is saved and what to do."""
+
+
+def check_names() -> None:
+    """Make sure that `datasets`, `pipelines` and `segmodels` are ours, in this process.
+
+    HuggingFace's `datasets` bears the same name as ours; imported by mistake it fails far from the cause.
+
+    Raises:
+        SetupError: another package of that name comes first on the path, or ours is not found.
+    """
+    for name in OURS:
+        loaded = sys.modules.get(name)
+        spec = None if loaded else importlib.util.find_spec(name)
+        found = getattr(loaded, "__file__", None) if loaded else (spec.origin if spec else None)
+        wanted = ROOT / name / "__init__.py"
+        if found is None or Path(found).resolve() != wanted:
+            raise SetupError(
+                f"the package {name!r} that Python finds is {found}, ours is {wanted}. Run from {ROOT} with "
+                f"`python -m pipelines.NAME`, put {ROOT} first on PYTHONPATH, or uninstall the other package."
+            )
+
+
+def run(main: Callable[[], None]) -> None:
+    """Open a door: bad input ends in one message on stderr and exit code 2, Ctrl-C in 130."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import otherwise
+    try:
+        check_names()
+        main()
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        message = users_message(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def users_message(error: BaseException | None) -> str | None:
+    """The message written for the user, found in an error or in what caused it; None for a fault of ours."""
+    seen = 0
+    while error is not None and seen < 20:
+        if type(error).__name__ in ("DataError", "RecipeError", "SetupError"):
+            return str(error)
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+        seen += 1
+    return None

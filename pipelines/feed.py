@@ -1,0 +1,235 @@
+"""Shard rows -> batches: Ray Data (or a torch DataLoader) for training, read-ahead threads for validation.
+
+A stage's samples form one stream: epoch after epoch, each an exact permutation of the rows. Step t takes positions
+[t * batch, (t + 1) * batch) of it, worker r its r-th equal part, and position p is augmented by a generator seeded
+with (seed, epoch, sample id). So a batch is a pure function of recipe, shards and step: neither the number of
+workers, nor the blocks that travel, nor the step at which a resume started can change it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from datasets.shards import Shards
+from datasets.transforms import TrainView, epoch_order, sample_seed
+
+BLOCK_ROWS = 64  # samples in a Ray block: smaller ones drown in scheduling, larger ones delay the first batch
+SPAN_BLOCKS = 2048  # blocks of one Ray Data execution, so that its bookkeeping stays small in a run of weeks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples a worker sees when; all that the feeding tasks need to know.
+
+    `batch` is global; worker `rank` of `world` takes `batch / world` of each step, from step `start` up to `steps`.
+    """
+
+    shards: str
+    rows: int
+    view: TrainView
+    seed: int
+    batch: int
+    steps: int
+    world: int = 1
+    rank: int = 0
+    start: int = 0
+
+    @property
+    def share(self) -> int:
+        """Images of one step for one worker."""
+        return self.batch // self.world
+
+    def positions(self, step: int, rank: int | None = None) -> range:
+        """Stream positions that a worker (by default this one) takes at `step`."""
+        first = step * self.batch + (self.rank if rank is None else rank) * self.share
+        return range(first, first + self.share)
+
+    def ids(self, step: int) -> list[str]:
+        """Sample ids of the whole global batch of `step`."""
+        shards = open_shards(self.shards)
+        everyone = range(step * self.batch, (step + 1) * self.batch)
+        return [shards.ids[row_of(self, position)[1]] for position in everyone]
+
+
+@functools.lru_cache(maxsize=8)
+def open_shards(uri: str) -> Shards:
+    """The shards, opened once per process."""
+    return Shards(uri)
+
+
+@functools.lru_cache(maxsize=8)
+def order_of(uri: str, seed: int, epoch: int) -> np.ndarray:
+    """The rows of an epoch in their order, computed once per process."""
+    return epoch_order(open_shards(uri).ids, seed, epoch)
+
+
+def row_of(plan: Plan, position: int) -> tuple[int, int]:
+    """(epoch, row) of a stream position."""
+    epoch, place = divmod(position, plan.rows)
+    return epoch, int(order_of(plan.shards, plan.seed, epoch)[place])
+
+
+def read_sample(plan: Plan, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image uint8 (h, w, 3) and mask uint8 (h, w) of a stream position, cropped to the view."""
+    shards = open_shards(plan.shards)
+    epoch, row = row_of(plan, position)
+    image, mask = shards.sample(row)
+    return plan.view(image, mask, sample_seed(plan.seed, epoch, shards.ids[row]))
+
+
+def read_block(table: pa.Table, plan: Plan) -> pa.Table:
+    """Ray Data's task: positions in, raw pixels out (bytes, not floats and not tensors of Python objects)."""
+    samples = [read_sample(plan, position) for position in table["position"].to_pylist()]
+    return pa.table({"image": [i.tobytes() for i, _ in samples], "mask": [m.tobytes() for _, m in samples]})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """image uint8 (B, 3, H, W) laid out channels_last, mask uint8 (B, H, W); both on the host."""
+
+    image: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device, channels_last: bool) -> Batch:
+        """The batch on the device in the model's layout; an asynchronous copy to a GPU."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        if device.type == "cuda":
+            # pinned in its dense H W C order, the permuted view would be rearranged on the host
+            image = self.image.permute(0, 2, 3, 1).pin_memory().to(device, non_blocking=True).permute(0, 3, 1, 2)
+            mask = self.mask.pin_memory().to(device, non_blocking=True)
+        else:
+            image, mask = self.image.to(device), self.mask.to(device)
+        return Batch(image.contiguous(memory_format=layout), mask)
+
+
+def make_batch(images: np.ndarray, masks: np.ndarray) -> Batch:
+    """A batch from image uint8 (B, H, W, 3) and mask uint8 (B, H, W), without a copy."""
+    return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks))
+
+
+def train_batches(plan: Plan, kind: str, tasks: int, task_cpus: float = 1.0) -> Iterator[Batch]:
+    """This worker's batches from step `plan.start` to the end of the stage.
+
+    Args:
+        plan: the plan of the stage.
+        kind: `ray` (Ray Data) or `torch` (a DataLoader over the same plan, the yardstick); bit-identical.
+        tasks: decoding tasks of this worker; 0 decodes in this process (torch only).
+        task_cpus: logical CPUs that Ray books for a task.
+    """
+    return ray_batches(plan, tasks, task_cpus) if kind == "ray" else torch_batches(plan, tasks)
+
+
+def ray_batches(plan: Plan, tasks: int, task_cpus: float) -> Iterator[Batch]:
+    """Batches through Ray Data; blocks carry positions to the tasks and bytes back, in order."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True  # without it nothing is reproducible
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    per_block = max(1, BLOCK_ROWS // plan.share)
+    starts = range(plan.start, plan.steps, per_block)
+    for first in range(0, len(starts), SPAN_BLOCKS):
+        blocks = [
+            pa.table({"position": [p for t in range(s, min(s + per_block, plan.steps)) for p in plan.positions(t)]})
+            for s in starts[first : first + SPAN_BLOCKS]
+        ]
+        data = ray.data.from_blocks(blocks).map_batches(
+            read_block,
+            fn_kwargs={"plan": plan},
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=task_cpus,
+            compute=ray.data.TaskPoolStrategy(size=tasks),
+        )
+        for table in data.iter_batches(batch_size=plan.share, batch_format="pyarrow", prefetch_batches=4):
+            yield unpack(table, plan)
+
+
+def unpack(table: pa.Table, plan: Plan) -> Batch:
+    """A batch over the very bytes of the Arrow table."""
+    height, width = plan.view.crop
+    return make_batch(
+        flat(table["image"]).reshape(-1, height, width, 3), flat(table["mask"]).reshape(-1, height, width)
+    )
+
+
+def flat(column: pa.ChunkedArray) -> np.ndarray:
+    """All bytes of a binary column, writable as torch wants them."""
+    chunk = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    if isinstance(chunk, pa.ChunkedArray):
+        chunk = chunk.chunk(0)
+    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].copy()
+
+
+class Positions(torch.utils.data.Dataset):
+    """The stream as a map-style dataset for the torch DataLoader."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        return read_sample(self.plan, position)
+
+
+def collate(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
+    """Stack to image (B, H, W, 3) and mask (B, H, W)."""
+    images, masks = zip(*samples, strict=True)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+
+
+def torch_batches(plan: Plan, tasks: int) -> Iterator[Batch]:
+    """The same batches through a torch DataLoader."""
+    options: dict[str, Any] = {"multiprocessing_context": "forkserver", "prefetch_factor": 4} if tasks else {}
+    loader = torch.utils.data.DataLoader(
+        Positions(plan),
+        batch_sampler=[list(plan.positions(t)) for t in range(plan.start, plan.steps)],
+        collate_fn=collate,
+        num_workers=tasks,
+        **options,
+    )
+    for images, masks in loader:
+        yield Batch(images.permute(0, 3, 1, 2), masks)
+
+
+def validation_batches(shards: Shards, batch: int) -> list[list[int]]:
+    """All rows exactly once, in batches of rows of one image size.
+
+    The list does not depend on the number of workers, so that worker r of n takes entries r, r + n, … and every image
+    meets the same batch mates, hence the same rounding, whatever n is.
+    """
+    order = sorted(range(len(shards)), key=lambda row: (*map(int, shards.sizes[row]), shards.ids[row]))
+    batches: list[list[int]] = []
+    for row in order:
+        fits = batches and len(batches[-1]) < batch and tuple(shards.sizes[batches[-1][0]]) == tuple(shards.sizes[row])
+        if fits:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def read_ahead(shards: Shards, batches: list[list[int]], threads: int = 2) -> Iterator[Batch]:
+    """Whole images and masks of the given rows, decoded by threads while the model works (OpenCV frees the GIL)."""
+
+    def read(rows: list[int]) -> Batch:
+        images, masks = zip(*map(shards.sample, rows), strict=True)
+        return make_batch(np.stack(images), np.stack(masks))
+
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = [pool.submit(read, rows) for rows in batches[: 2 * threads]]
+        for rows in [*batches[2 * threads :], *[[]] * len(waiting)]:
+            yield waiting.pop(0).result()
+            if rows:
+                waiting.append(pool.submit(read, rows))

@@ -1,0 +1,211 @@
+"""Everything that can be found wrong before a worker starts: the model, the shards, what may be scored on what."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs
+import torch
+
+from datasets.shards import Manifest, Shards, read_manifest
+from pipelines.cluster import Sizes
+from pipelines.loop import inference_of
+from pipelines.recipe import InferenceSpec, Recipe, RecipeError, Stage
+from segmodels.losses import Objective
+from segmodels.segmentor import build_segmentor
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A stage with its shards opened; `seen` are digests of all rows trained on when it ends."""
+
+    stage: Stage
+    train_uri: str
+    val_uri: str | None
+    train: Manifest
+    val: Manifest | None
+    steps: int
+    seen: np.ndarray
+
+
+def check_model(recipe: Recipe) -> None:
+    """Build the model without memory, so that a wrong keyword is found before anything starts.
+
+    Raises:
+        RecipeError: what the builders refuse.
+    """
+    try:
+        with torch.device("meta"):
+            model = meta_model(recipe, 2)
+        Objective(recipe.loss)
+        for spec in (recipe.inference, recipe.validation or recipe.inference):
+            check_window(recipe, spec, model.window)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(str(error)) from None
+    outputs = {"logits"} | ({"aux"} if recipe.aux else set())
+    if set(recipe.loss) != outputs:
+        raise RecipeError(
+            f"loss has terms for {sorted(recipe.loss)}, the model gives {sorted(outputs)}: every output needs a term "
+            "(a head without one would never learn), and every term an output"
+        )
+
+
+def check_window(recipe: Recipe, spec: InferenceSpec, window: tuple[int, int] | None) -> None:
+    """Sliding windows of a head that is bound to its crop must be that crop.
+
+    Raises:
+        RecipeError: they are not.
+    """
+    if window and spec.mode == "slide" and (given := inference_of(recipe, spec).window) != window:
+        raise RecipeError(f"inference.window = {given}: {recipe.head['name']} keeps to its training crop {window}")
+
+
+def meta_model(recipe: Recipe, classes: int) -> Any:
+    """The recipe's segmentor with random weights."""
+    backbone = dataclasses.asdict(recipe.backbone) | {"weights": None}
+    return build_segmentor(
+        num_classes=classes, crop=recipe.view.crop, backbone=backbone, head=recipe.head, aux=recipe.aux
+    )
+
+
+def check_share(recipe: Recipe, sizes: Sizes) -> None:
+    """The global batch must fall into equal parts.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    if recipe.batch % max(1, sizes.count):
+        fits = [n for n in range(1, recipe.batch + 1) if recipe.batch % n == 0]
+        raise RecipeError(
+            f"batch = {recipe.batch} cannot be split over {sizes.count} workers; workers.count may be {fits}"
+        )
+
+
+def plan_legs(recipe: Recipe, root: str) -> list[Leg]:
+    """Open the shards of all stages and check them against each other.
+
+    Raises:
+        DataError: shards that are missing or of another schema.
+        RecipeError: classes that differ within a stage, unlabelled or too few rows, or rows that a stage would be
+            scored on after it, or a stage before it, was trained on them.
+    """
+    legs: list[Leg] = []
+    seen = np.zeros(0, np.int64)
+    for stage in recipe.stages:
+        train_uri = locate(root, stage.train)
+        val_uri = locate(root, stage.val) if stage.val else None
+        train, val = read_manifest(train_uri), read_manifest(val_uri) if val_uri else None
+        for uri, manifest in ((train_uri, train), (val_uri, val)):
+            if manifest is not None and (not manifest.labelled or not manifest.rows):
+                raise RecipeError(f"stage {stage.name}: {uri} has {manifest.rows} rows, labelled: {manifest.labelled}")
+        if val and val.classes != train.classes:
+            raise RecipeError(
+                f"stage {stage.name}: {stage.train} has {len(train.classes)} classes {list(train.classes[:4])}…, "
+                f"{stage.val} has {len(val.classes)} {list(val.classes[:4])}…: they must be the same"
+            )
+        seen = np.union1d(seen, digests(Shards(train_uri)))
+        if val_uri:
+            refuse_seen(stage, seen, Shards(val_uri))
+            check_sizes(recipe, recipe.validation or recipe.inference, stage.val or "", Shards(val_uri))
+        steps = stage.steps or max(1, int((stage.epochs or 0) * train.rows // recipe.batch))
+        warmup = recipe.optim.warmup if stage.warmup is None else stage.warmup
+        if warmup >= steps:
+            raise RecipeError(
+                f"stage {stage.name}: warmup = {warmup} steps, the stage has {steps}: fewer, or more epochs"
+            )
+        legs.append(Leg(stage, train_uri, val_uri, train, val, steps, seen))
+    return legs
+
+
+def locate(root: str, name: str) -> str:
+    """Where shards lie: `name` itself when it is a URI or an absolute path, else below the root (a path or URI)."""
+    if "://" in name or Path(name).is_absolute():
+        return name
+    if "://" not in root:
+        return str(Path(root).expanduser().resolve() / name)
+    place, mark, query = root.partition("?")  # s3://BUCKET/FOLDER?region=… keeps its options
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
+def digests(shards: Shards) -> np.ndarray:
+    """A sorted int64 for each row: the first 8 bytes of its image's sha256."""
+    return np.unique(np.array([int(text[:16], 16) for text in shards.sha256], np.uint64).view(np.int64))
+
+
+def refuse_seen(stage: Stage, seen: np.ndarray, val: Shards) -> None:
+    """A score on rows that were trained on says nothing.
+
+    Raises:
+        RecipeError: some rows of `val` were.
+    """
+    both = int(np.isin(digests(val), seen).sum())
+    if both:
+        raise RecipeError(
+            f"stage {stage.name}: {both} of the {len(val)} images of {stage.val} are trained on, by this stage "
+            f"({stage.train}) or one before it, so a score on them would mean nothing. Remove `val` from the stage "
+            "(train+val models are scored on the test server), or validate on other rows."
+        )
+
+
+def check_sizes(recipe: Recipe, spec: InferenceSpec, name: str, val: Shards) -> None:
+    """A head bound to its crop cannot see whole images of another size.
+
+    Raises:
+        RecipeError: it would have to.
+    """
+    with torch.device("meta"):
+        window = meta_model(recipe, 2).window
+    odd = [tuple(map(int, size)) for size in np.unique(val.sizes, axis=0) if tuple(size) != window] if window else []
+    if odd and spec.mode == "whole":
+        raise RecipeError(
+            f"the head {recipe.head['name']} is bound to its crop {window}, {name} has images of {odd[:3]}: "
+            "use sliding windows (inference.mode=slide), or head.resample=true where the head has it"
+        )
+
+
+def localise(weights: str | None, output: Path) -> tuple[str | None, str | None]:
+    """A local path and the sha256 of backbone weights; `hub:` is handed to timm as it is.
+
+    Raises:
+        RecipeError: nothing there.
+    """
+    if weights is None or weights == "hub:":
+        return (None, None) if weights is None else ("hub", "timm hub")
+    if "://" not in weights:
+        path = Path(weights).expanduser().resolve()
+    else:
+        path = output / "weights" / weights.split("://", 1)[1].replace("/", "_")
+        if not path.exists():
+            fetch(weights, path)
+    if not path.is_file():
+        raise RecipeError(f"backbone.weights = {weights!r}: no such file. Give a path, a URI, `hub:` or null.")
+    with path.open("rb") as file:
+        return str(path), hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(uri: str, path: Path) -> None:
+    """Copy a remote file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        system, inner = pyarrow.fs.FileSystem.from_uri(uri)
+        with system.open_input_stream(inner) as source, temporary.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+        temporary.replace(path)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"backbone.weights = {uri!r} cannot be read: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def meta_model_of(recipe: Recipe, classes: int) -> Any:
+    """The recipe's segmentor on the meta device."""
+    with torch.device("meta"):
+        return meta_model(recipe, classes)

@@ -1,0 +1,263 @@
+"""A chain of stages: checked whole before anything starts, then one TorchTrainer each, weights handed on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+import yaml
+
+from pipelines import checkpoint
+from pipelines.cluster import Sizes, machine, quiet, ray_cluster
+from pipelines.door import RunFailed, SetupError, users_message
+from pipelines.loop import Job, inference_of, train_worker
+from pipelines.preflight import Leg, check_model, check_share, localise, meta_model_of, plan_legs
+from pipelines.recipe import Recipe, RecipeError, computed_part, flatten, to_yaml
+from pipelines.tracking import Tracker
+from segmodels.cost import card, measure
+from segmodels.inference import protocol
+
+SAMPLE = "sample:"
+
+
+def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:
+    """Run all stages that are not finished yet; print the table at the end.
+
+    Returns:
+        One result per stage, as in its done.json.
+
+    Raises:
+        RecipeError, DataError, SetupError: bad input, found before a worker starts.
+        RunFailed: the training stopped.
+    """
+    output = Path(recipe.output).expanduser().resolve()
+    folder = output / "runs" / str(recipe.name)
+    check_model(recipe)
+    with locked(folder):
+        settle(recipe, folder)
+        if results := finished(recipe, folder):
+            print(f"run {recipe.name} is finished, nothing to do; `name=OTHER` trains anew. It lies in {folder}")
+            print(table(recipe, results))
+            return results
+        legs = None if recipe.data == SAMPLE else plan_legs(recipe, recipe.data)
+        needs_ray = not (recipe.workers.count == 0 and recipe.feed == "torch" and legs)
+        with ray_cluster(recipe.workers, store_bytes(recipe)) if needs_ray else alone() as sizes:
+            if legs is None:
+                from pipelines.prepare import sample_shards
+
+                legs = plan_legs(recipe, str(sample_shards(output)))
+            check_share(recipe, sizes)
+            localise(recipe.backbone.weights, output)
+            keep_recipe(recipe, folder)
+            tracker = Tracker(recipe, output, folder)
+            results = [run_leg(recipe, legs, index, folder, sizes, tracker) for index in range(len(legs))]
+        tracker.end(tracker.state["parent"], "FINISHED")
+    print(table(recipe, results))
+    print(f"\nLook at it:  {tracker.ui_command()}")
+    return results
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[Sizes]:
+    """This process only, without a Ray session."""
+    quiet()
+    yield Sizes(0, int(torch.cuda.is_available()), 1.0, 0, 1.0)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run's folder for this process.
+
+    Raises:
+        SetupError: it cannot be written, or another process trains into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise SetupError(f"another process trains in {folder}; wait for it, or give this run its own name=…") from None
+    except PermissionError as error:
+        raise SetupError(f"cannot write to {folder}: {error}. Give another place: output=DIR") from None
+
+
+def settle(recipe: Recipe, folder: Path) -> None:
+    """Make sure that the run in the folder, if there is one, computes the same as this recipe.
+
+    Raises:
+        RecipeError: the folder belongs to another recipe.
+    """
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        return
+    page = yaml.safe_load(path.read_text())
+    own = computed_part(recipe)
+    before, now = flatten({k: page.get(k) for k in own}), flatten(own)
+    if differ := sorted(k for k in before | now if before.get(k) != now.get(k)):
+        shown = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in differ[:5])
+        raise RecipeError(f"the run {recipe.name} in {folder} has another recipe ({shown}). Choose name=OTHER.")
+
+
+def keep_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write the resolved recipe beside the run, once nothing stands against starting it."""
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(to_yaml(recipe))
+        temporary.replace(path)
+
+
+def finished(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+    """Results of all stages when all are done, else nothing."""
+    files = [folder / stage.name / "done.json" for stage in recipe.stages]
+    return [json.loads(file.read_text()) for file in files] if all(file.exists() for file in files) else []
+
+
+def store_bytes(recipe: Recipe) -> int:
+    """Object store of a local session: the blocks in flight, several times over."""
+    block = 64 * recipe.view.crop[0] * recipe.view.crop[1] * 4
+    tasks = max(1, recipe.workers.count or 1) * (recipe.workers.feed_tasks or 2)
+    return max(256 << 20, min(8 << 30, 12 * tasks * block))
+
+
+def run_leg(
+    recipe: Recipe, legs: Sequence[Leg], index: int, folder: Path, sizes: Sizes, tracker: Tracker
+) -> dict[str, Any]:
+    """Train one stage unless it is done; returns its result.
+
+    Raises:
+        RunFailed: the workers failed for good, or the loss stopped being finite.
+    """
+    leg, place = legs[index], folder / legs[index].stage.name
+    if (done := place / "done.json").exists():
+        print(f"{leg.stage.name:>18}  is finished, not run again")
+        return json.loads(done.read_text())
+    weights, digest = localise(recipe.backbone.weights, tracker.output) if index == 0 else (None, None)
+    job = Job(
+        recipe=recipe, stage=leg.stage, folder=place, train=leg.train_uri, val=leg.val_uri,
+        classes=tuple(leg.train.classes), palette=leg.train.palette, rows=leg.train.rows,
+        steps=leg.steps, sizes=sizes, threads=threads(sizes), weights=weights,
+        initial=last_checkpoint(folder, legs[index - 1]) if index else None, seen=leg.seen,
+    )  # fmt: skip
+    with tracker.follow(leg.stage.name, place / "record.jsonl", about(recipe, leg, digest)):
+        outcome = fit(job)
+    best = place / "best.pt" if leg.val else None
+    result = {
+        "stage": leg.stage.name, "rows": leg.train.rows, "steps": outcome["step"],
+        "val_rows": leg.val.rows if leg.val else None, "miou_before": outcome["before"], "miou": outcome["after"],
+        "best": outcome["best"] if leg.val else None, "best_step": outcome["best_step"] if leg.val else None,
+        "images_per_s": outcome["images_per_s"], "checkpoint": str(last_checkpoint(folder, leg)),
+        "best_checkpoint": str(best) if best else None, "protocol": how(recipe),
+    }  # fmt: skip
+    numbers = {"mIoU": outcome["after"] * 100, "mIoU_before": outcome["before"] * 100} if leg.val else {}
+    tracker.finish_stage(leg.stage.name, best or last_checkpoint(folder, leg), numbers)
+    temporary = done.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1))
+    temporary.replace(done)
+    return result
+
+
+def last_checkpoint(folder: Path, leg: Leg) -> Path:
+    """The checkpoint with which a stage ended."""
+    return checkpoint.step_file(folder / leg.stage.name / "checkpoints", leg.steps)
+
+
+def threads(sizes: Sizes) -> int:
+    """CPU threads of a worker: on GPUs the loader needs the cores, on CPUs the workers share them."""
+    cores, _ = machine()
+    return 1 if sizes.gpus else max(1, cores // max(1, sizes.count))
+
+
+def how(recipe: Recipe) -> str:
+    """The protocol of the scores that stages print."""
+    return protocol(inference_of(recipe, recipe.validation or recipe.inference))
+
+
+def about(recipe: Recipe, leg: Leg, digest: str | None) -> dict[str, Any]:
+    """What the tracker says of a stage: parameters, cost card, where rows and weights come from."""
+    model = meta_model_of(recipe, len(leg.train.classes))
+    cost = measure(model, recipe.view.crop)
+    params = flatten(dataclasses.asdict(leg.stage), "stage") | {f"cost.{k}": v for k, v in card(cost).items()}
+    params |= {"shards.train": leg.train_uri, "shards.train.hash": leg.train.hash, "shards.train.rows": leg.train.rows}
+    if leg.val:
+        params |= {"shards.val": leg.val_uri, "shards.val.hash": leg.val.hash, "shards.val.rows": leg.val.rows}
+    params |= {"classes": len(leg.train.classes), "steps": leg.steps, "backbone.weights.sha256": digest}
+    tags = {"mlflow.note.content": f"mIoU in percent: {how(recipe)}, every row of {leg.stage.val}."}
+    return {
+        "params": params,
+        "tags": tags if leg.val else {},
+        "classes": list(leg.train.classes),
+        "protocol": how(recipe),
+        "steps": leg.steps,
+    }
+
+
+def fit(job: Job) -> dict[str, Any]:
+    """Run the loop on Ray Train's workers; a worker that dies is replaced and continues from the last checkpoint.
+
+    Raises:
+        RunFailed: it failed for good.
+    """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    job.folder.mkdir(parents=True, exist_ok=True)
+    resources = {"CPU": job.sizes.cpus} | ({"GPU": 1} if job.sizes.gpus else {})
+    trainer = TorchTrainer(
+        train_worker,  # type: ignore[arg-type]
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.sizes.count, use_gpu=bool(job.sizes.gpus), resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{job.stage.name}-{time.time_ns()}",  # Ray's own resume is not used: our checkpoints are the state
+            storage_path=str(job.folder / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=job.recipe.workers.max_failures),
+        ),
+    )
+    try:
+        outcome: Any = trainer.fit().return_value  # type: ignore[attr-defined]
+    except Exception as error:
+        fatal = users_message(error)
+        if fatal:
+            raise RunFailed(f"stage {job.stage.name}: {fatal}") from None
+        (job.folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n")
+        first = str(error).strip().splitlines()
+        raise RunFailed(
+            f"stage {job.stage.name} failed: {first[-1] if first else type(error).__name__}. The whole error stands in "
+            f"{job.folder / 'error.txt'}; the same command continues from the last checkpoint."
+        ) from error
+    if "failure" in outcome:
+        raise RunFailed(f"stage {job.stage.name}: {outcome['failure']}")
+    return outcome
+
+
+def table(recipe: Recipe, results: list[dict[str, Any]]) -> str:
+    """The results for people: rows, steps, mIoU before and after with its protocol, speed, checkpoint."""
+
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{value * 100:.2f}"
+
+    head = ["stage", "rows trained on", "steps", "val rows", "mIoU before", "mIoU after", "images/s", "checkpoint"]
+    rows = [
+        [r["stage"], str(r["rows"]), str(r["steps"]), str(r["val_rows"] or "–"), percent(r["miou_before"]),
+         percent(r["miou"]), f"{r['images_per_s']:.1f}", r["checkpoint"]]
+        for r in results
+    ]  # fmt: skip
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines.append(
+        f"mIoU in percent, of the stage's last weights on every val row, {results[0]['protocol']}, from one confusion "
+        "matrix over the split; – where the stage has no rows that it may be scored on."
+    )
+    return "\n" + "\n".join(lines)

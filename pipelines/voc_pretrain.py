@@ -1,0 +1,20 @@
+#!/usr/bin/env python
+"""COCO pretraining -> VOC-aug finetuning -> VOC trainval finetuning, as one chain on Ray.
+
+Without arguments it generates the bundled sample, shards it and runs all three stages on it in a few minutes; with a
+recipe it runs that recipe's stages. The same command continues a run that was interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: Python put this folder first on the path, the packages lie one above
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipelines.door import run
+from pipelines.train import train
+
+if __name__ == "__main__":
+    run(lambda: train(__doc__, default="sample"))

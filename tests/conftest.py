@@ -1,0 +1,87 @@
+"""What tests share: a small sample in shards, a recipe that trains on it in seconds, one Ray session."""
+
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import pytest
+import yaml
+
+TINY = {
+    "seed": 3,
+    "batch": 4,
+    "backbone": {"name": "resnet18", "output_stride": 32},
+    "head": {"name": "fcn", "channels": 16},
+    "aux": {"name": "fcn", "stage": 3, "channels": 8},
+    "loss": {"logits": {"cross_entropy": 1.0}, "aux": {"cross_entropy": 0.4}},
+    "optim": {"lr": 0.01, "warmup": 1, "head_lr_scale": 2},
+    "view": {"crop": [32, 32], "scale": [0.5, 1.5]},
+    "stages": [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 5, "val_every": 0}],
+    "inference": {"mode": "whole", "batch": 2},
+    "workers": {"count": 0, "gpus": 0},
+    "feed": "torch",
+    "log_every": 1,
+    "overlays": 1,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _local_caches(tmp_path_factory):
+    """Nothing of a user's own: caches in a temporary folder, no tracking server, no joined cluster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHARD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "RAY_ADDRESS"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory):
+    """A few pictures of the sample in the layouts of COCO and VOC."""
+    from datasets.shapes import write_sample
+
+    root = tmp_path_factory.mktemp("release") / "sample"
+    write_sample(root, coco=24, coco_val=12, train=18, aug=26, val=11, size=(40, 56))
+    return root
+
+
+@pytest.fixture(scope="session")
+def shards(release, tmp_path_factory):
+    """The same as shards, written without Ray: coco_voc, voc12_aug, voc12."""
+    from datasets.catalog import BENCHMARKS
+    from datasets.shards import write_manifest, write_part
+
+    root = tmp_path_factory.mktemp("shards")
+    for name, splits in {"voc12_aug": ["train"], "voc12": ["train", "val", "trainval"]}.items():
+        benchmark = BENCHMARKS[name](release)
+        for split in splits:
+            items = benchmark.index(split)
+            parts = [items[: len(items) // 2], items[len(items) // 2 :]]
+            uri = str(root / name / split)
+            write_manifest(
+                uri, benchmark, split, [write_part(uri, i, p, benchmark, split) for i, p in enumerate(parts)], True
+            )
+    return root
+
+
+@pytest.fixture
+def recipe_file(tmp_path, shards):
+    """Writes TINY, changed, to a file and returns its path."""
+
+    def write(**changes):
+        page = {**TINY, "data": str(shards), "output": str(tmp_path / "out"), "name": "tiny", **changes}
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(page))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    """A local Ray session for the tests of a module, on loopback alone."""
+    from pipelines.cluster import ray_cluster
+    from pipelines.recipe import Workers
+
+    with ray_cluster(Workers(count=2, gpus=0)) as sizes:
+        yield sizes

@@ -1,0 +1,345 @@
+"""The benchmarks' readers on miniatures in the original layouts."""
+
+import io
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from conftest import write_own
+from PIL import Image
+from scipy.io import savemat
+
+from datasets.catalog import BENCHMARKS
+from datasets.readers.coco import coco_voc
+from datasets.readers.folder import folder
+from datasets.readers.labels import check_present, colour_map
+from datasets.readers.voc import CLASSES, PALETTE, voc12, voc12_aug
+from datasets.sample import DataError, Item, decode_image, decode_mask, encode_mask
+from datasets.shapes import CATEGORIES, run_lengths
+
+
+def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
+    pixels = cv2.resize(np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8), (300, 200))
+    stream = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+class TestImages:
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+    @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+    def test_truncated_is_an_error(self, kind: str, share: float) -> None:
+        data = encoded(kind)
+        with pytest.raises(DataError, match="truncated"):
+            decode_image(data[: int(len(data) * share)])
+
+    def test_bytes_after_the_end_marker_are_allowed(self) -> None:
+        data = encoded("JPEG")
+        np.testing.assert_array_equal(decode_image(data + b"\0" * 7 + b"camera"), decode_image(data))
+
+    def test_other_formats_are_named(self) -> None:
+        with pytest.raises(DataError, match="neither JPEG nor PNG"):
+            decode_image(b"GIF89a" + b"\0" * 50)
+
+    @pytest.mark.parametrize(("kind", "mode"), [("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA")])
+    def test_modes_become_rgb(self, kind: str, mode: str) -> None:
+        data = encoded(kind, mode)
+        reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+        assert np.abs(decode_image(data) - reference).mean() < 1.5
+
+    def test_exif_rotation_is_ignored(self) -> None:
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        assert decode_image(encoded("JPEG", exif=turned)).shape == (200, 300, 3)
+
+    def test_mask_codec_keeps_every_value(self) -> None:
+        mask = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 48)
+        np.testing.assert_array_equal(decode_mask(encode_mask(mask)), mask)
+
+
+class TestVoc:
+    def test_published_colours(self) -> None:
+        assert PALETTE[:3] == ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+        assert (PALETTE[15], PALETTE[20]) == ((192, 128, 128), (0, 64, 128))
+        assert colour_map(256)[255] == (224, 224, 192)
+
+    @pytest.mark.parametrize("inside", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
+    def test_splits_from_each_root(self, sample_root: Path, inside: str) -> None:
+        voc = voc12(sample_root / inside)
+        assert [len(voc.index(split)) for split in voc.splits] == [8, 6, 14]
+        assert voc.splits == {"train": 1464, "val": 1449, "trainval": 2913}
+        assert len(voc12_aug(sample_root / inside).index("train")) == 14
+
+    def test_mask_is_the_palette_index(self, sample_root: Path) -> None:
+        item = voc12(sample_root).index("train")[0]
+        image = Image.open(str(item.label))
+        assert image.mode == "P"
+        mask = voc12(sample_root).read(item).mask
+        np.testing.assert_array_equal(mask, np.asarray(image))
+        assert 255 in mask
+        assert set(np.unique(mask)) <= {*range(21), 255}
+
+    def test_unknown_split(self, sample_root: Path) -> None:
+        with pytest.raises(DataError, match=r"no split 'test'; allowed are train, val, trainval"):
+            voc12(sample_root).index("test")
+
+    def test_wrong_folder_draws_the_tree(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="1449 ids"):
+            voc12(tmp_path).index("val")
+
+    def test_missing_files_are_counted_and_ten_named(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError) as caught:
+            check_present([tmp_path / f"{i:02d}.jpg" for i in range(13)], "THE TREE")
+        message = str(caught.value)
+        assert "13 files are missing" in message
+        assert "09.jpg" in message
+        assert "10.jpg" not in message
+        assert message.endswith("THE TREE")
+
+
+class TestAug:
+    """The 10,582 formula, with SBD's release written in miniature."""
+
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        lists = {"train": ["a", "b"], "val": ["c", "d"]}
+        sbd_lists = {"train": ["b", "c", "e"], "val": ["d", "f"]}
+        voc, sbd = tmp_path / "VOCdevkit/VOC2012", tmp_path / "benchmark_RELEASE/dataset"
+        for folder_ in (voc / "JPEGImages", voc / "SegmentationClass", voc / "ImageSets/Segmentation", sbd / "cls"):
+            folder_.mkdir(parents=True)
+        (sbd / "img").mkdir()
+        for split in ("train", "val"):
+            (voc / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(lists[split]) + "\n")
+            (sbd / f"{split}.txt").write_text("\n".join(sbd_lists[split]))
+        image = np.zeros((6, 8, 3), np.uint8)
+        for stem in "abcdef":
+            cv2.imwrite(str(voc / f"JPEGImages/{stem}.jpg"), image)
+            cv2.imwrite(str(sbd / f"img/{stem}.jpg"), image)
+            Image.fromarray(np.full((6, 8), 7, np.uint8)).save(voc / f"SegmentationClass/{stem}.png")
+            content = {"Segmentation": np.full((6, 8), 9, np.uint8), "Boundaries": np.zeros((20, 1))}
+            savemat(sbd / f"cls/{stem}.mat", {"GTcls": content})
+        return tmp_path
+
+    def test_formula(self, root: Path) -> None:
+        aug = voc12_aug(root)
+        items = aug.index("train")
+        assert [item.id for item in items] == ["a", "b", "e", "f"]  # (ab + bce + df) - cd
+        assert [int(aug.read(item).mask[0, 0]) for item in items] == [7, 7, 9, 9]
+
+    def test_sbd_stands_in_where_voc_has_no_mask(self, root: Path) -> None:
+        (root / "VOCdevkit/VOC2012/SegmentationClass/b.png").unlink()
+        items = voc12_aug(root).index("train")
+        assert [str(item.label)[-3:] for item in items] == ["png", "mat", "mat", "mat"]
+
+    def test_sbd_beside_the_source(self, root: Path) -> None:
+        assert len(voc12_aug(root / "VOCdevkit").index("train")) == 4
+
+    def test_missing_sbd_file(self, root: Path) -> None:
+        (root / "benchmark_RELEASE/dataset/cls/e.mat").unlink()
+        with pytest.raises(DataError, match=r"1 file is missing:\n.*e\.mat"):
+            voc12_aug(root).index("train")
+
+    def test_damaged_mat(self, root: Path) -> None:
+        aug = voc12_aug(root)
+        item = aug.index("train")[-1]
+        Path(str(item.label)).write_bytes(b"no matrix")
+        with pytest.raises(DataError, match=r"f\.mat"):
+            aug.read(item)
+
+    def test_neither_form(self, root: Path) -> None:
+        (root / "benchmark_RELEASE").rename(root / "elsewhere")
+        with pytest.raises(DataError, match="neither SegmentationClassAug"):
+            voc12_aug(root).index("train")
+
+
+def write_coco(root: Path, notes: list[dict], size: tuple[int, int] = (60, 80)) -> Path:
+    """One COCO image with the given annotations."""
+    (root / "annotations").mkdir(parents=True)
+    (root / "train2017").mkdir()
+    cv2.imwrite(str(root / "train2017/000000000007.jpg"), np.zeros((*size, 3), np.uint8))
+    image = {"id": 7, "file_name": "000000000007.jpg", "height": size[0], "width": size[1]}
+    notes = [{"id": i, "image_id": 7, "iscrowd": 0} | note for i, note in enumerate(notes)]
+    names = [{"id": number, "name": name} for name, number in CATEGORIES.items()]
+    content = {"images": [image], "annotations": notes, "categories": names}
+    (root / "annotations/instances_train2017.json").write_text(json.dumps(content))
+    return root
+
+
+def rectangle(top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    mask = np.zeros((60, 80), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def polygon(top: int, left: int, bottom: int, right: int) -> list[list[float]]:
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+class TestCoco:
+    PERSON, DOG, CUP = CATEGORIES["person"], CATEGORIES["dog"], CATEGORIES["cup"]
+
+    def test_small_over_large_crowd_below_all(self, tmp_path: Path) -> None:
+        crowd = rectangle(0, 0, 60, 40)
+        notes = [
+            {"category_id": self.DOG, "segmentation": polygon(15, 15, 25, 25)},  # small, and listed first
+            {"category_id": self.PERSON, "segmentation": polygon(10, 10, 50, 70)},
+            {"category_id": self.CUP, "segmentation": polygon(0, 0, 60, 80)},  # not one of VOC's
+            {
+                "category_id": self.DOG,
+                "iscrowd": 1,
+                "segmentation": {"size": [60, 80], "counts": run_lengths(crowd)},
+            },
+            {"category_id": self.DOG, "segmentation": [[0, 0, 5, 5]]},  # two corners enclose nothing
+        ]
+        benchmark = coco_voc(write_coco(tmp_path, notes))
+        expected = np.zeros((60, 80), np.uint8)
+        expected[crowd] = 255
+        expected[rectangle(10, 10, 50, 70)] = CLASSES.index("person")
+        expected[rectangle(15, 15, 25, 25)] = CLASSES.index("dog")
+        (item,) = benchmark.index("train")
+        np.testing.assert_array_equal(benchmark.read(item).mask, expected)
+
+    @pytest.mark.parametrize(("rows", "kept"), [(25, 1), (24, 0)])
+    def test_a_thousand_labelled_pixels(self, tmp_path: Path, rows: int, kept: int) -> None:
+        """40 columns: 25 rows are 1,000 pixels. Overlaps count once; crowds and other categories not at all."""
+        notes = [
+            {"category_id": self.PERSON, "segmentation": polygon(0, 0, rows, 40)},
+            {"category_id": self.DOG, "segmentation": polygon(0, 0, 10, 10)},
+            {"category_id": self.CUP, "segmentation": polygon(30, 0, 60, 80)},
+            {
+                "category_id": self.DOG,
+                "iscrowd": 1,
+                "segmentation": {"size": [60, 80], "counts": run_lengths(rectangle(30, 0, 60, 80))},
+            },
+        ]
+        benchmark = coco_voc(write_coco(tmp_path, notes))
+        assert len(benchmark.index("train")) == kept
+        assert len(coco_voc(tmp_path, min_pixels=960).index("train")) == 1
+
+    def test_all_forms_of_run_lengths_agree(self, sample_root: Path) -> None:
+        content = json.loads((sample_root / "coco/annotations/instances_train2017.json").read_text())
+        forms = {type(n["segmentation"]["counts"]) for n in content["annotations"] if "size" in n["segmentation"]}
+        assert forms == {str, list}
+        assert {n["iscrowd"] for n in content["annotations"]} == {0, 1}
+        benchmark = coco_voc(sample_root / "coco", min_pixels=1)
+        masks = [benchmark.read(item).mask for item in benchmark.index("train")]
+        assert len(masks) == 24
+        assert any(255 in mask for mask in masks)
+
+    def test_missing_image(self, tmp_path: Path) -> None:
+        (write_coco(tmp_path, []) / "train2017/000000000007.jpg").unlink()
+        with pytest.raises(DataError, match="118287 images"):
+            coco_voc(tmp_path).index("train")
+
+    def test_other_json(self, tmp_path: Path) -> None:
+        (write_coco(tmp_path, []) / "annotations/instances_train2017.json").write_text('{"images": []}')
+        with pytest.raises(DataError, match="not COCO's instances file"):
+            coco_voc(tmp_path).index("train")
+
+
+class TestCamvid:
+    def test_void_and_absent_test_split(self, tmp_path: Path) -> None:
+        for name, pixels in (("val", np.zeros((4, 5, 3))), ("valannot", np.arange(20).reshape(4, 5) % 12)):
+            (tmp_path / name).mkdir()
+            cv2.imwrite(str(tmp_path / name / "0001TP.png"), pixels.astype(np.uint8))
+        camvid = BENCHMARKS["camvid"](tmp_path)
+        (item,) = camvid.index("val")
+        expected = (np.arange(20).reshape(4, 5) % 12).astype(np.uint8)
+        expected[expected == 11] = 255
+        np.testing.assert_array_equal(camvid.read(item).mask, expected)
+        with pytest.raises(DataError, match=r"testannot"):
+            camvid.index("test")
+
+    @pytest.mark.data
+    @pytest.mark.parametrize(("split", "rows"), [("train", 367), ("val", 101)])
+    def test_real(self, camvid_root: Path, split: str, rows: int) -> None:
+        camvid = BENCHMARKS["camvid"](camvid_root)
+        items = camvid.index(split)
+        assert len(items) == rows == camvid.splits[split]
+        found = {int(v) for item in items[::10] for v in np.unique(camvid.read(item).mask)}
+        assert found == {*range(11), 255}
+
+
+class TestFolder:
+    def test_mapping_of_values(self, tmp_path: Path) -> None:
+        write_own(tmp_path, count=1)
+        settings = {"classes": {2: "tree", 0: "road"}, "ignore": [1, 255], "palette": [[1, 2, 3], [4, 5, 6]]}
+        (tmp_path / "classes.yaml").write_text(yaml.safe_dump(settings))
+        own = folder(tmp_path)
+        assert (own.classes, own.palette) == (("road", "tree"), ((1, 2, 3), (4, 5, 6)))
+        item = own.index("train")[0]
+        stored = cv2.imread(str(item.label), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(own.read(item).mask, np.array([0, 255, 1] + [255] * 253, np.uint8)[stored])
+
+    def test_wrong_value_names_pixel_and_allowed(self, tmp_path: Path) -> None:
+        own = folder(write_own(tmp_path, count=1))
+        item = own.index("train")[0]
+        mask = np.zeros((40, 50), np.uint8)
+        mask[12, 34] = mask[20, 1] = 9
+        cv2.imwrite(str(item.label), mask)
+        with pytest.raises(DataError, match=r"000\.png: label value 9 at row 12, column 34 .*allowed are 0-2, 255"):
+            own.read(item)
+
+    def test_two_sizes(self, tmp_path: Path) -> None:
+        own = folder(write_own(tmp_path, count=1))
+        item = own.index("train")[0]
+        cv2.imwrite(str(item.label), np.zeros((50, 40), np.uint8))
+        with pytest.raises(DataError, match=r"image is 50x40 pixels .* its mask 40x50"):
+            own.read(item)
+
+    def test_colour_mask(self, tmp_path: Path) -> None:
+        own = folder(write_own(tmp_path, count=1))
+        item = own.index("train")[0]
+        cv2.imwrite(str(item.label), np.zeros((40, 50, 3), np.uint8))
+        with pytest.raises(DataError, match="mode RGB; allowed are grey or palette"):
+            own.read(item)
+
+    def test_lists(self, tmp_path: Path) -> None:
+        write_own(tmp_path)
+        (tmp_path / "train.txt").write_text("003\n001.jpg\n")
+        (tmp_path / "val.txt").write_text("009\n")
+        own = folder(tmp_path)
+        assert own.splits == {"train": None, "val": None}
+        assert [[item.id for item in own.index(split)] for split in own.splits] == [["003", "001"], ["009"]]
+        (tmp_path / "val.txt").write_text("012\n")
+        with pytest.raises(DataError, match=r"1 file is missing:\n.*012\.jpg"):
+            own.index("val")
+
+    def test_subfolders_and_a_split_without_masks(self, tmp_path: Path) -> None:
+        write_own(tmp_path / "all", count=2)
+        for split in ("train", "test"):
+            (tmp_path / "own/images" / split).mkdir(parents=True)
+            shutil.copy(tmp_path / "all/images/000.jpg", tmp_path / f"own/images/{split}/x.jpg")
+        (tmp_path / "own/masks/train").mkdir(parents=True)
+        (tmp_path / "all/masks/000.png").rename(tmp_path / "own/masks/train/x.png")
+        (tmp_path / "all/classes.yaml").rename(tmp_path / "own/classes.yaml")
+        own = folder(tmp_path / "own")
+        assert list(own.splits) == ["train", "test"]
+        assert own.read(own.index("train")[0]).mask is not None
+        assert own.read(own.index("test")[0]).mask is None
+
+    @pytest.mark.parametrize(
+        ("settings", "match"),
+        [
+            ({"names": ["a"]}, "needed is classes"),
+            ({"classes": {300: "a"}}, "mapping of mask values"),
+            ({"classes": ["a", "a"]}, "occurs twice"),
+            ({"classes": ["a"], "ignore": [0]}, "both a class and ignored"),
+            ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, "expected are 2 colours"),
+        ],
+    )
+    def test_wrong_settings(self, tmp_path: Path, settings: dict, match: str) -> None:
+        (tmp_path / "classes.yaml").write_text(yaml.safe_dump(settings))
+        with pytest.raises(DataError, match=match):
+            folder(tmp_path)
+
+
+def test_benchmarks_pickle(sample_root: Path) -> None:
+    benchmark = pickle.loads(pickle.dumps(BENCHMARKS["coco_voc"](sample_root / "coco")))
+    item: Item = pickle.loads(pickle.dumps(benchmark.index("val")[0]))
+    assert benchmark.read(item).mask.shape == decode_image(benchmark.read(item).image).shape[:2]

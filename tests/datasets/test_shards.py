@@ -1,0 +1,360 @@
+"""Shards: bits survive, kills leave nothing half done, damage is found, many processes share one cache."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import write_own
+
+from datasets.readers.folder import folder
+from datasets.readers.voc import voc12
+from datasets.sample import Benchmark, DataError, Item, Sample, decode_image
+from datasets.shards import Manifest, Shards, plan_files, read_manifest, verify, write_manifest, write_part
+from datasets.storage import locate
+
+ROOT = Path(__file__).parents[2]
+
+
+def prepare(benchmark: Benchmark, uri: str, split: str = "train", files: int = 3) -> Manifest:
+    items = benchmark.index(split)
+    size = sum(os.path.getsize(item.image) for item in items)
+    plan = plan_files(items, size // files + 1)
+    return write_manifest(
+        uri,
+        benchmark,
+        split,
+        [write_part(uri, i, part, benchmark, split) for i, part in enumerate(plan)],
+        partial=False,
+    )
+
+
+@pytest.fixture
+def uri(own: Benchmark, tmp_path: Path) -> str:
+    prepare(own, str(tmp_path / "out/train"))
+    return str(tmp_path / "out/train")
+
+
+def parts(uri: str) -> list[Path]:
+    return sorted(Path(uri).glob("part-*.parquet"))
+
+
+def test_plan_is_contiguous_and_bounded(own: Benchmark) -> None:
+    items = own.index("train")
+    plan = plan_files(items, 3000)
+    assert [item for part in plan for item in part] == items
+    assert len(plan) > 1
+    assert all(len(part) == 1 or sum(os.path.getsize(i.image) for i in part) <= 3000 for part in plan)
+    assert [len(part) for part in plan_files(items, 1)] == [1] * 10
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_bits_survive(own: Benchmark, tmp_path: Path, scheme: str) -> None:
+    uri = scheme + str(tmp_path / "there/train")
+    manifest = prepare(own, uri)
+    shards = Shards(uri, tmp_path / "cache")
+    items = own.index("train")
+    assert (len(shards), shards.ids) == (10, [item.id for item in items])
+    assert len(manifest.files) >= 3
+    total = np.zeros(4, np.int64)
+    for i, item in enumerate(items):
+        sample = own.read(item)
+        image, mask = shards.sample(i)
+        assert shards.encoded(i)[0] == Path(item.image).read_bytes()
+        np.testing.assert_array_equal(image, decode_image(sample.image))
+        np.testing.assert_array_equal(mask, sample.mask)
+        assert shards.sizes[i].tolist() == [40, 50]
+        assert shards.histograms[i].tolist() == [int((mask == v).sum()) for v in (0, 1, 2, 255)]
+        total += shards.histograms[i]
+    assert manifest.histogram == tuple(total)
+    assert verify(uri) == []
+
+
+def test_voc_rows(sample_root: Path, tmp_path: Path) -> None:
+    manifest = prepare(voc12(sample_root), str(tmp_path / "val"), "val", files=1)
+    assert (manifest.rows, manifest.official_rows, manifest.labelled, manifest.ignore) == (6, 1449, True, 255)
+    shards = Shards(str(tmp_path / "val"), tmp_path / "cache")
+    voc = voc12(sample_root)
+    for i, item in enumerate(voc.index("val")):
+        np.testing.assert_array_equal(shards.sample(i)[1], voc.read(item).mask)
+
+
+def test_opening_reads_no_images(uri: str, tmp_path: Path) -> None:
+    shards = Shards(uri, tmp_path / "cache")
+    assert len(shards.ids) == len(shards.sizes) == len(shards.sha256) == len(shards.histograms) == 10
+    assert not (tmp_path / "cache").exists()
+    cold = (shards.ids, shards.sizes.tolist())
+    shards.stage()
+    warm = Shards(uri, tmp_path / "cache")
+    assert (warm.ids, warm.sizes.tolist()) == cold
+
+
+def test_cache_folder_from_the_environment(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARD_CACHE", str(tmp_path / "elsewhere"))
+    Shards(uri).stage()
+    assert len(list((tmp_path / "elsewhere").glob("*.arrow"))) == len(parts(uri))
+
+
+def test_pickled_shards_reopen(uri: str, tmp_path: Path) -> None:
+    shards = Shards(uri, tmp_path / "cache")
+    shards.sample(4)
+    again = pickle.loads(pickle.dumps(shards))
+    assert again.encoded(4) == shards.encoded(4)
+
+
+def test_rewrite_gives_the_same_bytes(own: Benchmark, tmp_path: Path) -> None:
+    first, second = (prepare(own, str(tmp_path / name)) for name in ("one", "two"))
+    assert first.hash == second.hash
+    for a, b in zip(parts(str(tmp_path / "one")), parts(str(tmp_path / "two")), strict=True):
+        assert a.read_bytes() == b.read_bytes()
+    assert read_manifest(str(tmp_path / "one")) == first
+    assert replace(first, partial=True).hash != first.hash
+
+
+def test_finished_parts_are_kept_and_changed_sources_are_not(own: Benchmark, uri: str) -> None:
+    items = own.index("train")[:2]
+    assert not write_part(uri, 7, items, own, "train")["kept"]
+    record = write_part(uri, 7, items, own, "train")
+    assert record["kept"]
+    assert (record["rows"], record["labelled"], sum(record["histogram"])) == (2, 2, 4000)
+    os.utime(str(items[0].label), ns=(1, 1))
+    assert not write_part(uri, 7, items, own, "train")["kept"]
+    renamed = replace(own, classes=("a", "b", "c"))
+    assert not write_part(uri, 7, items, renamed, "train")["kept"]
+
+
+def test_new_table_of_values_rewrites(tmp_path: Path) -> None:
+    root = write_own(tmp_path / "own", count=2)
+    uri = str(tmp_path / "out")
+    write_part(uri, 0, folder(root).index("train"), folder(root), "train")
+    (root / "classes.yaml").write_text("classes: {1: road, 0: car, 2: tree}\nignore: [255, 77]\n")
+    changed = replace(folder(root), classes=("road", "car", "tree"))
+    assert not write_part(uri, 0, changed.index("train"), changed, "train")["kept"]
+
+
+def test_a_damaged_finished_part_is_written_again(own: Benchmark, uri: str) -> None:
+    part = parts(uri)[0]
+    good = part.read_bytes()
+    flip(part)
+    assert prepare(own, uri).files[0]["sha256"] == read_manifest(uri).files[0]["sha256"]
+    assert part.read_bytes() == good
+
+
+def flip(path: Path) -> None:
+    """Change one byte amid the first image."""
+    data = bytearray(path.read_bytes())
+    data[600] ^= 255
+    path.write_bytes(data)
+
+
+def test_error_in_mid_write_leaves_nothing(own: Benchmark, tmp_path: Path) -> None:
+    calls = 0
+
+    def read(item: Item) -> Sample:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise DataError("unreadable")
+        return own.read(item)
+
+    broken = replace(own, read=UnpicklableFree(read))
+    with pytest.raises(DataError, match="unreadable"):
+        write_part(str(tmp_path / "out"), 0, own.index("train"), broken, "train")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+class UnpicklableFree:
+    """A reader that pickles as a constant."""
+
+    def __init__(self, read: object) -> None:
+        self.read = read
+
+    def __call__(self, item: Item) -> Sample:
+        return self.read(item)  # type: ignore[operator]
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return int, (0,)
+
+
+KILLED = """
+import sys, time
+from dataclasses import dataclass
+from pathlib import Path
+from datasets.readers.folder import folder
+from datasets import writer
+
+own = folder(Path(sys.argv[1]))
+items = own.index("train")
+writer.ROW_GROUP = 2
+writer.write_part(sys.argv[2], 0, items[:5], own, "train")
+row, seen = writer._row, []
+
+def slow(sample, classes):
+    seen.append(sample.id)
+    if len(seen) == 4:
+        print("half", flush=True)
+        time.sleep(60)
+    return row(sample, classes)
+
+writer._row = slow
+writer.write_part(sys.argv[2], 1, items[5:], own, "train")
+"""
+
+
+def test_kill_in_mid_write_then_rerun(tmp_path: Path) -> None:
+    own = folder(write_own(tmp_path / "own"))
+    uri = str(tmp_path / "out")
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "own"), uri], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "half\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert [p.name for p in parts(uri)] == ["part-00000.parquet"]
+    assert len(list(Path(uri).glob(".part-00001*.tmp"))) == 1
+    with pytest.raises(DataError, match="did not end"):
+        read_manifest(uri)
+    items = own.index("train")
+    records = [write_part(uri, i, items[5 * i : 5 * i + 5], own, "train") for i in range(2)]
+    assert [record["kept"] for record in records] == [True, False]
+    write_manifest(uri, own, "train", records, partial=False)
+    assert sorted(os.listdir(uri)) == ["manifest.json", "part-00000.parquet", "part-00001.parquet"]
+    assert verify(uri) == []
+
+
+def test_stale_parts_go_other_files_stay(own: Benchmark, uri: str) -> None:
+    for name in ("part-00099.parquet", "notes.parquet"):
+        (Path(uri) / name).write_bytes(b"old")
+    prepare(own, uri)
+    assert "notes.parquet" in os.listdir(uri)
+    assert "part-00099.parquet" not in os.listdir(uri)
+
+
+def test_corrupt_byte(uri: str, tmp_path: Path) -> None:
+    flip(parts(uri)[0])
+    with pytest.raises(DataError, match=r"corrupt shard .*part-00000"):
+        Shards(uri, tmp_path / "cache").sample(0)
+    assert list((tmp_path / "cache").glob("*.arrow")) == []
+    (problem,) = verify(uri)
+    assert "part-00000" in problem
+
+
+def test_verify_finds_a_wrong_row_under_right_file_sums(own: Benchmark, uri: str, tmp_path: Path) -> None:
+    """A writer's fault: the file's checksum holds, the row's facts do not."""
+    import hashlib
+
+    part = parts(uri)[0]
+    table = pq.read_table(part)
+    sums, counts = table["sha256"].to_pylist(), table["histogram"].to_pylist()
+    sums[0], counts[1][0] = "0" * 64, counts[1][0] + 1
+    table = table.set_column(5, table.schema.field(5), [sums]).set_column(6, table.schema.field(6), [counts])
+    pq.write_table(table, part)
+    path = Path(uri) / "manifest.json"
+    content = json.loads(path.read_text())
+    content["files"][0]["sha256"] = hashlib.sha256(part.read_bytes()).hexdigest()
+    path.write_text(json.dumps(content))
+    problems = verify(uri)
+    assert len(problems) == 2
+    assert "sha256" in problems[0]
+    assert "histogram" in problems[1]
+
+
+def test_missing_part(uri: str, tmp_path: Path) -> None:
+    parts(uri)[1].unlink()
+    with pytest.raises(DataError, match="part-00001"):
+        Shards(uri, tmp_path / "cache").stage()
+    with pytest.raises(DataError, match="part-00001"):
+        _ = Shards(uri, tmp_path / "cache2").ids
+    assert any("part-00001" in problem for problem in verify(uri))
+
+
+def test_other_schema_version(uri: str) -> None:
+    path = Path(uri) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 2}))
+    with pytest.raises(DataError, match=r"schema version 2; this code reads 1\. Prepare again"):
+        read_manifest(uri)
+
+
+def test_wrong_folders_say_what_is_there(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a folder of splits: train; name one"):
+        read_manifest(str(Path(uri).parent))
+    with pytest.raises(DataError, match="no such folder"):
+        read_manifest(str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"classes\.yaml"):
+        read_manifest(str(tmp_path / "own"))
+
+
+def test_duplicates_and_repeated_ids(tmp_path: Path) -> None:
+    root = write_own(tmp_path / "own", count=3)
+    (root / "images/002.jpg").write_bytes((root / "images/000.jpg").read_bytes())
+    own = folder(root)
+    assert prepare(own, str(tmp_path / "out")).duplicates == 1
+    items = own.index("train")
+    records = [write_part(str(tmp_path / "twice"), i, items[:1], own, "train") for i in range(2)]
+    with pytest.raises(DataError, match="'000'"):
+        write_manifest(str(tmp_path / "twice"), own, "train", records, partial=True)
+
+
+def test_split_without_labels(tmp_path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(write_own(tmp_path / "own", count=3) / "masks")
+    manifest = prepare(folder(tmp_path / "own"), str(tmp_path / "out"))
+    shards = Shards(str(tmp_path / "out"), tmp_path / "cache")
+    assert not manifest.labelled
+    assert shards.encoded(1)[1] is None
+    assert shards.sizes.tolist() == [[40, 50]] * 3
+    assert shards.histograms.sum() == 0
+    with pytest.raises(DataError, match="no mask"):
+        shards.sample(0)
+
+
+STAGING = """
+import sys, time
+from datasets.shards import Shards
+from datasets.storage import locate
+while time.time() < float(sys.argv[3]):
+    pass
+shards = Shards(sys.argv[1], sys.argv[2])
+print(sum(len(shards.encoded(i)[0]) for i in range(len(shards))))
+"""
+
+
+def test_two_processes_stage_at_once(uri: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STAGING, uri, str(tmp_path / "cache"), str(time.time() + 2)]
+    running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    sums = {int(process.communicate(timeout=60)[0]) for process in running}
+    shards = Shards(uri, tmp_path / "fresh")
+    assert sums == {sum(len(shards.encoded(i)[0]) for i in range(10))}
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == len(parts(uri))
+    assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
+def test_rows_out_of_range(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(IndexError, match="row 10 of 10"):
+        Shards(uri, tmp_path / "cache").encoded(10)
+
+
+@pytest.mark.data
+def test_real_camvid(camvid_root: Path, tmp_path: Path) -> None:
+    from datasets.readers.camvid import camvid
+
+    manifest = prepare(camvid(camvid_root), str(tmp_path / "val"), "val", files=2)
+    assert manifest.rows == manifest.official_rows == 101
+    assert verify(str(tmp_path / "val")) == []
+
+
+def test_uris() -> None:
+    assert locate("s3://bucket/a/b/?region=us-east-1")[1] == "bucket/a/b"
+    assert locate("a/b")[1] == str(Path("a/b").absolute())
+    with pytest.raises(DataError, match=r"allowed are local paths, file://, s3:// and gs://"):
+        locate("ftp://host/a")

@@ -1,0 +1,136 @@
+"""Seeded views and the order of an epoch."""
+
+import pickle
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+
+from datasets.sample import DataError
+from datasets.transforms import ScaledWindow, TrainView, epoch_order, sample_seed
+
+VIEW = TrainView((64, 72), (0.5, 2.0))
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    """A smooth image and a mask of 7s and 9s in the same blotches, 120x150."""
+    coarse = np.random.default_rng(0).random((5, 6)).astype(np.float32)
+    smooth = cv2.resize(coarse, (150, 120), interpolation=cv2.INTER_CUBIC)
+    image = (np.clip(smooth, 0, 1)[..., None] * [255, 200, 150]).astype(np.uint8)
+    return image, np.where(smooth > 0.5, 7, 9).astype(np.uint8)
+
+
+def test_sixty_four_samples_get_sixty_four_views(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    views = {VIEW(*pair, sample_seed(0, 0, f"id{i}"))[0].tobytes() for i in range(64)}
+    assert len(views) == 64
+
+
+def test_one_seed_one_view_also_in_another_process(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    first = VIEW(*pair, 5)
+    VIEW(*pair, 6)
+    for view in (VIEW, pickle.loads(pickle.dumps(VIEW)), TrainView((64, 72), (0.5, 2.0))):
+        for a, b in zip(first, view(*pair, 5), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_seeds_differ_by_seed_epoch_and_id() -> None:
+    seeds = {sample_seed(s, e, i) for s in range(4) for e in range(4) for i in "abcd"}
+    assert len(seeds) == 64
+    assert sample_seed(0, 0, "2007_000032") == sample_seed(0, 0, "2007_000032")
+
+
+def test_views_are_contiguous_and_of_the_crop(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    full = TrainView([64, 72], [0.3, 3.0], brightness=0.2, contrast=0.2, rotate=10)  # lists, as YAML gives them
+    for seed in range(20):
+        image, mask = full(*pair, seed)
+        assert (image.shape, mask.shape) == ((64, 72, 3), (64, 72))
+        assert image.flags.c_contiguous
+        assert mask.flags.c_contiguous
+        assert image.dtype == mask.dtype == np.uint8
+        assert set(np.unique(mask)) <= {7, 9, 255}
+
+
+def test_scale_one_is_a_plain_crop_of_the_padded_image(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    image, mask = pair
+    view = TrainView((64, 200), (1, 1), flip=0, fill=(1, 2, 3))
+    padded = cv2.copyMakeBorder(image, 0, 0, 0, 50, cv2.BORDER_CONSTANT, value=(1, 2, 3))
+    padded_mask = cv2.copyMakeBorder(mask, 0, 0, 0, 50, cv2.BORDER_CONSTANT, value=255)
+    tops = set()
+    for seed in range(8):
+        got, got_mask = view(image, mask, seed)
+        (top,) = (t for t in range(57) if np.array_equal(got, padded[t : t + 64]))
+        np.testing.assert_array_equal(got_mask, padded_mask[top : top + 64])
+        tops.add(top)
+    assert len(tops) > 3
+
+
+@pytest.mark.parametrize("s", [0.45, 0.75, 1.3, 2.0])
+def test_window_agrees_with_the_whole_image_resized(pair: tuple[np.ndarray, np.ndarray], s: float) -> None:
+    image, mask = pair
+    size = round(120 * s), round(150 * s)
+    whole = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    whole_mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    below, beside = max(0, 64 - size[0]), max(0, 72 - size[1])
+    whole = cv2.copyMakeBorder(whole, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=(9, 9, 9))
+    whole_mask = cv2.copyMakeBorder(whole_mask, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=255)
+    window = ScaledWindow((64, 72), (s, s), (9, 9, 9))
+    for seed in range(6):
+        window.set_random_seed(seed)
+        got = window(image=image, mask=mask)
+        top, left = (min(round(v * s), n - m) for v, n, m in zip(
+            window.params["window"][:2], whole.shape, (64, 72), strict=False
+        ))  # fmt: skip
+        expected = whole[top : top + 64, left : left + 72]
+        # the window's corner and its size are each rounded to source pixels: less than a pixel's slope in all
+        slope = sum(np.abs(np.diff(expected.astype(int), axis=axis)).mean() for axis in (0, 1))
+        assert np.abs(got["image"].astype(int) - expected).mean() < slope + 0.5
+        assert (got["mask"] == whole_mask[top : top + 64, left : left + 72]).mean() > 0.96
+
+
+def test_padding_is_fill_and_255(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    image, mask = TrainView((100, 100), (0.5, 0.5), flip=0)(*pair, 0)
+    padding = np.ones((100, 100), bool)
+    padding[:60, :75] = False
+    np.testing.assert_array_equal(mask == 255, padding)
+    assert (image[padding] == (124, 116, 104)).all()
+
+
+def test_compose_controls_the_window(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    image, mask = pair
+    pipeline = A.Compose([ScaledWindow((32, 32), (0.5, 2.0), (0, 0, 0))])
+    views = []
+    for seed in (1, 2, 1):
+        pipeline.set_random_seed(seed)
+        views.append(pipeline(image=image, mask=mask)["image"].tobytes())
+    assert views[0] == views[2] != views[1]
+
+
+def test_flips_do_not_follow_the_scale() -> None:
+    """A column number per pixel: its slope tells the flip, its step the scale."""
+    columns = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (200, 200, 3)).copy()
+    view = TrainView((64, 64), (0.5, 2.0))
+    slopes = []
+    for seed in range(200):
+        row = view(columns, columns[..., 0].copy(), seed)[0][0, :, 0].astype(int)
+        slopes.append(row[-1] - row[0])
+    flipped, step = np.array(slopes) < 0, np.abs(slopes)
+    assert 60 < flipped.sum() < 140
+    assert abs(np.corrcoef(flipped, step)[0, 1]) < 0.25
+
+
+def test_epoch_order_is_a_permutation_of_the_ids_whatever_their_rows() -> None:
+    ids = [f"{i:05d}" for i in range(301)]
+    shuffled = [ids[i] for i in np.random.default_rng(0).permutation(301)]
+    order = epoch_order(ids, 7, 2)
+    assert sorted(order) == list(range(301))
+    assert [ids[i] for i in order] == [shuffled[i] for i in epoch_order(shuffled, 7, 2)]
+    assert not np.array_equal(order, epoch_order(ids, 7, 3))
+    assert not np.array_equal(order, epoch_order(ids, 8, 2))
+
+
+@pytest.mark.parametrize("wrong", [{"scale": (2, 1)}, {"crop": (0, 5)}, {"flip": 1.5}, {"rotate": -1}])
+def test_wrong_view(wrong: dict) -> None:
+    with pytest.raises(DataError, match=f"view: {next(iter(wrong))} is"):
+        TrainView(**({"crop": (8, 8), "scale": (1, 1)} | wrong))

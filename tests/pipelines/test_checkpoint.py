@@ -1,0 +1,94 @@
+"""Checkpoints are whole or absent, run no code, and fall back to the one before."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from pipelines import checkpoint
+from pipelines.recipe import RecipeError
+from segmodels.segmentor import build_segmentor, classifier_keys
+
+
+def model(classes=3, channels=8):
+    return build_segmentor(
+        num_classes=classes,
+        crop=(32, 32),
+        backbone={"name": "resnet18", "output_stride": 32},
+        head={"name": "fcn", "channels": channels},
+        aux={"name": "fcn", "channels": 8},
+    )
+
+
+def test_round_trip_keeps_every_kind_of_value(tmp_path):
+    content = {"a": torch.arange(3), "b": [1, 2.5, None, "x", True], "c": {"d": torch.ones(2, dtype=torch.bfloat16)}}
+    checkpoint.save(tmp_path / "x.pt", content)
+    back = checkpoint.load(tmp_path / "x.pt")
+    assert back["b"] == content["b"]
+    assert torch.equal(back["c"]["d"], content["c"]["d"])
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    checkpoint.save(path, {"n": 1})
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(path, {"n": 2})
+    assert checkpoint.load(path)["n"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
+    for step in (1, 2):
+        checkpoint.save(checkpoint.step_file(tmp_path, step), {"n": step, "t": torch.zeros(100)})
+    last = checkpoint.step_file(tmp_path, 2)
+    last.write_bytes(last.read_bytes()[:-40])
+    assert checkpoint.newest(tmp_path)["n"] == 1
+    assert "falling back" in caplog.text
+
+
+def test_loading_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"format": 1, "x": Evil()}, tmp_path / "evil.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Evil()))
+    for name in ("evil.pt", "pickle.pt"):
+        with pytest.raises(RecipeError, match="no readable checkpoint"):
+            checkpoint.load(tmp_path / name)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_another_format_is_named(tmp_path):
+    torch.save({"format": 9}, tmp_path / "x.pt")
+    with pytest.raises(RecipeError, match="format 9, this version reads 1"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
+def test_prune_keeps_the_last_and_clears_leftovers(tmp_path):
+    for step in (5, 10, 100):
+        checkpoint.save(checkpoint.step_file(tmp_path, step), {})
+    (tmp_path / ".step-00000101.pt.77.tmp").write_text("half")
+    checkpoint.prune(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010.pt", "step-00000100.pt"]
+
+
+def test_initialise_swaps_the_classifier_alone_when_classes_differ():
+    before, after = model(3), model(5)
+    fresh = {k: v.clone() for k, v in after.state_dict().items()}
+    names = checkpoint.initialise(after, before.state_dict(), same_classes=False)
+    assert set(names) == set(classifier_keys(after))
+    for key, value in after.state_dict().items():
+        assert torch.equal(value, fresh[key] if key in names else before.state_dict()[key]), key
+
+
+def test_initialise_refuses_another_model():
+    with pytest.raises(RecipeError, match=r"another model.*head\.reduce"):
+        checkpoint.initialise(model(channels=8), model(channels=4).state_dict(), same_classes=True)

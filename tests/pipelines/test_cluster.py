@@ -1,0 +1,79 @@
+"""Sizing of workers and tasks, package names, and cluster.yaml."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from pipelines.cluster import size_workers
+from pipelines.door import ROOT, SetupError, check_names
+from pipelines.recipe import RecipeError, Workers
+
+
+def test_one_worker_per_gpu_else_one():
+    assert size_workers(Workers(), cores=16, gpus=4, logical=None).count == 4
+    assert size_workers(Workers(), cores=16, gpus=0, logical=None).count == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_small_joined_cluster_is_shared_in_fractions(count):
+    sizes = size_workers(Workers(count=count, gpus=0), cores=2, gpus=0, logical=2.0)
+    assert sizes.count * (sizes.cpus + sizes.feed_tasks * sizes.feed_cpus) + sizes.feed_cpus <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        (Workers(count=3), "has 2 GPU"),
+        (Workers(count=5, gpus=0), "has 4 core"),
+        (Workers(gpus=1, count=2, feed_tasks=4), "need 11 CPUs"),
+    ],
+)
+def test_more_than_the_cluster_has_is_refused_with_the_arithmetic(workers, message):
+    with pytest.raises(RecipeError, match=message):
+        size_workers(workers, cores=4, gpus=2, logical=4.0)
+
+
+def test_cluster_yaml_is_what_ray_up_accepts():
+    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    validate_config(config)
+    gpu = config["available_node_types"]["gpu"]
+    assert gpu["min_workers"] == 0
+    assert gpu["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert "GPU" not in config["available_node_types"]["head"]["resources"]
+    starts = " ".join(config["head_start_ray_commands"])
+    assert "--dashboard-host=127.0.0.1" in starts
+    assert "RAY_AUTH_MODE=token" in starts
+
+
+def test_cluster_yaml_with_a_typo_is_not():
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    config["idle_timeout_minute"] = 1
+    with pytest.raises(Exception, match="idle_timeout_minute"):
+        validate_config(prepare_config(config))
+
+
+def test_a_foreign_datasets_package_is_caught_on_the_driver(tmp_path):
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "__init__.py").write_text("")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import runpy; sys.argv = ['train', 'sample', '--print'];"
+    )
+    code += "runpy.run_module('pipelines.train', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert str(tmp_path / "datasets") in done.stderr
+    assert str(ROOT / "datasets") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_own_packages_pass():
+    check_names()
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("pipelines.door.OURS", ("datasets", "no_such_package"))
+    with pytest.raises(SetupError, match="no_such_package"):
+        check_names()

@@ -1,0 +1,162 @@
+"""The doors as a user opens them: prepare, audit, train and evaluate, on two real Ray workers."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from datasets.shards import read_manifest
+from pipelines.door import ROOT, run
+from pipelines.recipe import load_recipe
+from pipelines.stages import run_recipe
+
+
+def door(*words, code=0, **environment):
+    """Run `python -m pipelines.NAME …` in a process of its own; returns stdout, or stderr when it is meant to fail."""
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=os.environ | environment,
+    )
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return done.stderr if code else done.stdout
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Opens a door in this process, where importing torch is paid already; returns the message of its refusal."""
+
+    def open_door(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        module = importlib.import_module(f"pipelines.{name}")
+        with pytest.raises(SystemExit) as left:
+            run((lambda: module.train(module.__doc__)) if name == "train" else module.main)
+        assert left.value.code == 2
+        return capsys.readouterr().err
+
+    return open_door
+
+
+@pytest.mark.parametrize("name", ["voc_pretrain", "train", "evaluate", "prepare", "audit"])
+def test_help_is_quick_and_has_examples(name):
+    assert "python -m pipelines." in door(f"pipelines.{name}", "--help")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["camvidd", "--source", ".", "--out", "x"], "did you mean 'camvid'"),
+        (["camvid", "--out", "x"], "--source DIR and --out URI are needed"),
+        (["camvid", "--source", "/no/such", "--out", "x"], "/no/such is no folder"),
+        (["camvid", "--source", ".", "--out", "x"], "the source holds no split of camvid"),
+        (["camvid", "--source", ".", "--out", "x", "--splits", "train"], "train"),
+        (["voc12", "--source", "RELEASE", "--out", "x"], "has 18 rows, the release has 1464"),
+        (["voc12", "--source", "RELEASE", "--out", "x", "--splits", "tran"], "did you mean 'train'"),
+    ],
+)
+def test_prepare_refuses_with_one_message(words, message, release, refused):
+    assert message in refused("prepare", *[str(release) if w == "RELEASE" else w for w in words])
+
+
+def test_prepare_shows_the_tree():
+    assert "ImageSets/Segmentation" in door("pipelines.prepare", "voc12", "--tree")
+
+
+@pytest.mark.ray
+def test_prepare_audit_train_evaluate(release, tmp_path, recipe_file):
+    """The whole walk by its doors, with two DDP workers fed by Ray Data, and the score of 1 worker equal to 2's."""
+    out = tmp_path / "voc12"
+    shown = door("pipelines.prepare", "voc12", "--source", release, "--out", out, "--partial")
+    assert "18 rows found, official 1464" in shown
+    assert read_manifest(str(out / "val")).partial
+    again = door("pipelines.prepare", "voc12", "--source", release, "--out", out, "--partial", "--splits", "val")
+    assert "was there already" in again
+
+    shown = door("pipelines.audit", out / "val", "--sheet", tmp_path / "sheet.png", "--images", "4")
+    assert "all 1 file(s) and 11 rows verified" in shown
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
+
+    page = recipe_file(workers={"count": 2, "gpus": 0}, feed="ray", data=str(tmp_path))
+    shown = door("pipelines.train", page)
+    assert re.search(r"first +18 +5 +11 +\d+\.\d\d +\d+\.\d\d", shown)
+    assert "data wait" in shown
+
+    best = tmp_path / "out/runs/tiny/first/best.pt"
+    lines = set()
+    for workers in ([], ["--workers", "1"], ["--workers", "2"]):
+        shown = door("pipelines.evaluate", best, out / "val", *workers, "--out", tmp_path / f"scores{len(lines)}")
+        lines.add(next(line for line in shown.splitlines() if "mIoU" in line))
+    assert len(lines) == 1, lines
+    assert "voc12 val, 11 rows, whole, scales 1.0, no flip" in lines.pop()
+    scores = json.loads((tmp_path / "scores0" / "scores.json").read_text())
+    assert sum(map(sum, scores["confusion"])) == sum(read_manifest(str(out / "val")).histogram[:-1])
+
+    refused = door("pipelines.evaluate", best, out / "train", code=2)
+    assert "18 of the 18 images" in refused
+    assert "18 OF THEM WERE TRAINED ON" in door("pipelines.evaluate", best, out / "train", "--allow-seen")
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(out / "val", damaged)
+    data = bytearray((damaged / "part-00000.parquet").read_bytes())
+    data[len(data) // 2] ^= 1
+    (damaged / "part-00000.parquet").write_bytes(data)
+    assert "corrupt shard" in door("pipelines.audit", damaged, "--sheet", tmp_path / "x.png", code=2,
+                                   SHARD_CACHE=str(tmp_path / "fresh"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["/no/such.pt", "SHARDS"], "no checkpoint /no/such.pt"),
+        (["RECIPE", "SHARDS"], "no readable checkpoint"),
+    ],
+)
+def test_evaluate_refuses_with_one_message(words, message, shards, recipe_file, refused):
+    names = {"SHARDS": shards / "voc12/val", "RECIPE": recipe_file()}
+    assert message in refused("evaluate", *[names.get(w, w) for w in words])
+
+
+def test_evaluate_refuses_other_classes_and_wrong_windows(shards, recipe_file, tmp_path, refused):
+    page = recipe_file(head={"name": "reconet", "channels": 8, "rank": 2}, inference={"mode": "slide"})
+    run_recipe(load_recipe(page, ["stages.0.steps=1", "optim.warmup=0"]))
+    best, val = tmp_path / "out/runs/tiny/first/best.pt", shards / "voc12/val"
+    assert "bound to its crop (32, 32)" in refused("evaluate", best, val, "--mode", "whole")
+    message = refused("evaluate", best, val, "--window", 48, 48, "--stride", 9, 9)
+    assert "keeps to its training crop (32, 32)" in message
+    other = tmp_path / "other"
+    shutil.copytree(val, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["classes"][1] = "dragon"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert "they must be the same" in refused("evaluate", best, other)
+    assert "this is a folder of splits" in refused("evaluate", best, shards / "voc12")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "/no/such/place"}, "no such folder"),
+        ({"batch": 0}, "batch = 0"),
+        ({"backbone": {"name": "resnet18", "output_stride": 32, "weights": "/no/weights.pth"}}, "no such file"),
+        ({"loss": {"logits": {"cross_entropy": 1.0}}}, "every output needs a term"),
+        ({"stages": [{"name": "a", "train": "voc12/train", "steps": 1}], "optim": {"warmup": 5}}, "warmup = 5 steps"),
+        ({"head": {"name": "reconet", "channels": 8, "rank": 2}}, "bound to its crop"),
+        ({"tracking": "http://127.0.0.1:9"}, "MLflow at http://127.0.0.1:9 cannot be used"),
+    ],
+)
+def test_train_refuses_with_one_message(recipe_file, refused, changes, message, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert message in refused("train", recipe_file(**changes))
+
+
+def test_a_refusal_leaves_the_process_with_code_2_and_no_traceback(recipe_file):
+    assert "no such folder" in door("pipelines.train", recipe_file(data="/no/such/place"), code=2)

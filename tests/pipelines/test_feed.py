@@ -1,0 +1,110 @@
+"""A batch is a pure function of recipe, shards and step: workers, blocks and resumes cannot change it."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+
+from datasets.shards import Shards
+from datasets.transforms import TrainView
+from pipelines.feed import Plan, read_ahead, row_of, train_batches, validation_batches
+
+
+@pytest.fixture
+def plan(shards):
+    uri = str(shards / "voc12" / "train")
+    return Plan(uri, len(Shards(uri)), TrainView((32, 32), (0.5, 1.5)), seed=7, batch=6, steps=9)
+
+
+def digest(batch):
+    image = np.ascontiguousarray(batch.image.permute(0, 2, 3, 1).numpy())
+    return [
+        hashlib.sha256(i.tobytes() + m.tobytes()).hexdigest() for i, m in zip(image, batch.mask.numpy(), strict=True)
+    ]
+
+
+def stream(plan, kind="torch", tasks=0):
+    return [digest(batch) for batch in train_batches(plan, kind, tasks)]
+
+
+def test_each_epoch_is_a_permutation_and_no_two_are_alike(plan):
+    rows = [row_of(plan, p) for p in range(3 * plan.rows)]
+    epochs = [[row for epoch, row in rows if epoch == e] for e in range(3)]
+    assert all(sorted(order) == list(range(plan.rows)) for order in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_64_samples_give_64_crops_and_epochs_differ(plan):
+    long = dataclasses.replace(plan, batch=8, steps=8)
+    seen = [d for batch in stream(long) for d in batch]
+    assert len(set(seen)) == 64  # 18 rows come three or four times: each time in another crop
+
+
+def test_workers_share_the_batch_of_one(plan):
+    whole = stream(plan)
+    for world in (2, 3):
+        parts = [stream(dataclasses.replace(plan, world=world, rank=rank)) for rank in range(world)]
+        assert [[d for part in parts for d in part[t]] for t in range(plan.steps)] == whole
+
+
+def test_a_resume_at_any_step_continues_the_stream(plan):
+    whole = stream(plan)
+    for start in range(1, plan.steps):
+        assert stream(dataclasses.replace(plan, start=start)) == whole[start:]
+
+
+def test_seed_matters(plan):
+    assert stream(plan)[0] != stream(dataclasses.replace(plan, seed=8))[0]
+
+
+def test_rows_in_another_order_and_other_files_give_the_same_batches(plan, release, tmp_path):
+    from datasets.catalog import BENCHMARKS
+    from datasets.shards import write_manifest, write_part
+
+    benchmark = BENCHMARKS["voc12"](release)
+    items, uri = benchmark.index("train")[::-1], str(tmp_path / "other")
+    groups = [items[:3], items[3:4], items[4:]]
+    records = [write_part(uri, i, group, benchmark, "train") for i, group in enumerate(groups)]
+    write_manifest(uri, benchmark, "train", records, True)
+    assert stream(dataclasses.replace(plan, shards=uri)) == stream(plan)
+
+
+def test_ids_name_the_samples_of_the_whole_batch(plan):
+    shards = Shards(plan.shards)
+    ids = dataclasses.replace(plan, world=2, rank=1).ids(2)
+    assert len(ids) == plan.batch
+    assert ids == [shards.ids[row_of(plan, p)[1]] for p in range(12, 18)]
+
+
+def test_validation_batches_hold_every_row_once_in_one_size(shards):
+    split = Shards(str(shards / "voc12" / "val"))
+    for size in (1, 2, 4, 100):
+        batches = validation_batches(split, size)
+        assert sorted(row for batch in batches for row in batch) == list(range(len(split)))
+        assert all(len({tuple(split.sizes[row]) for row in batch}) == 1 for batch in batches)
+        assert max(map(len, batches)) <= size
+
+
+def test_read_ahead_keeps_the_order(shards):
+    split = Shards(str(shards / "voc12" / "val"))
+    batches = validation_batches(split, 2)
+    read = list(read_ahead(split, batches, threads=3))
+    assert len(read) == len(batches)
+    for rows, batch in zip(batches, read, strict=True):
+        assert np.array_equal(batch.image[0].permute(1, 2, 0).numpy(), split.sample(rows[0])[0])
+        assert len(batch.mask) == len(rows)
+
+
+def test_loader_processes_give_the_same_batches(plan):
+    assert stream(plan, "torch", tasks=2) == stream(plan)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("block_rows", [4, 64])
+def test_ray_data_gives_the_loaders_batches_bit_for_bit(plan, ray_session, monkeypatch, block_rows):
+    monkeypatch.setattr("pipelines.feed.BLOCK_ROWS", block_rows)
+    monkeypatch.setattr("pipelines.feed.SPAN_BLOCKS", 2)  # several executions in a row
+    assert stream(plan, "ray", tasks=2) == stream(plan)
+    part = dataclasses.replace(plan, world=2, rank=1, start=3)
+    assert stream(part, "ray", tasks=1) == stream(part)

@@ -1,0 +1,77 @@
+"""The main script in all its forms: as a module, as a file, and as a submitted job with and without `python`."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipelines.door import ROOT
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+BIN = Path(sys.executable).parent
+ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
+
+def run(*words):
+    words = list(map(str, words))
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400, env=os.environ | ENVIRONMENT)
+
+
+@pytest.mark.parametrize("form", [["-m", "pipelines.voc_pretrain"], ["pipelines/voc_pretrain.py"]])
+def test_as_module_and_as_file(form, recipe_file):
+    done = run(sys.executable, *form, recipe_file(workers={"count": 1, "gpus": 0}, feed="ray"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "mIoU before" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A Ray head of two CPUs with its job server, on loopback; whatever else runs on the machine stays alone."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("ray") / "head.log"
+    words = ["start", "--head", "--block", "--port=0", "--num-cpus=2", "--disable-usage-stats"]
+    words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--include-dashboard=true"]
+    environment = ENVIRONMENT | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    with log.open("w") as sink:
+        head = subprocess.Popen(["ray", *words], stdout=sink, stderr=sink, env=environment, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(120):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/api/version", timeout=2):
+                break
+            assert head.poll() is None, log.read_text()
+            time.sleep(0.5)
+        yield url
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(60)
+
+
+def submit(address, *words):
+    return run("ray", "job", "submit", "--address", address, *words)
+
+
+@pytest.mark.parametrize("form", [["--", "python", "pipelines/voc_pretrain.py"], ["pipelines/voc_pretrain.py"]])
+def test_as_a_submitted_job(form, address, recipe_file):
+    page = recipe_file(workers={"count": 2, "gpus": 0}, feed="ray")
+    done = submit(address, "--working-dir", ".", *form, page)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "mIoU before" in done.stdout
+    assert "succeeded" in done.stdout + done.stderr
+
+
+def test_without_working_dir_the_message_says_what_to_add(address, recipe_file):
+    done = submit(address, "--", "python", ROOT / "pipelines/voc_pretrain.py", recipe_file())
+    assert done.returncode != 0
+    assert "Add --working-dir" in done.stdout
+    assert "ray job submit --working-dir . -- python pipelines/voc_pretrain.py" in done.stdout
+    assert "Traceback" not in done.stdout

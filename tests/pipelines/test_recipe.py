@@ -1,0 +1,123 @@
+"""Recipes are strict: what is misspelt or of the wrong type is named, with what is allowed."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from pipelines.preflight import check_model
+from pipelines.recipe import (
+    RECIPES,
+    RecipeError,
+    apply_override,
+    convert,
+    fingerprint,
+    flatten,
+    load_recipe,
+    to_page,
+    to_yaml,
+)
+
+BUNDLED = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_recipe_builds_and_survives_a_round_trip(name, tmp_path):
+    recipe = load_recipe(name)
+    check_model(recipe)
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(recipe))
+    assert load_recipe(again) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("otpim.lr=1", "unknown key 'otpim'; did you mean 'optim'"),
+        ("optim.larning=1", "unknown key 'optim.larning'"),
+        ("batch=many", "batch = 'many' is str: give a whole number"),
+        ("batch=true", "give a whole number"),
+        ("batch=0", "batch = 0"),
+        ("view.crop=[512]", "view.crop = [512] is list: give a list of 2"),
+        ("backbone.output_stride=7", "allowed are 8, 16, 32"),
+        ("workers.precision=fp8", "allowed are 'auto', 'bf16', 'fp32'"),
+        ("optim.lr=.nan", "give a number"),
+        ("stages.3.lr=1", "no entry '3'"),
+        ("stages.coco_pretran.lr=1", "no entry 'coco_pretran'"),
+        ("stages.0.steps=4", "give epochs or steps"),
+        ("nothing", "not of the form key=value"),
+        ("view.flip=2", "a probability"),
+    ],
+)
+def test_a_wrong_override_is_named(override, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("sample", [override])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("head.name=reconett", "reconet"),
+        ("head.rnk=3", "rank"),
+        ("head.rank=0", "rank"),
+        ("backbone.name=resnet101c", "resnet101s"),
+        ("inference.window=[96, 96]", "keeps to its training crop"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused_before_anything_starts(override, message):
+    with pytest.raises(RecipeError) as caught:
+        check_model(load_recipe("sample", [override]))
+    assert message in str(caught.value)
+
+
+def test_an_override_reaches_its_key():
+    recipe = load_recipe(
+        "sample", ["head.rank=4", "stages.coco_pretrain.epochs=2", "stages.1.lr=1e-3", "optim.lr=1e-2"]
+    )
+    assert recipe.head["rank"] == 4
+    assert [recipe.stages[0].epochs, recipe.stages[1].lr, recipe.optim.lr] == [2.0, 1e-3, 1e-2]
+    assert isinstance(recipe.stages[0].epochs, float)
+
+
+def test_an_override_below_a_missing_table_makes_it():
+    page = {"stages": [{"name": "a", "train": "x", "steps": 1}]}
+    apply_override(page, "optim.lr=0.5")
+    assert page["optim"] == {"lr": 0.5}
+
+
+def test_names_follow_what_is_computed_not_where():
+    base = load_recipe("sample")
+    assert load_recipe("sample", ["workers.count=1", "output=/elsewhere", "feed=torch"]).name == base.name
+    assert load_recipe("sample", ["head.rank=4"]).name != base.name
+    assert fingerprint(dataclasses.replace(base, seed=1)) != fingerprint(base)
+
+
+def test_missing_recipe_names_the_nearest():
+    with pytest.raises(RecipeError, match="did you mean 'fcn/camvid_resnet50s'"):
+        load_recipe("fcn/camvid_resnet50")
+
+
+def test_flatten_names_stages():
+    flat = flatten(to_page(load_recipe("sample")))
+    assert flat["stages.coco_pretrain.train"] == "coco_voc/train"
+    assert flat["view.crop"] == [64, 64]
+
+
+def test_the_paper_schedule_is_the_papers():
+    recipe = load_recipe("reconet/voc12_coco_resnet101s")
+    page = yaml.safe_load(to_yaml(recipe))
+    assert [(s["epochs"], s["lr"]) for s in page["stages"]] == [(30, 0.004), (80, 0.001), (50, 1e-5)]
+    assert recipe.batch == 16
+    assert recipe.view.crop == (512, 512)
+    assert (recipe.optim.power, recipe.optim.weight_decay) == (0.9, 1e-4)
+    assert recipe.loss["aux"]["cross_entropy"] == 0.2
+    assert recipe.inference.scales == (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    assert recipe.inference.flip
+
+
+def test_null_where_a_value_must_stand():
+    with pytest.raises(RecipeError, match="batch = None"):
+        load_recipe("sample", ["batch=null"])
+    with pytest.raises(RecipeError, match="lacks the key"):
+        convert(type(load_recipe("sample")), {}, "")
