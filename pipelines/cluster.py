@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipelines.door import ROOT, SetupError, check_names
@@ -51,7 +53,7 @@ def ray_cluster(workers: Workers, store_bytes: int = 512 << 20) -> Iterator[Size
     joins = bool(os.environ.get("RAY_ADDRESS"))
     if not joins:
         sizes = size_workers(workers, cores=cores, gpus=gpus, logical=None)
-        os.environ.update({k: v for k, v in LOOPBACK.items() if k not in os.environ})
+        os.environ.update({k: v for k, v in (LOOPBACK | own_folder()).items() if k not in os.environ})
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     import ray
 
@@ -67,7 +69,6 @@ def ray_cluster(workers: Workers, store_bytes: int = 512 << 20) -> Iterator[Size
         ray.init(
             address="local",
             num_cpus=max(cores, logical),
-            include_dashboard=False,
             object_store_memory=store_bytes,
             log_to_driver=False,
             configure_logging=True,
@@ -78,6 +79,17 @@ def ray_cluster(workers: Workers, store_bytes: int = 512 << 20) -> Iterator[Size
         yield sizes
     finally:
         ray.shutdown()
+
+
+def own_folder() -> dict[str, str]:
+    """A folder for local sessions alone.
+
+    In Ray's usual one a cluster that was killed leaves its address behind, and Ray Train's workers ask there, for
+    10 s and more at the end of each training.
+    """
+    folder = Path(tempfile.gettempdir()) / f"context-heads-ray-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return {"RAY_TMPDIR": str(folder)}
 
 
 def quiet() -> None:

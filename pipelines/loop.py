@@ -53,7 +53,7 @@ class Job:
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+def train_worker(job: Job) -> dict[str, Any]:
     """One stage on one worker: read, forward, backward, step, report.
 
     Returns:
@@ -64,7 +64,6 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
     check_names()
-    job: Job = config["job"]
     recipe, stage, context = job.recipe, job.stage, ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     precision = set_up_process(job, device)
@@ -119,8 +118,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     if job.val:
         state["val"] = len(open_shards(job.val))
-    if record and state["step"] == 0:
-        record.add("note", 0, text=note)
+    if record:
+        step = state["step"]
+        record.add("note", step, text=f"continues from its checkpoint at step {step}" if step else note)
     if job.val and state["step"] == 0 and state["before"] is None:
         score(0)
     model.train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import pickle
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 from pipelines import checkpoint
 from pipelines.cluster import Sizes, machine, quiet, ray_cluster
 from pipelines.door import RunFailed, SetupError, users_message
-from pipelines.loop import Job, inference_of, train_worker
+from pipelines.loop import Job, inference_of
 from pipelines.preflight import Leg, check_model, check_share, localise, meta_model_of, plan_legs
 from pipelines.recipe import Recipe, RecipeError, computed_part, flatten, to_yaml
 from pipelines.tracking import Tracker
@@ -208,11 +209,16 @@ def fit(job: Job) -> dict[str, Any]:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    def enter(config: dict[str, Any]) -> dict[str, Any]:
+        from pipelines.loop import train_worker  # in the worker: Ray's controller need not load the models too
+
+        return train_worker(pickle.loads(config["job"]))
+
     job.folder.mkdir(parents=True, exist_ok=True)
     resources = {"CPU": job.sizes.cpus} | ({"GPU": 1} if job.sizes.gpus else {})
     trainer = TorchTrainer(
-        train_worker,  # type: ignore[arg-type]
-        train_loop_config={"job": job},
+        enter,  # type: ignore[arg-type]
+        train_loop_config={"job": pickle.dumps(job)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.sizes.count, use_gpu=bool(job.sizes.gpus), resources_per_worker=resources
         ),

@@ -2,14 +2,17 @@
 
 import contextlib
 import os
-import signal
+import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.door import ROOT
@@ -40,20 +43,37 @@ def address(tmp_path_factory):
     log = tmp_path_factory.mktemp("ray") / "head.log"
     words = ["start", "--head", "--block", "--port=0", "--num-cpus=2", "--disable-usage-stats"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--include-dashboard=true"]
-    environment = ENVIRONMENT | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets lie in it
+    token = log.with_name("token")
+    token.write_text(secrets.token_hex(32))
+    ENVIRONMENT.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))  # the head's and every client's
+    environment = ENVIRONMENT | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TMPDIR": folder}
     with log.open("w") as sink:
         head = subprocess.Popen(["ray", *words], stdout=sink, stderr=sink, env=environment, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
     try:
-        url = f"http://127.0.0.1:{port}"
         for _ in range(120):
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/api/version", timeout=2):
+            if answers(f"{url}/api/version"):
                 break
             assert head.poll() is None, log.read_text()
             time.sleep(0.5)
         yield url
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
+        for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         head.wait(60)
+
+
+def answers(url):
+    """Whether somebody listens; a refusal for want of a token is an answer too."""
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def submit(address, *words):
@@ -70,7 +90,8 @@ def test_as_a_submitted_job(form, address, recipe_file):
 
 
 def test_without_working_dir_the_message_says_what_to_add(address, recipe_file):
-    done = submit(address, "--", "python", ROOT / "pipelines/voc_pretrain.py", recipe_file())
+    page = recipe_file(workers={"count": 1, "gpus": 0}, feed="ray")
+    done = submit(address, "--", "python", ROOT / "pipelines/voc_pretrain.py", page)
     assert done.returncode != 0
     assert "Add --working-dir" in done.stdout
     assert "ray job submit --working-dir . -- python pipelines/voc_pretrain.py" in done.stdout

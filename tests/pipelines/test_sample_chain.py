@@ -1,0 +1,87 @@
+"""The newcomer's command on the bundled sample, whole; and what pretraining on COCO is worth in it."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from pipelines.door import ROOT
+from pipelines.recipe import RECIPES, load_recipe
+from pipelines.stages import run_recipe
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """The finished run: its output folder, what it printed, and how long it took."""
+    out = tmp_path_factory.mktemp("chain")
+    began = time.monotonic()
+    command = [sys.executable, "-m", "pipelines.voc_pretrain", f"output={out}", "name=chain"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=590)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return out, done.stdout, time.monotonic() - began
+
+
+def results(out, name="chain"):
+    return [json.loads(path.read_text()) for path in sorted((out / "runs" / name).glob("*/done.json"))]
+
+
+def test_the_chain_learns_from_under_10_to_over_50_percent_in_under_4_minutes(chain):
+    out, shown, seconds = chain
+    by_name = {result["stage"]: result for result in results(out)}
+    assert by_name["coco_pretrain"]["miou_before"] < 0.10
+    assert by_name["aug_finetune"]["miou"] > 0.50
+    assert by_name["trainval_finetune"]["miou"] is None
+    assert seconds < 240
+    table = shown[shown.index("\nstage ") :]
+    for head in ("rows trained on", "steps", "val rows", "mIoU before", "mIoU after", "images/s", "checkpoint"):
+        assert head in table
+    assert re.search(r"mlflow ui --backend-store-uri sqlite:///\S+mlflow.db", table)
+
+
+def test_mlflow_holds_what_people_look_at(chain):
+    import mlflow
+
+    out = chain[0]
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("context-heads").experiment_id])
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    children = {run.info.run_name: run for run in runs if run is not parent}
+    assert set(children) == {f"chain/{name}" for name in ("coco_pretrain", "aug_finetune", "trainval_finetune")}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.data.tags.get("mlflow.parentRunId") for run in children.values()} == {parent.info.run_id}
+    assert "recipe.yaml" in [file.path for file in client.list_artifacts(parent.info.run_id)]
+    stage = children["chain/aug_finetune"]
+    record = [json.loads(line) for line in (out / "runs/chain/aug_finetune/record.jsonl").read_text().splitlines()]
+    losses = [(line["step"], line["loss"]) for line in record if line["kind"] == "train"]
+    assert [(m.step, m.value) for m in client.get_metric_history(stage.info.run_id, "train/loss")] == losses
+    assert stage.data.metrics["val/mIoU"] == pytest.approx(record[-1]["miou"] * 100)
+    assert any(key.startswith("system/") for key in stage.data.metrics)
+    for key in ("cost.parameters", "cost.macs", "cost.convention", "shards.train.hash"):
+        assert stage.data.params[key]
+    assert len(stage.data.tags.get("mlflow.source.git.commit", "0" * 40)) == 40
+    folders = {file.path for file in client.list_artifacts(stage.info.run_id)}
+    assert folders >= {"checkpoint", "confusion", "iou", "iou_table", "overlays"}
+    assert len(client.list_artifacts(stage.info.run_id, "overlays")) == 4
+
+
+def test_finetuning_from_coco_beats_finetuning_from_scratch_at_equal_steps(chain, tmp_path, capsys):
+    out = chain[0]
+    finetuned = next(result for result in results(out) if result["stage"] == "aug_finetune")
+    page = yaml.safe_load((RECIPES / "sample.yaml").read_text())
+    stage = next(stage for stage in page["stages"] if stage["name"] == "aug_finetune")
+    page |= {"stages": [stage], "output": str(out), "name": "scratch"}
+    (tmp_path / "scratch.yaml").write_text(yaml.safe_dump(page))
+    (scratch,) = run_recipe(load_recipe(tmp_path / "scratch.yaml"))
+    with capsys.disabled():
+        print(
+            f"\nVOC finetuning, {scratch['steps']} steps, val mIoU: {finetuned['miou'] * 100:.2f} % from COCO, "
+            f"{scratch['miou'] * 100:.2f} % from scratch"
+        )
+    assert scratch["steps"] == finetuned["steps"]
+    assert finetuned["miou"] > scratch["miou"] + 0.10
