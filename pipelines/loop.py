@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.transforms import TrainView
 from pipelines import checkpoint, figures
 from pipelines.cluster import Sizes
-from pipelines.door import check_names
+from pipelines.door import SetupError, check_names, users_message
 from pipelines.feed import Batch, Plan, open_shards, read_ahead, train_batches, validation_batches
 from pipelines.recipe import InferenceSpec, Recipe, Stage, to_page
 from pipelines.record import Record
@@ -28,6 +30,9 @@ from segmodels.losses import Objective
 from segmodels.metrics import Confusion, scores
 from segmodels.optim import build_sgd, parameter_groups, poly, set_lr
 from segmodels.segmentor import Segmentor, build_segmentor
+
+FAULT = "fault.txt"  # in a run's folder: why its input was refused
+OUTCOME = "outcome.json"  # in a stage's folder: what its training returned
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,50 @@ class Job:
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def train_worker(job: Job) -> dict[str, Any]:
+def train_stages(jobs: Sequence[Job]) -> str | None:
+    """All stages of a chain on one of Ray's workers, each unless its outcome stands already.
+
+    Ray restarts the workers after any exception. A fault of the input would only come again: the next attempt finds
+    the note of the last and ends.
+
+    Returns:
+        Why the training stopped, or None when all stages have their outcome.
+    """
+    import ray.train
+
+    check_names()
+    folder = jobs[0].folder.parent
+    note = folder / FAULT
+    if not (folder / "recipe.yaml").exists():
+        raise SetupError(f"a worker does not see {folder}: put `output` where all nodes share a file system")
+    for job in jobs:
+        if note.exists():
+            return note.read_text()
+        if (job.folder / OUTCOME).exists():
+            continue
+        try:
+            outcome = train(job)
+        except Exception as error:
+            if message := users_message(error):
+                write_text(note, f"stage {job.stage.name}: {message}")
+            raise
+        if "failure" in outcome:
+            return f"stage {job.stage.name}: {outcome['failure']}"
+        if ray.train.get_context().get_world_rank() == 0:
+            write_text(job.folder / OUTCOME, json.dumps(outcome))
+        if dist.is_initialized():
+            dist.barrier()  # nobody begins the next stage before its first weights are written
+    return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def train(job: Job) -> dict[str, Any]:
     """One stage on one worker: read, forward, backward, step, report.
 
     Returns:
@@ -63,7 +111,6 @@ def train_worker(job: Job) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
-    check_names()
     recipe, stage, context = job.recipe, job.stage, ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     precision = set_up_process(job, device)

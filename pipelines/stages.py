@@ -1,9 +1,10 @@
-"""A chain of stages: checked whole before anything starts, then one TorchTrainer each, weights handed on."""
+"""A chain of stages: checked whole before anything starts, then trained in turn, weights handed on."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pickle
 import time
@@ -18,10 +19,10 @@ import yaml
 from pipelines import checkpoint
 from pipelines.cluster import Sizes, machine, quiet, ray_cluster
 from pipelines.door import RunFailed, SetupError, users_message
-from pipelines.loop import Job, inference_of
+from pipelines.loop import FAULT, OUTCOME, Job, inference_of
 from pipelines.preflight import Leg, check_model, check_share, localise, meta_model_of, plan_legs
 from pipelines.recipe import Recipe, RecipeError, computed_part, flatten, to_yaml
-from pipelines.tracking import Tracker
+from pipelines.tracking import Part, Tracker
 from segmodels.cost import card, measure
 from segmodels.inference import protocol
 
@@ -58,7 +59,8 @@ def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:
             localise(recipe.backbone.weights, output)
             keep_recipe(recipe, folder)
             tracker = Tracker(recipe, output, folder)
-            results = [run_leg(recipe, legs, index, folder, sizes, tracker) for index in range(len(legs))]
+            run_legs(recipe, legs, folder, sizes, tracker)
+            results = finished(recipe, folder)
         tracker.end(tracker.state["parent"], "FINISHED")
     print(table(recipe, results))
     print(f"\nLook at it:  {tracker.ui_command()}")
@@ -128,27 +130,42 @@ def store_bytes(recipe: Recipe) -> int:
     return max(256 << 20, min(8 << 30, 12 * tasks * block))
 
 
-def run_leg(
-    recipe: Recipe, legs: Sequence[Leg], index: int, folder: Path, sizes: Sizes, tracker: Tracker
-) -> dict[str, Any]:
-    """Train one stage unless it is done; returns its result.
+def run_legs(recipe: Recipe, legs: Sequence[Leg], folder: Path, sizes: Sizes, tracker: Tracker) -> None:
+    """Train the stages that are not done, on one group of workers.
 
     Raises:
+        RecipeError: a worker found its input at fault.
         RunFailed: the workers failed for good, or the loss stopped being finite.
     """
-    leg, place = legs[index], folder / legs[index].stage.name
-    if (done := place / "done.json").exists():
-        print(f"{leg.stage.name:>18}  is finished, not run again")
-        return json.loads(done.read_text())
-    weights, digest = localise(recipe.backbone.weights, tracker.output) if index == 0 else (None, None)
-    job = Job(
+    jobs, parts = [], []
+    for index, leg in enumerate(legs):
+        place = folder / leg.stage.name
+        if (place / "done.json").exists():
+            print(f"{leg.stage.name:>18}  is finished, not run again")
+            continue
+        weights, digest = localise(recipe.backbone.weights, tracker.output) if index == 0 else (None, None)
+        initial = last_checkpoint(folder, legs[index - 1]) if index else None
+        jobs.append(make_job(recipe, leg, place, sizes, weights, initial))
+        finish = functools.partial(finish_leg, recipe, leg, folder, tracker)
+        about_leg = about(recipe, leg, digest)
+        parts.append(Part(leg.stage.name, place / "record.jsonl", place / OUTCOME, about_leg, finish))
+    with tracker.follow(parts):
+        fit(jobs, folder)
+
+
+def make_job(recipe: Recipe, leg: Leg, place: Path, sizes: Sizes, weights: str | None, initial: Path | None) -> Job:
+    """What the workers need to know of a stage."""
+    return Job(
         recipe=recipe, stage=leg.stage, folder=place, train=leg.train_uri, val=leg.val_uri,
-        classes=tuple(leg.train.classes), palette=leg.train.palette, rows=leg.train.rows,
-        steps=leg.steps, sizes=sizes, threads=threads(sizes), weights=weights,
-        initial=last_checkpoint(folder, legs[index - 1]) if index else None, seen=leg.seen,
+        classes=tuple(leg.train.classes), palette=leg.train.palette, rows=leg.train.rows, steps=leg.steps,
+        sizes=sizes, threads=threads(sizes), weights=weights, initial=initial, seen=leg.seen,
     )  # fmt: skip
-    with tracker.follow(leg.stage.name, place / "record.jsonl", about(recipe, leg, digest)):
-        outcome = fit(job)
+
+
+def finish_leg(recipe: Recipe, leg: Leg, folder: Path, tracker: Tracker) -> None:
+    """Turn a stage's outcome into its result: uploaded, then written as done.json, which ends it for good."""
+    place = folder / leg.stage.name
+    outcome = json.loads((place / OUTCOME).read_text())
     best = place / "best.pt" if leg.val else None
     result = {
         "stage": leg.stage.name, "rows": leg.train.rows, "steps": outcome["step"],
@@ -159,10 +176,9 @@ def run_leg(
     }  # fmt: skip
     numbers = {"mIoU": outcome["after"] * 100, "mIoU_before": outcome["before"] * 100} if leg.val else {}
     tracker.finish_stage(leg.stage.name, best or last_checkpoint(folder, leg), numbers)
-    temporary = done.with_suffix(".tmp")
+    temporary = place / "done.tmp"
     temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(done)
-    return result
+    temporary.replace(place / "done.json")
 
 
 def last_checkpoint(folder: Path, leg: Leg) -> Path:
@@ -200,49 +216,55 @@ def about(recipe: Recipe, leg: Leg, digest: str | None) -> dict[str, Any]:
     }
 
 
-def fit(job: Job) -> dict[str, Any]:
-    """Run the loop on Ray Train's workers; a worker that dies is replaced and continues from the last checkpoint.
+def fit(jobs: Sequence[Job], folder: Path) -> None:
+    """Run the loop on Ray Train's workers, all stages on the same ones, so that their start is paid once.
+
+    A worker that dies is replaced, and the stage continues from its last checkpoint.
 
     Raises:
-        RunFailed: it failed for good.
+        RecipeError: a worker found its input at fault.
+        RunFailed: it failed for good, or the loss stopped being finite.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    def enter(config: dict[str, Any]) -> dict[str, Any]:
-        from pipelines.loop import train_worker  # in the worker: Ray's controller need not load the models too
+    def enter(config: dict[str, Any]) -> str | None:
+        from pipelines.loop import train_stages  # in the worker: Ray's controller need not load the models too
 
-        return train_worker(pickle.loads(config["job"]))
+        return train_stages(pickle.loads(config["jobs"]))
 
-    job.folder.mkdir(parents=True, exist_ok=True)
-    resources = {"CPU": job.sizes.cpus} | ({"GPU": 1} if job.sizes.gpus else {})
+    (folder / FAULT).unlink(missing_ok=True)
+    sizes, failures = jobs[0].sizes, jobs[0].recipe.workers.max_failures
     trainer = TorchTrainer(
         enter,  # type: ignore[arg-type]
-        train_loop_config={"job": pickle.dumps(job)},
+        train_loop_config={"jobs": pickle.dumps(jobs)},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.sizes.count, use_gpu=bool(job.sizes.gpus), resources_per_worker=resources
+            num_workers=sizes.count,
+            use_gpu=bool(sizes.gpus),
+            resources_per_worker={"CPU": sizes.cpus} | ({"GPU": 1} if sizes.gpus else {}),
         ),
         run_config=ray.train.RunConfig(
-            name=f"{job.stage.name}-{time.time_ns()}",  # Ray's own resume is not used: our checkpoints are the state
-            storage_path=str(job.folder / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=job.recipe.workers.max_failures),
+            name=f"fit-{time.time_ns()}",  # Ray's own resume is not used: our checkpoints are the state
+            storage_path=str(folder / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=failures),
         ),
     )
     try:
-        outcome: Any = trainer.fit().return_value  # type: ignore[attr-defined]
+        failure: str | None = trainer.fit().return_value  # type: ignore[attr-defined]
     except Exception as error:
-        fatal = users_message(error)
-        if fatal:
-            raise RunFailed(f"stage {job.stage.name}: {fatal}") from None
-        (job.folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n")
+        causes = [error, *getattr(error, "worker_failures", {}).values()]
+        if fault := next(filter(None, map(users_message, causes)), None):
+            raise RecipeError(fault) from None
+        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n")
         first = str(error).strip().splitlines()
         raise RunFailed(
-            f"stage {job.stage.name} failed: {first[-1] if first else type(error).__name__}. The whole error stands in "
-            f"{job.folder / 'error.txt'}; the same command continues from the last checkpoint."
+            f"training failed: {first[-1] if first else type(error).__name__}. The whole error stands in "
+            f"{folder / 'error.txt'}; the same command continues from the last checkpoint."
         ) from error
-    if "failure" in outcome:
-        raise RunFailed(f"stage {job.stage.name}: {outcome['failure']}")
-    return outcome
+    if (folder / FAULT).exists():
+        raise RecipeError((folder / FAULT).read_text())
+    if failure:
+        raise RunFailed(failure)
 
 
 def table(recipe: Recipe, results: list[dict[str, Any]]) -> str:

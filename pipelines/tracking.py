@@ -14,7 +14,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,18 +112,9 @@ class Tracker:
         return self.state["stages"][stage]
 
     @contextlib.contextmanager
-    def follow(self, stage: str, record: Path, about: dict[str, Any]) -> Iterator[None]:
-        """Print and send the record of a stage, with system metrics, while the body trains.
-
-        Args:
-            about: what pictures and tables need: `classes`, `protocol`, `steps`, `params`, `tags`.
-        """
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        run = self.open_stage(stage, about["params"], about["tags"])
-        follower = Follower(self, stage, run, record, about)
-        monitor = SystemMetricsMonitor(run, sampling_interval=5, resume_logging=True, tracking_uri=self.uri)
-        monitor.start()
+    def follow(self, parts: Sequence[Part]) -> Iterator[None]:
+        """Print and send the records of the stages, one after the other, while the body trains them."""
+        follower = Follower(self, parts)
         follower.start()
         status = "FAILED"
         try:
@@ -132,11 +124,11 @@ class Tracker:
             status = "KILLED"
             raise
         finally:
-            monitor.finish()
-            follower.stop()
+            follower.stop(status)
             if status != "FINISHED":
-                self.end(run, status)
                 self.end(self.state["parent"], status)
+        if follower.error:
+            raise follower.error
 
     def finish_stage(self, stage: str, checkpoint: Path | None, numbers: dict[str, float]) -> None:
         """Upload the checkpoint, put the final numbers on the parent, end the stage's run."""
@@ -168,26 +160,69 @@ class Tracker:
         return f"uv run mlflow ui --backend-store-uri {self.uri}"
 
 
-class Follower(threading.Thread):
-    """Reads a stage's record as it grows: each line goes to the screen once, and to MLflow once."""
+@dataclass(frozen=True)
+class Part:
+    """A stage to follow: its record, the file that ends it, and what to do then.
 
-    def __init__(self, tracker: Tracker, stage: str, run: str, record: Path, about: dict[str, Any]) -> None:
-        super().__init__(name=f"follow-{stage}", daemon=True)
-        self.tracker, self.stage, self.run_id, self.record, self.about = tracker, stage, run, record, about
-        self.shown = record.stat().st_size if record.exists() else 0
+    `about` holds what tables and pictures need: `classes`, `protocol`, `steps`, `params`, `tags`.
+    """
+
+    stage: str
+    record: Path
+    outcome: Path
+    about: dict[str, Any]
+    finish: Callable[[], None]
+
+
+class Follower(threading.Thread):
+    """Reads the stages' records as they grow: each line goes to the screen once, and to MLflow once."""
+
+    def __init__(self, tracker: Tracker, parts: Sequence[Part]) -> None:
+        super().__init__(name="follower", daemon=True)
+        self.tracker, self.parts = tracker, parts
+        # what stands in a record before this training was shown by the one before it
+        self.seen = {part.stage: part.record.stat().st_size if part.record.exists() else 0 for part in parts}
         self.ending = threading.Event()
-        self.failed = False
+        self.status = "FAILED"  # of a stage that is not finished when the training ends
+        self.error: Exception | None = None
 
     def run(self) -> None:
-        while not self.ending.wait(POLL_S):
-            self.step()
+        try:
+            for part in self.parts:
+                if not self.follow_part(part):
+                    return
+        except Exception as error:  # raised again in the driver's own thread
+            self.error = error
 
-    def stop(self) -> None:
+    def stop(self, status: str) -> None:
         """Take what is still there, then end."""
+        self.status = status
         self.ending.set()
         self.join()
-        self.failed = False
-        self.step()
+
+    def follow_part(self, part: Part) -> bool:
+        """Follow one stage to its end; whether it was finished."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self.run_id = self.tracker.open_stage(part.stage, part.about["params"], part.about["tags"])
+        self.stage, self.record, self.about, self.failed = part.stage, part.record, part.about, False
+        self.shown = self.seen[part.stage]
+        monitor = SystemMetricsMonitor(
+            self.run_id, sampling_interval=5, resume_logging=True, tracking_uri=self.tracker.uri
+        )
+        monitor.start()
+        try:
+            while not part.outcome.exists() and not self.ending.wait(POLL_S):
+                self.step()
+            self.failed = False
+            self.step()
+        finally:
+            monitor.finish()
+        if part.outcome.exists():
+            part.finish()
+            return True
+        self.tracker.end(self.run_id, self.status)
+        return False
 
     def step(self) -> None:
         """Show and send what is new."""

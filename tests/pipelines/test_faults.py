@@ -1,5 +1,7 @@
 """Real workers that die, and packages that hide ours, on a Ray session."""
 
+import json
+import shutil
 import threading
 import time
 
@@ -10,7 +12,7 @@ import torch
 from pipelines import checkpoint
 from pipelines.cluster import names_on_worker
 from pipelines.door import SetupError
-from pipelines.recipe import load_recipe
+from pipelines.recipe import RecipeError, load_recipe
 from pipelines.record import read_record
 from pipelines.stages import run_recipe
 
@@ -64,3 +66,22 @@ def test_a_killed_worker_is_replaced_and_ends_at_the_same_weights(ray_session, r
     assert steps == list(range(1, 13))
     starts = [line for line in read_record(folder / "record.jsonl")[0] if "continues" in line.get("text", "")]
     assert len(starts) == 1
+
+
+@pytest.mark.parametrize("where", [{"workers": {"count": 2, "gpus": 0}, "feed": "ray"}, {}])
+def test_a_corrupt_shard_ends_in_its_message_and_is_not_tried_again(
+    ray_session, recipe_file, shards, tmp_path, monkeypatch, where
+):
+    uri = tmp_path / "damaged"
+    shutil.copytree(shards / "voc12" / "train", uri)
+    part = uri / "part-00001.parquet"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 3] ^= 1
+    part.write_bytes(data)
+    manifest = json.loads((uri / "manifest.json").read_text())
+    manifest["files"][1]["sha256"] = "0" * 64  # a name that no cache holds
+    (uri / "manifest.json").write_text(json.dumps(manifest))
+    began = time.monotonic()
+    with pytest.raises(RecipeError, match=r"corrupt shard .*part-00001"):
+        run_recipe(load_recipe(recipe_file(stages=[{"name": "first", "train": str(uri), "steps": 4}], **where)))
+    assert time.monotonic() - began < 60
