@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+USERS = ("DataError", "RecipeError", "SetupError")  # errors whose message is written for the user
 OURS = ("datasets", "pipelines", "segmodels")
 
 
@@ -62,10 +64,12 @@ def run(main: Callable[[], None]) -> None:
 
 def users_message(error: BaseException | None) -> str | None:
     """The message written for the user, found in an error or in what caused it; None for a fault of ours."""
-    seen = 0
+    first, seen = error, 0
     while error is not None and seen < 20:
-        if type(error).__name__ in ("DataError", "RecipeError", "SetupError"):
+        if type(error).__name__ in USERS:
             return str(error)
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
         seen += 1
-    return None
+    # An error of a Ray Data task arrives as the text of its tracebacks alone.
+    found = re.search(rf"^(?:\w+\.)*(?:{'|'.join(USERS)}): (.+?)(?:\n\n|\nThe above|\Z)", str(first), re.M | re.S)
+    return found[1].strip() if found else None

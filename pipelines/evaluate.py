@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="pixels (default: 2/3 of the window)")
     parser.add_argument("--scales", type=float, nargs="+", help="image scales to average over (default: the recipe's)")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
-    parser.add_argument("--workers", type=int, help="Ray workers (default: this process, its GPU if it has one)")
+    parser.add_argument("--workers", type=int, help="Ray workers, on CPUs a core each (default: this process)")
     parser.add_argument("--gpus", type=int, choices=[0, 1], help="GPUs of each worker (default: 1 where there are any)")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default: bf16 on GPUs")
     parser.add_argument("--allow-seen", action="store_true", help="score on training rows all the same, and say so")
@@ -137,10 +137,8 @@ def evaluate_worker(config: dict[str, Any]) -> Any:
     """One Ray worker's part; the counts are summed over the workers."""
     import ray.train
     import ray.train.torch
-    import torch
 
     context = ray.train.get_context()
-    torch.set_num_threads(config["threads"])
     return evaluate_here(
         config, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     ).tolist()
@@ -154,13 +152,11 @@ def evaluate_on_ray(task: dict[str, Any], sizes: Any) -> Any:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from pipelines.stages import threads
-
     resources = {"CPU": sizes.cpus} | ({"GPU": 1} if sizes.gpus else {})
     with tempfile.TemporaryDirectory() as folder:
         trainer = TorchTrainer(
             evaluate_worker,  # type: ignore[arg-type]
-            train_loop_config=task | {"threads": threads(sizes)},
+            train_loop_config=task,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=sizes.count, use_gpu=bool(sizes.gpus), resources_per_worker=resources
             ),

@@ -368,10 +368,16 @@ def validate(
 ) -> np.ndarray:
     """Confusion counts int64 (K, K), rows truth, of ALL rows of the shards, summed over the workers.
 
+    On CPUs one thread computes each batch: how many share a convolution changes its rounding, and now and then a
+    pixel's class. So the counts are the same for any number of workers; more workers use more cores.
+
     Raises:
         RuntimeError: the pixels counted are not, class by class, those that the manifest counts.
     """
     model.eval()
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     shards = open_shards(uri)
     confusion = Confusion(model.num_classes).to(device)
     rows = 0
@@ -381,6 +387,7 @@ def validate(
             part = part.to(device, channels_last=device.type == "cuda")
             confusion.update(predict(model, part.image, inference).argmax(1), part.mask)
             rows += len(part.mask)
+    torch.set_num_threads(threads)
     counts = torch.cat([confusion.counts.flatten(), torch.tensor([rows], device=device)])
     if world > 1:
         dist.all_reduce(counts)

@@ -265,7 +265,8 @@ class Follower(threading.Thread):
     def send_pictures(self, line: dict[str, Any]) -> None:
         """Overlays, per-class table, confusion matrix and IoU bars of one validation."""
         client, classes, step = self.tracker.client, self.about["classes"], f"step-{line['step']:08d}"
-        title = f"{self.stage}, step {line['step']}: mIoU {line['miou'] * 100:.2f} %\n{self.about['protocol']}"
+        how = f"{line['rows']} rows, {self.about['protocol']}"
+        title = f"{self.stage}, step {line['step']}: mIoU {line['miou'] * 100:.2f} %\n{how}"
         for picture in line["overlays"]:
             client.log_artifact(self.run_id, picture, f"overlays/{Path(picture).parent.name}")
         counts = np.load(line["counts"])

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 
 from datasets.shards import read_manifest
@@ -69,6 +71,24 @@ def test_prepare_refuses_with_one_message(words, message, release, refused):
 
 def test_prepare_shows_the_tree():
     assert "ImageSets/Segmentation" in door("pipelines.prepare", "voc12", "--tree")
+
+
+@pytest.mark.ray
+def test_a_wrong_label_is_named_with_its_file_and_pixel(ray_session, tmp_path, refused):
+    """The fault is found in a Ray Data task, and its message comes through alone."""
+    for name in ("images", "masks"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f"mine/images/{i}.png"), np.zeros((20, 30, 3), np.uint8))
+        mask = np.zeros((20, 30), np.uint8)
+        mask[4, 7] = 9 if i == 2 else 1
+        cv2.imwrite(str(tmp_path / f"mine/masks/{i}.png"), mask)
+    (tmp_path / "mine/classes.yaml").write_text("classes: [road, car]")
+    message = refused("prepare", "folder", "--source", tmp_path / "mine", "--out", tmp_path / "out")
+    assert all(part in message for part in ("2.png", "9", "row 4", "column 7"))
+    assert "Traceback" not in message
+    assert len(message.splitlines()) < 5
+    assert not list((tmp_path / "out").rglob("*.parquet"))
 
 
 @pytest.mark.ray

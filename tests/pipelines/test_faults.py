@@ -81,7 +81,7 @@ def test_a_corrupt_shard_ends_in_its_message_and_is_not_tried_again(
     manifest = json.loads((uri / "manifest.json").read_text())
     manifest["files"][1]["sha256"] = "0" * 64  # a name that no cache holds
     (uri / "manifest.json").write_text(json.dumps(manifest))
-    began = time.monotonic()
     with pytest.raises(RecipeError, match=r"corrupt shard .*part-00001"):
         run_recipe(load_recipe(recipe_file(stages=[{"name": "first", "train": str(uri), "steps": 4}], **where)))
-    assert time.monotonic() - began < 60
+    notes = [line for line in read_record(tmp_path / "out/runs/tiny/first/record.jsonl")[0] if line["kind"] == "note"]
+    assert len(notes) == 1  # no second attempt at training
