@@ -1,6 +1,7 @@
 """The walk in this process: train, resume, stop on nan, refuse what would mislead."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -148,8 +149,6 @@ def test_two_processes_cannot_train_one_run(tmp_path):
 
 
 def test_other_classes_get_a_fresh_classifier(recipe_file, tmp_path, shards, capsys):
-    import shutil
-
     other = tmp_path / "renamed"
     shutil.copytree(shards / "voc12" / "train", other)
     manifest = json.loads((other / "manifest.json").read_text())
@@ -164,3 +163,14 @@ def test_other_classes_get_a_fresh_classifier(recipe_file, tmp_path, shards, cap
         "initialised anew: head.classify.1.weight, head.classify.1.bias, aux.classify.1.weight"
         in capsys.readouterr().out
     )
+
+
+def test_a_validation_that_counts_other_pixels_than_the_manifest_stops(recipe_file, tmp_path, shards):
+    other = tmp_path / "miscounted"
+    shutil.copytree(shards / "voc12" / "val", other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["histogram"][0] += 1
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    stage = {"name": "first", "train": "voc12/train", "val": str(other), "steps": 2}
+    with pytest.raises(RunFailed, match="each must be read exactly once"):
+        run_recipe(load_recipe(recipe_file(stages=[stage])))
