@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -25,12 +26,19 @@ def save(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
+            try:
+                torch.save({"format": FORMAT, **content}, file)
+            except RuntimeError as error:  # torch's archive writer hides what the file system said
+                raise OSError(errno.ENOSPC, f"cannot write the checkpoint ({first_line(error)})", str(path)) from error
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.door import ROOT, SetupError, check_names
 from pipelines.recipe import RecipeError, Workers
@@ -22,6 +23,7 @@ ENVIRONMENT = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
 }
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # keeps every listener of a local Ray on 127.0.0.1
+T = TypeVar("T")
 SUBMIT = "ray job submit --working-dir . -- python pipelines/voc_pretrain.py"
 
 
@@ -168,16 +170,63 @@ def size_workers(workers: Workers, *, cores: int, gpus: int, logical: float | No
 
 
 def check_workers() -> None:
-    """Look from one task at what the nodes import.
+    """Look from one task on each node at what it imports.
 
     Raises:
         SetupError: a foreign package bears one of our names there.
     """
+    if trouble := [text for text in on_each_node(names_on_worker).values() if text]:
+        raise SetupError(f"on a Ray worker: {trouble[0]}")
+
+
+def on_each_node(look: Callable[..., T], *words: Any) -> dict[str, T]:
+    """What a function returns on each node, by the node's address."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    task = ray.remote(num_cpus=0)(look)
+    answers = [task.options(scheduling_strategy=On(node, soft=False)).remote(*words) for node in nodes]
+    found = ray.get(answers)
+    return {f"{address} ({node[:8]})": answer for (node, address), answer in zip(nodes.items(), found, strict=True)}
+
+
+def check_nodes(folder: Path, tracking: str) -> None:
+    """On several nodes, what they share must be shared.
+
+    Args:
+        folder: the run's; must exist.
+        tracking: MLflow's URI.
+
+    Raises:
+        SetupError: MLflow's store is a local file, or a node does not see what this one writes to `folder`.
+    """
     import ray
 
-    trouble = ray.get(ray.remote(num_cpus=0)(names_on_worker).remote())
-    if trouble:
-        raise SetupError(f"on a Ray worker: {trouble}")
+    count = sum(node["Alive"] for node in ray.nodes())
+    if count < 2:
+        return
+    if not tracking.startswith(("http:", "https:", "databricks", "postgresql", "mysql", "mssql")):
+        raise SetupError(
+            f"the cluster has {count} nodes, and MLflow's store is the local file {tracking}: on a file system that "
+            "nodes share it breaks. Start `mlflow server` on one node, and set MLFLOW_TRACKING_URI=http://HOST:5000."
+        )
+    probe = folder / f".probe-{secrets.token_hex(8)}"
+    probe.write_text("")
+    try:
+        blind = [address for address, sees in on_each_node(sees_file, str(probe)).items() if not sees]
+    finally:
+        probe.unlink(missing_ok=True)
+    if blind:
+        raise SetupError(
+            f"{len(blind)} of {count} nodes ({', '.join(blind[:3])}) do not see {folder}: checkpoints would be lost "
+            "with a node. Set `output` to a folder on a file system that all nodes share (NFS, EFS, Lustre)."
+        )
+
+
+def sees_file(path: str) -> bool:
+    """Whether this node has the file."""
+    return os.path.exists(path)
 
 
 def names_on_worker() -> str | None:

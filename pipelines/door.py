@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 USERS = ("DataError", "RecipeError", "SetupError")  # errors whose message is written for the user
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+AFTER_FULL = "What was written before is whole; make room, and the same command goes on from there."
 OURS = ("datasets", "pipelines", "segmodels")
 
 
@@ -20,6 +23,14 @@ class SetupError(RuntimeError):
 
 class RunFailed(RuntimeError):
     """Training stopped for a reason that is no mistake in the input; the message says what is saved and what to do."""
+
+
+class Stopped(RuntimeError):
+    """Training was asked to stop, and did, with its checkpoint written; `code` is what the process ends with."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def check_names() -> None:
@@ -43,7 +54,7 @@ def check_names() -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Open a door: bad input ends in one message on stderr and exit code 2, Ctrl-C in 130."""
+    """Open a door: bad input ends in one message on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import otherwise
     try:
         check_names()
@@ -51,6 +62,9 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except Stopped as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        sys.exit(stop.code)
     except RunFailed as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -68,8 +82,12 @@ def users_message(error: BaseException | None) -> str | None:
     while error is not None and seen < 20:
         if type(error).__name__ in USERS:
             return str(error)
+        if isinstance(error, OSError) and error.errno in FULL:
+            return f"{error}. {AFTER_FULL}"
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
         seen += 1
     # An error of a Ray Data task arrives as the text of its tracebacks alone.
     found = re.search(rf"^(?:\w+\.)*(?:{'|'.join(USERS)}): (.+?)(?:\n\n|\nThe above|\Z)", str(first), re.M | re.S)
+    if found is None and (full := re.search(rf"\[Errno (?:{'|'.join(map(str, FULL))})\] .+", str(first))):
+        return f"{full[0].strip()}. {AFTER_FULL}"
     return found[1].strip() if found else None

@@ -126,7 +126,8 @@ def evaluate_here(task: dict[str, Any], rank: int = 0, world: int = 1, device: A
 
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = task["precision"] == "bf16" or (task["precision"] == "auto" and device.type == "cuda")
-    model = load_model(task).to(device, memory_format=torch.channels_last)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # as in training
+    model = load_model(task).to(device, memory_format=layout)
     return validate(
         model, task["uri"], task["inference"], device, rank, world, "bf16" if bf16 else "fp32",
         task["recipe"].inference.batch,

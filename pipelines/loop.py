@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import json
-import os
+import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from datasets.transforms import TrainView
 from pipelines import checkpoint, figures
 from pipelines.cluster import Sizes
 from pipelines.door import SetupError, check_names, users_message
-from pipelines.feed import Batch, Plan, open_shards, read_ahead, train_batches, validation_batches
-from pipelines.recipe import InferenceSpec, Recipe, Stage, to_page
-from pipelines.record import Record
+from pipelines.feed import Batch, read_ahead, train_batches, validation_batches
+from pipelines.plan import Plan, open_shards
+from pipelines.recipe import InferenceSpec, Recipe, Stage, Workers, to_page
+from pipelines.record import Record, write_text
+from pipelines.stopping import STOP, asked_to_stop
 from segmodels.inference import Inference, predict
 from segmodels.losses import Objective
 from segmodels.metrics import Confusion, scores
@@ -58,14 +61,14 @@ class Job:
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def train_stages(jobs: Sequence[Job]) -> str | None:
+def train_stages(jobs: Sequence[Job]) -> dict[str, Any]:
     """All stages of a chain on one of Ray's workers, each unless its outcome stands already.
 
     Ray restarts the workers after any exception. A fault of the input would only come again: the next attempt finds
     the note of the last and ends.
 
     Returns:
-        Why the training stopped, or None when all stages have their outcome.
+        Empty when all stages have their outcome; else `failure`, a message, or `stopped`, a signal's name, and `text`.
     """
     import ray.train
 
@@ -76,37 +79,61 @@ def train_stages(jobs: Sequence[Job]) -> str | None:
         raise SetupError(f"a worker does not see {folder}: put `output` where all nodes share a file system")
     for job in jobs:
         if note.exists():
-            return note.read_text()
+            return {"failure": note.read_text()}
         if (job.folder / OUTCOME).exists():
             continue
+        rank = ray.train.get_context().get_world_rank()
         try:
-            outcome = train(job)
+            with Pulse(job.folder / f"hang-worker{rank}.txt", job.recipe.workers) as pulse:
+                outcome = train(job, pulse)
         except Exception as error:
             if message := users_message(error):
-                write_text(note, f"stage {job.stage.name}: {message}")
+                with contextlib.suppress(OSError):  # a full disk, perhaps
+                    write_text(note, f"stage {job.stage.name}: {message}")
             raise
         if "failure" in outcome:
-            return f"stage {job.stage.name}: {outcome['failure']}"
-        if ray.train.get_context().get_world_rank() == 0:
+            return {"failure": f"stage {job.stage.name}: {outcome['failure']}"}
+        if "stopped" in outcome:
+            return outcome
+        if rank == 0:
             write_text(job.folder / OUTCOME, json.dumps(outcome))
         if dist.is_initialized():
             dist.barrier()  # nobody begins the next stage before its first weights are written
-    return None
+    return {}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+class Pulse:
+    """Ends this process when it makes no progress for `workers.hang_minutes`, the stacks of its threads in a file.
+
+    Ray replaces an ended worker, and the others with it, and the stage continues from its checkpoint. The clock runs
+    in C, outside of the interpreter's lock, so that a call that never returns is caught too.
+    """
+
+    def __init__(self, path: Path, workers: Workers) -> None:
+        self.seconds, self.path = workers.hang_minutes * 60, path
+        self.here = workers.count == 0  # in the user's own process, whose end must be explained on its screen
+
+    def __enter__(self) -> Pulse:
+        self.file = self.path.open("w")
+        self.beat()
+        return self
+
+    def beat(self) -> None:
+        """Progress: the clock starts anew."""
+        faulthandler.dump_traceback_later(self.seconds, exit=True, file=2 if self.here else self.file)
+
+    def __exit__(self, *error: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self.file.close()
+        self.path.unlink(missing_ok=True)
 
 
-def train(job: Job) -> dict[str, Any]:
+def train(job: Job, pulse: Pulse) -> dict[str, Any]:
     """One stage on one worker: read, forward, backward, step, report.
 
     Returns:
-        `{"failure": message}` where the loss stopped being finite, else the stage's results; equal on all workers
-        but for what rank 0 alone measures.
+        `{"failure": message}` where the loss stopped being finite, `{"stopped": signal, "text": …}` after SIGTERM or
+        Ctrl-C, else the stage's results; equal on all workers but for what rank 0 alone measures.
     """
     import ray.train
     import ray.train.torch
@@ -130,12 +157,13 @@ def train(job: Job) -> dict[str, Any]:
     plan = dataclasses.replace(make_plan(job), world=world, rank=rank, start=state["step"])
     record = Record(job.folder / "record.jsonl") if rank == 0 else None
     meter = Meter(device, recipe.batch, state)
+    stop = job.folder.parent / STOP
     validations = validation_steps(job)
 
     def score(step: int) -> None:
         """Validate, record, and keep the weights when they are the best so far."""
         share_buffers(model, world)
-        counts = validate(model, str(job.val), inference, device, rank, world, precision, validation.batch)
+        counts = validate(model, str(job.val), inference, device, rank, world, precision, validation.batch, pulse.beat)
         result = scores(torch.from_numpy(counts))
         state["before"] = result.miou if step == 0 else state["before"]
         state["after"], best = result.miou, result.miou > state["best"]
@@ -170,14 +198,15 @@ def train(job: Job) -> dict[str, Any]:
         record.add("note", step, text=f"continues from its checkpoint at step {step}" if step else note)
     if job.val and state["step"] == 0 and state["before"] is None:
         score(0)
-    model.train()
+    train_mode(model, recipe)
     feed = train_batches(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus)
     for step, batch in enumerate(meter.waiting(feed), start=plan.start):
+        pulse.beat()
         torch.manual_seed(hash((recipe.seed, step, rank)) & 0x7FFFFFFF)  # dropout needs no state in checkpoints
         factor = poly(step, job.steps, power=recipe.optim.power, warmup=warmup_of(job))
         set_lr(optimizer, factor)
         batch = batch.to(device, layout)
-        labelled = count_labelled(batch.mask, world)
+        labelled, asked = over_workers(count_labelled(batch.mask), asked_to_stop(stop) if rank == 0 else 0, world)
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for part, last in micro_batches(batch, micro):
@@ -185,13 +214,15 @@ def train(job: Job) -> dict[str, Any]:
                 outputs = net(part.image)
             loss, _ = objective(outputs, part.mask)
             # Mean over the labelled pixels of the GLOBAL batch: DDP averages, so each worker scales by their number.
-            loss = loss * (count_labelled(part.mask, 1) / labelled * world)
+            loss = loss * (count_labelled(part.mask) / labelled * world)
             loss.backward()
             total += loss.detach() / world
         optimizer.step()
         meter.add(total)
         done = step + 1
         log_now, val_now = done % recipe.log_every == 0 or done == job.steps, done in validations
+        # on CPUs alone: on a GPU, looking at it would wait for the step
+        ending = (log_now or val_now or device.type == "cpu") and bool(asked) and done < job.steps
         if log_now or val_now:
             losses = meter.losses(world)
             if bad := [i for i, value in enumerate(losses) if not np.isfinite(value)]:
@@ -202,9 +233,13 @@ def train(job: Job) -> dict[str, Any]:
                            **meter.rates(done, job.steps))  # fmt: skip
             if val_now:
                 score(done)
-                model.train()
-            if val_now or done == job.steps or meter.due(recipe.checkpoint_minutes):
+                train_mode(model, recipe)
+            if val_now or done == job.steps or (meter.due(recipe.checkpoint_minutes) and not ending):
                 keep(done)
+        if ending:
+            if not val_now:
+                keep(done)
+            return stopped(record, signal.Signals(int(asked)).name, stage.name, done)
     if record:
         record.close()
     return {k: state[k] for k in ("step", "before", "after", "best", "best_step")} | {"images_per_s": meter.overall()}
@@ -263,7 +298,8 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     """Continue from the newest checkpoint of the stage; the state of a fresh stage where there is none."""
     found = checkpoint.newest(folder / "checkpoints")
     if found is None:
-        return {"step": 0, "before": None, "after": None, "best": -1.0, "best_step": -1, "seconds": 0.0, "images": 0}
+        return {"step": 0, "before": None, "after": None, "best": -1.0, "best_step": -1, "seconds": 0.0, "images": 0,
+                "losses": []}  # fmt: skip
     model.load_state_dict(found["model"])
     optimizer.load_state_dict(found["optimizer"])
     return dict(found["state"])
@@ -300,6 +336,15 @@ def share_buffers(model: nn.Module, world: int) -> None:
             dist.broadcast(buffer, 0)
 
 
+def train_mode(model: Segmentor, recipe: Recipe) -> None:
+    """Training mode; with `optim.freeze_norm` batch norms keep their running statistics and normalise by them."""
+    model.train()
+    if recipe.optim.freeze_norm:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
 def make_plan(job: Job) -> Plan:
     """The stage's stream of samples, as one worker of one sees it."""
     view = TrainView(**dataclasses.asdict(job.recipe.view))
@@ -325,12 +370,26 @@ def synchronise(net: nn.Module, last: bool) -> contextlib.AbstractContextManager
     return contextlib.nullcontext() if last or not hasattr(net, "no_sync") else net.no_sync()  # type: ignore[operator]
 
 
-def count_labelled(mask: Tensor, world: int) -> Tensor:
-    """Labelled pixels, over all workers where `world` is above 1; at least 1, and never a host sync."""
-    count = (mask != 255).sum().float()
+def count_labelled(mask: Tensor) -> Tensor:
+    """Labelled pixels, on the device."""
+    return (mask != 255).sum().float()
+
+
+def over_workers(labelled: Tensor, asked: int, world: int) -> tuple[Tensor, Tensor]:
+    """Labelled pixels of all workers, at least 1, and the signal that asked rank 0 to stop, or 0; never a host sync."""
+    both = torch.stack([labelled, torch.full_like(labelled, asked)])
     if world > 1:
-        dist.all_reduce(count)
-    return count.clamp(min=1.0)
+        dist.all_reduce(both)
+    return both[0].clamp(min=1.0), both[1]
+
+
+def stopped(record: Record | None, name: str, stage: str, step: int) -> dict[str, Any]:
+    """Note the end by a signal; returns it as the stage's outcome."""
+    text = f"stopped in stage {stage} at step {step}, its checkpoint written"
+    if record:
+        record.add("note", step, text=f"{name}: {text}")
+        record.close()
+    return {"stopped": name, "text": text}
 
 
 def validation_steps(job: Job) -> set[int]:
@@ -365,6 +424,7 @@ def validate(
     world: int,
     precision: str,
     batch: int = 8,
+    beat: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Confusion counts int64 (K, K), rows truth, of ALL rows of the shards, summed over the workers.
 
@@ -387,6 +447,7 @@ def validate(
             part = part.to(device, channels_last=device.type == "cuda")
             confusion.update(predict(model, part.image, inference).argmax(1), part.mask)
             rows += len(part.mask)
+            beat()
     torch.set_num_threads(threads)
     counts = torch.cat([confusion.counts.flatten(), torch.tensor([rows], device=device)])
     if world > 1:
@@ -422,7 +483,7 @@ class Meter:
 
     def __init__(self, device: torch.device, batch: int, state: dict[str, Any]) -> None:
         self.device, self.batch = device, batch
-        self.kept: list[Tensor] = []
+        self.kept = [torch.tensor(value, device=device) for value in state["losses"]]  # of steps not logged yet
         self.seconds, self.images = state["seconds"], state["images"]
         self.saved = time.monotonic()
         self.restart()
@@ -477,8 +538,8 @@ class Meter:
         return self.images / self.seconds if self.seconds else 0.0
 
     def store(self, state: dict[str, Any]) -> None:
-        """Carry the sums over a resume."""
-        state.update(seconds=self.seconds, images=self.images)
+        """Carry the sums over a resume; losses not logged yet are read from the device."""
+        state.update(seconds=self.seconds, images=self.images, losses=[float(loss) for loss in self.kept])
 
     def due(self, minutes: float) -> bool:
         """Whether the last checkpoint is older than `minutes`."""

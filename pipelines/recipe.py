@@ -36,7 +36,10 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Optim:
-    """SGD. `lr` is the trunk's rate; head and aux run at `lr * head_lr_scale`. `warmup` in steps."""
+    """SGD. `lr` is the trunk's rate; head and aux run at `lr * head_lr_scale`. `warmup` in steps.
+
+    `freeze_norm`: batch norms keep their running statistics and normalise by them (finetuning with few images).
+    """
 
     lr: float = 0.01
     momentum: float = 0.9
@@ -46,6 +49,7 @@ class Optim:
     power: float = 0.9
     warmup: int = 0
     head_lr_scale: float = 10.0
+    freeze_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Workers:
     `micro_batch`: most images that one worker holds at once; gradients accumulate up to the global batch.
     `channels_last`: null means on GPUs; dilated convolutions on CPUs are many times slower with it.
     `feed_tasks`: Ray Data tasks (or loader processes) that decode for each worker. `max_failures`: restarts.
+    `hang_minutes`: a worker without progress for so long is ended and replaced; above the longest compilation.
     """
 
     count: int | None = None
@@ -109,6 +114,7 @@ class Workers:
     micro_batch: int | None = None
     feed_tasks: int | None = None
     max_failures: int = 3
+    hang_minutes: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -310,7 +316,31 @@ def check(recipe: Recipe) -> None:
     demand(recipe.aux is None or "name" in recipe.aux, "aux lacks its name, e.g. {name: fcn, stage: 3}")
     demand((recipe.workers.count or 0) >= 0, f"workers.count = {recipe.workers.count}: 0 or more, or null")
     demand((recipe.workers.micro_batch or 1) >= 1, "workers.micro_batch: 1 or more, or null")
+    demand(recipe.workers.hang_minutes > 0, f"workers.hang_minutes = {recipe.workers.hang_minutes}: above 0")
+    places = [recipe.data, recipe.tracking, recipe.backbone.weights]
+    places += [uri for stage in recipe.stages for uri in (stage.train, stage.val)]
+    for place in places:
+        demand(
+            not holds_secret(place),
+            f"{hide_secret(str(place))} holds a user or password, which would be logged. {CURE}",
+        )
     demand(recipe.log_every >= 1 and recipe.keep_last >= 1, "log_every and keep_last must be 1 or more")
+
+
+CURE = (
+    "Leave it out of the address, and set the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+)
+
+
+def holds_secret(uri: str | None) -> bool:
+    """Whether a URI has a user or password before its host."""
+    return bool(uri and "://" in uri and "@" in uri.split("://", 1)[1].split("/", 1)[0])
+
+
+def hide_secret(uri: str) -> str:
+    """The URI without what stands before its host."""
+    return re.sub(r"://[^/]*@", "://***@", uri)
 
 
 def to_page(recipe: Recipe) -> dict[str, Any]:

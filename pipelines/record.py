@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,13 @@ class Record:
 
     def close(self) -> None:
         self.file.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename: the file is whole or as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def read_record(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

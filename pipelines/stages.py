@@ -7,22 +7,25 @@ import dataclasses
 import functools
 import json
 import pickle
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
-import yaml
 
 from pipelines import checkpoint
-from pipelines.cluster import Sizes, machine, quiet, ray_cluster
-from pipelines.door import RunFailed, SetupError, users_message
+from pipelines.cluster import Sizes, check_nodes, machine, quiet, ray_cluster
+from pipelines.door import RunFailed, Stopped, users_message
 from pipelines.loop import FAULT, OUTCOME, Job, inference_of
 from pipelines.preflight import Leg, check_model, check_share, localise, meta_model_of, plan_legs
-from pipelines.recipe import Recipe, RecipeError, computed_part, flatten, to_yaml
-from pipelines.tracking import Part, Tracker
+from pipelines.recipe import Recipe, RecipeError, flatten
+from pipelines.record import write_text
+from pipelines.runs import Timeline, finished, keep_recipe, locked, settle, table
+from pipelines.screen import Part, shown
+from pipelines.stopping import in_thread, stoppable
+from pipelines.tracking import System, Tracker, default_uri
 from segmodels.cost import card, measure
 from segmodels.inference import protocol
 
@@ -37,31 +40,43 @@ def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:
 
     Raises:
         RecipeError, DataError, SetupError: bad input, found before a worker starts.
-        RunFailed: the training stopped.
+        RunFailed: the training failed.
+        Stopped: SIGTERM or Ctrl-C ended it, resumable.
     """
     output = Path(recipe.output).expanduser().resolve()
     folder = output / "runs" / str(recipe.name)
+    timeline = Timeline()
     check_model(recipe)
-    with locked(folder):
+    with locked(folder), contextlib.ExitStack() as session:
         settle(recipe, folder)
         if results := finished(recipe, folder):
             print(f"run {recipe.name} is finished, nothing to do; `name=OTHER` trains anew. It lies in {folder}")
             print(table(recipe, results))
             return results
-        legs = None if recipe.data == SAMPLE else plan_legs(recipe, recipe.data)
+        with timeline.part("checks of the shards"):
+            legs = None if recipe.data == SAMPLE else plan_legs(recipe, recipe.data)
         needs_ray = not (recipe.workers.count == 0 and recipe.feed == "torch" and legs)
-        with ray_cluster(recipe.workers, store_bytes(recipe)) if needs_ray else alone() as sizes:
-            if legs is None:
-                from pipelines.prepare import sample_shards
+        with timeline.part("start of Ray"):
+            sizes = session.enter_context(ray_cluster(recipe.workers, store_bytes(recipe)) if needs_ray else alone())
+        if legs is None:
+            from pipelines.prepare import sample_shards
 
+            with timeline.part("the sample and its shards"):
                 legs = plan_legs(recipe, str(sample_shards(output)))
+        with timeline.part("checks of the cluster"):
             check_share(recipe, sizes)
             localise(recipe.backbone.weights, output)
+            if needs_ray:
+                check_nodes(folder, recipe.tracking or default_uri(output))
             keep_recipe(recipe, folder)
+        with timeline.part("MLflow"):
             tracker = Tracker(recipe, output, folder)
+        with timeline.part("training"):
             run_legs(recipe, legs, folder, sizes, tracker)
-            results = finished(recipe, folder)
-        tracker.end(tracker.state["parent"], "FINISHED")
+        results = finished(recipe, folder)
+        with timeline.part("end of Ray"):
+            session.close()
+        timeline.write(folder)
     print(table(recipe, results))
     print(f"\nLook at it:  {tracker.ui_command()}")
     return results
@@ -72,55 +87,6 @@ def alone() -> Iterator[Sizes]:
     """This process only, without a Ray session."""
     quiet()
     yield Sizes(0, int(torch.cuda.is_available()), 1.0, 0, 1.0)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run's folder for this process.
-
-    Raises:
-        SetupError: it cannot be written, or another process trains into it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / ".lock", timeout=0):
-            yield
-    except filelock.Timeout:
-        raise SetupError(f"another process trains in {folder}; wait for it, or give this run its own name=…") from None
-    except PermissionError as error:
-        raise SetupError(f"cannot write to {folder}: {error}. Give another place: output=DIR") from None
-
-
-def settle(recipe: Recipe, folder: Path) -> None:
-    """Make sure that the run in the folder, if there is one, computes the same as this recipe.
-
-    Raises:
-        RecipeError: the folder belongs to another recipe.
-    """
-    path = folder / "recipe.yaml"
-    if not path.exists():
-        return
-    page = yaml.safe_load(path.read_text())
-    own = computed_part(recipe)
-    before, now = flatten({k: page.get(k) for k in own}), flatten(own)
-    if differ := sorted(k for k in before | now if before.get(k) != now.get(k)):
-        shown = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in differ[:5])
-        raise RecipeError(f"the run {recipe.name} in {folder} has another recipe ({shown}). Choose name=OTHER.")
-
-
-def keep_recipe(recipe: Recipe, folder: Path) -> None:
-    """Write the resolved recipe beside the run, once nothing stands against starting it."""
-    path = folder / "recipe.yaml"
-    if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(to_yaml(recipe))
-        temporary.replace(path)
-
-
-def finished(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
-    """Results of all stages when all are done, else nothing."""
-    files = [folder / stage.name / "done.json" for stage in recipe.stages]
-    return [json.loads(file.read_text()) for file in files] if all(file.exists() for file in files) else []
 
 
 def store_bytes(recipe: Recipe) -> int:
@@ -137,19 +103,23 @@ def run_legs(recipe: Recipe, legs: Sequence[Leg], folder: Path, sizes: Sizes, tr
         RecipeError: a worker found its input at fault.
         RunFailed: the workers failed for good, or the loss stopped being finite.
     """
-    jobs, parts = [], []
+    jobs, parts, system = [], [], System()
     for index, leg in enumerate(legs):
         place = folder / leg.stage.name
         if (place / "done.json").exists():
             print(f"{leg.stage.name:>18}  is finished, not run again")
             continue
+        place.mkdir(exist_ok=True)
         weights, digest = localise(recipe.backbone.weights, tracker.output) if index == 0 else (None, None)
         initial = last_checkpoint(folder, legs[index - 1]) if index else None
         jobs.append(make_job(recipe, leg, place, sizes, weights, initial))
-        finish = functools.partial(finish_leg, recipe, leg, folder, tracker)
-        about_leg = about(recipe, leg, digest)
-        parts.append(Part(leg.stage.name, place / "record.jsonl", place / OUTCOME, about_leg, finish))
-    with tracker.follow(parts):
+        facts = about(recipe, leg, digest)
+        write_text(place / "about.json", json.dumps(facts))
+        finish = functools.partial(finish_leg, recipe, leg, folder)
+        sample = functools.partial(system.sample, place / "system.jsonl")
+        parts.append(Part(place, place / OUTCOME, facts, finish, sample))
+    tracker.resume()
+    with tracker.sending([part.folder for part in parts]), shown(parts):
         fit(jobs, folder)
 
 
@@ -162,8 +132,8 @@ def make_job(recipe: Recipe, leg: Leg, place: Path, sizes: Sizes, weights: str |
     )  # fmt: skip
 
 
-def finish_leg(recipe: Recipe, leg: Leg, folder: Path, tracker: Tracker) -> None:
-    """Turn a stage's outcome into its result: uploaded, then written as done.json, which ends it for good."""
+def finish_leg(recipe: Recipe, leg: Leg, folder: Path) -> None:
+    """Turn a stage's outcome into its result, done.json, which ends it for good."""
     place = folder / leg.stage.name
     outcome = json.loads((place / OUTCOME).read_text())
     best = place / "best.pt" if leg.val else None
@@ -172,13 +142,9 @@ def finish_leg(recipe: Recipe, leg: Leg, folder: Path, tracker: Tracker) -> None
         "val_rows": leg.val.rows if leg.val else None, "miou_before": outcome["before"], "miou": outcome["after"],
         "best": outcome["best"] if leg.val else None, "best_step": outcome["best_step"] if leg.val else None,
         "images_per_s": outcome["images_per_s"], "checkpoint": str(last_checkpoint(folder, leg)),
-        "best_checkpoint": str(best) if best else None, "protocol": how(recipe),
+        "best_checkpoint": str(best) if best else None, "protocol": how(recipe), "time": int(time.time() * 1000),
     }  # fmt: skip
-    numbers = {"mIoU": outcome["after"] * 100, "mIoU_before": outcome["before"] * 100} if leg.val else {}
-    tracker.finish_stage(leg.stage.name, best or last_checkpoint(folder, leg), numbers)
-    temporary = place / "done.tmp"
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(place / "done.json")
+    write_text(place / "done.json", json.dumps(result, indent=1))
 
 
 def last_checkpoint(folder: Path, leg: Leg) -> Path:
@@ -224,11 +190,12 @@ def fit(jobs: Sequence[Job], folder: Path) -> None:
     Raises:
         RecipeError: a worker found its input at fault.
         RunFailed: it failed for good, or the loss stopped being finite.
+        Stopped: SIGTERM or Ctrl-C; a checkpoint was written first.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    def enter(config: dict[str, Any]) -> str | None:
+    def enter(config: dict[str, Any]) -> dict[str, Any]:
         from pipelines.loop import train_stages  # in the worker: Ray's controller need not load the models too
 
         return train_stages(pickle.loads(config["jobs"]))
@@ -249,43 +216,23 @@ def fit(jobs: Sequence[Job], folder: Path) -> None:
             failure_config=ray.train.FailureConfig(max_failures=failures),
         ),
     )
-    try:
-        failure: str | None = trainer.fit().return_value  # type: ignore[attr-defined]
-    except Exception as error:
-        causes = [error, *getattr(error, "worker_failures", {}).values()]
-        if fault := next(filter(None, map(users_message, causes)), None):
-            raise RecipeError(fault) from None
-        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n")
-        first = str(error).strip().splitlines()
-        raise RunFailed(
-            f"training failed: {first[-1] if first else type(error).__name__}. The whole error stands in "
-            f"{folder / 'error.txt'}; the same command continues from the last checkpoint."
-        ) from error
+    with stoppable(folder):
+        try:
+            ended: dict[str, Any] = in_thread(trainer.fit).return_value or {}  # type: ignore[attr-defined]
+        except Exception as error:
+            causes = [error, *getattr(error, "worker_failures", {}).values()]
+            if fault := next(filter(None, map(users_message, causes)), None):
+                raise RecipeError(fault) from None
+            write_text(folder / "error.txt", f"{type(error).__name__}: {error}\n")
+            first = str(error).strip().splitlines()
+            raise RunFailed(
+                f"training failed: {first[-1] if first else type(error).__name__}. The whole error stands in "
+                f"{folder / 'error.txt'}; the same command continues from the last checkpoint."
+            ) from error
     if (folder / FAULT).exists():
         raise RecipeError((folder / FAULT).read_text())
-    if failure:
-        raise RunFailed(failure)
-
-
-def table(recipe: Recipe, results: list[dict[str, Any]]) -> str:
-    """The results for people: rows, steps, mIoU before and after with its protocol, speed, checkpoint."""
-
-    def percent(value: float | None) -> str:
-        return "–" if value is None else f"{value * 100:.2f}"
-
-    head = ["stage", "rows trained on", "steps", "val rows", "mIoU before", "mIoU after", "images/s", "checkpoint"]
-    rows = [
-        [r["stage"], str(r["rows"]), str(r["steps"]), str(r["val_rows"] or "–"), percent(r["miou_before"]),
-         percent(r["miou"]), f"{r['images_per_s']:.1f}", r["checkpoint"]]
-        for r in results
-    ]  # fmt: skip
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    lines.append(
-        f"mIoU in percent, of the stage's last weights on every val row, {results[0]['protocol']}, from one confusion "
-        "matrix over the split; – where the stage has no rows that it may be scored on."
-    )
-    return "\n" + "\n".join(lines)
+    if "stopped" in ended:
+        code = getattr(signal, ended["stopped"]).value + 128
+        raise Stopped(f"{ended['stopped']}: {ended['text']}; the same command continues from there", code)
+    if "failure" in ended:
+        raise RunFailed(ended["failure"])

@@ -1,8 +1,8 @@
 """MLflow, and the only importer of it: a parent run per chain, a child per stage, fed from the local record.
 
-The record (record.jsonl) is the truth. A `Follower` in the driver reads it while the workers write, prints progress
-and sends it on; how far it sent is kept in the run's folder. So a resumed run continues the same MLflow runs without
-a doubled step, and a server that was away is caught up with.
+The record (record.jsonl) is the truth. A `Sender` in the driver reads it while the workers write and sends it on; how
+far it sent is kept in the run's folder. So a resumed run continues the same MLflow runs without a doubled step, a
+server that was away is caught up with, and `python -m pipelines.replay` sends what it did not come back for.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipelines import figures
-from pipelines.door import ROOT, SetupError
-from pipelines.recipe import Recipe, flatten, to_page, to_yaml
-from pipelines.record import read_record
+from pipelines.door import ROOT, SetupError, Stopped
+from pipelines.recipe import CURE, Recipe, flatten, hide_secret, holds_secret, to_page, to_yaml
+from pipelines.record import read_record, write_text
 
 POLL_S = 0.5
+RETRY_S = 15.0  # while the server is away
+SYSTEM_S = 5.0
+RECORDS = ("record.jsonl", "system.jsonl")
 PARAM_CHARS = 6000  # MLflow cuts longer values silently; whole values stand in recipe.yaml
 METRICS = {
     "train": {"loss": "train/loss", "lr": "train/lr", "epoch": "train/epoch", "images_per_s": "speed/images_per_s",
@@ -43,36 +46,44 @@ def default_uri(output: Path) -> str:
 class Tracker:
     """The MLflow runs of one chain. Creating them fails early; what comes later never stops a training."""
 
-    def __init__(self, recipe: Recipe, output: Path, folder: Path) -> None:
-        """Find the runs of `folder` (a resume) or create the parent.
+    def __init__(self, recipe: Recipe, output: Path, folder: Path, uri: str | None = None) -> None:
+        """Find the runs of `folder` (a resume, a replay) or create the parent.
+
+        Args:
+            recipe: the chain's.
+            output: where the default store and the artifacts of a local one lie.
+            folder: the run's.
+            uri: the tracking server, if not the recipe's, the environment's or the default.
 
         Raises:
             SetupError: the tracking server does not answer.
         """
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        # a server that is away should cost seconds: the record keeps everything, and the next try comes soon
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         import mlflow
 
         for name in ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.uri = recipe.tracking or default_uri(output)
-        self.recipe, self.output, self.path = recipe, output, folder / "mlflow.json"
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        self.uri = uri or recipe.tracking or default_uri(output)
+        if holds_secret(self.uri):
+            raise SetupError(f"MLflow's address {hide_secret(self.uri)} holds a user or password. {CURE}")
+        self.recipe, self.output, self.folder, self.path = recipe, output, folder, folder / "mlflow.json"
         known = json.loads(self.path.read_text()) if self.path.exists() else {}
-        fresh: dict[str, Any] = {"uri": self.uri, "stages": {}, "sent": {}}
+        fresh: dict[str, Any] = {"uri": self.uri, "stages": {}, "sent": {}, "ended": []}
         self.state: dict[str, Any] = known if known.get("uri") == self.uri else fresh
         try:
             self.client = mlflow.MlflowClient(tracking_uri=self.uri)
             if "parent" not in self.state:
                 self.experiment = self.find_experiment()
                 self.state["parent"] = self.create(str(recipe.name), {}, flatten(to_page(recipe)))
-                self.client.log_text(self.state["parent"], to_yaml(recipe), "recipe.yaml")
                 self.save()
             else:
                 self.experiment = self.client.get_run(self.state["parent"]).info.experiment_id
-                self.client.update_run(self.state["parent"], "RUNNING")
         except Exception as error:
             raise SetupError(
-                f"MLflow at {self.uri} cannot be used: {str(error).splitlines()[0]} Start the server, or unset "
+                f"MLflow at {self.uri} cannot be used: {first_line(error)} Start the server, or unset "
                 "MLFLOW_TRACKING_URI (and the recipe's `tracking`) to log into a local sqlite file."
             ) from error
 
@@ -86,72 +97,119 @@ class Tracker:
         return self.client.create_experiment(self.recipe.experiment, artifact_location=place)
 
     def create(self, name: str, tags: dict[str, str], params: dict[str, Any]) -> str:
-        """A new run; returns its id."""
+        """A new run with its parameters; those that MLflow would cut are kept whole in params.json. Returns its id."""
         from mlflow.entities import Param
 
-        run = self.client.create_run(self.experiment, run_name=name, tags=tags | git_tags())
-        values = [Param(key, str(value)[:PARAM_CHARS]) for key, value in params.items()]
+        run = self.client.create_run(self.experiment, run_name=name, tags=tags | git_tags()).info.run_id
+        texts = {key: str(value) for key, value in params.items()}
+        values = [Param(key, cut(text)) for key, text in texts.items()]
         for first in range(0, len(values), 100):
-            self.client.log_batch(run.info.run_id, params=values[first : first + 100])
-        return run.info.run_id
+            self.client.log_batch(run, params=values[first : first + 100])
+        if any(len(text) > PARAM_CHARS for text in texts.values()):
+            self.client.log_dict(run, texts, "params.json")
+        if not tags:
+            self.client.log_text(run, to_yaml(self.recipe), "recipe.yaml")
+        return run
 
     def save(self) -> None:
         """Keep run ids and offsets beside the run."""
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.state, indent=1))
-        temporary.replace(self.path)
+        write_text(self.path, json.dumps(self.state, indent=1))
 
-    def open_stage(self, stage: str, params: dict[str, Any], tags: dict[str, str]) -> str:
-        """Id of the stage's run, a child of the chain's; the same one after a resume."""
-        if stage not in self.state["stages"]:
-            tags = tags | {"mlflow.parentRunId": self.state["parent"]}
-            self.state["stages"][stage] = self.create(f"{self.recipe.name}/{stage}", tags, params)
+    def run_of(self, place: Path) -> str:
+        """Id of a stage's run, a child of the chain's; created where it is missing, the same one after a resume."""
+        if place.name not in self.state["stages"]:
+            about = read_about(place)
+            tags = about["tags"] | {"mlflow.parentRunId": self.state["parent"]}
+            self.state["stages"][place.name] = self.create(f"{self.recipe.name}/{place.name}", tags, about["params"])
             self.save()
-        else:
-            self.client.update_run(self.state["stages"][stage], "RUNNING")
-        return self.state["stages"][stage]
+        return self.state["stages"][place.name]
+
+    def deliver(self, place: Path) -> None:
+        """Send what MLflow does not have yet of the stage in the folder `place`; what arrived is not sent again.
+
+        A point that is sent twice all the same, since the driver died before it took note, has the same time, step and
+        value, and MLflow keeps it once.
+        """
+        run = self.run_of(place)
+        for name in RECORDS:
+            lines, end = read_record(place / name, self.sent(place, name))
+            if lines:
+                send_lines(self.client, run, place.name, lines, read_about(place))
+                self.state["sent"][f"{place.name}/{name}"] = end
+                self.save()
+        if (place / "done.json").exists() and place.name not in self.state["ended"]:
+            self.deliver_end(place, run)
+            self.state["ended"].append(place.name)
+            self.save()
+
+    def deliver_end(self, place: Path, run: str) -> None:
+        """Upload a finished stage's checkpoint, put its numbers on the parent, end its run."""
+        from mlflow.entities import Metric
+
+        done = json.loads((place / "done.json").read_text())
+        self.client.log_artifact(run, done["best_checkpoint"] or done["checkpoint"], "checkpoint")
+        scores = {"mIoU": done["miou"], "mIoU_before": done["miou_before"]} if done["val_rows"] else {}
+        points = [Metric(f"{place.name}/{key}", value * 100, done["time"], 0) for key, value in scores.items()]
+        self.client.log_batch(self.state["parent"], metrics=points)
+        self.client.set_terminated(run, "FINISHED", end_time=done["time"])
+
+    def undelivered(self) -> list[str]:
+        """Stages of which MLflow lacks something."""
+        return [
+            place.name
+            for place in (self.folder / stage.name for stage in self.recipe.stages)
+            if any(read_record(place / name, self.sent(place, name))[0] for name in RECORDS)
+            or ((place / "done.json").exists() and place.name not in self.state["ended"])
+        ]
+
+    def sent(self, place: Path, name: str) -> int:
+        """Bytes of a stage's record that MLflow has."""
+        return self.state["sent"].get(f"{place.name}/{name}", 0)
 
     @contextlib.contextmanager
-    def follow(self, parts: Sequence[Part]) -> Iterator[None]:
-        """Print and send the records of the stages, one after the other, while the body trains them."""
-        follower = Follower(self, parts)
-        follower.start()
+    def sending(self, places: Sequence[Path]) -> Iterator[None]:
+        """Send the stages in these folders while the body trains them; their runs end as the body does."""
+        sender = Sender(self, places)
+        sender.start()
         status = "FAILED"
         try:
             yield
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             status = "KILLED"
             raise
         finally:
-            follower.stop(status)
-            if status != "FINISHED":
-                self.end(self.state["parent"], status)
-        if follower.error:
-            raise follower.error
+            sender.stop()
+            self.settle(status)
 
-    def finish_stage(self, stage: str, checkpoint: Path | None, numbers: dict[str, float]) -> None:
-        """Upload the checkpoint, put the final numbers on the parent, end the stage's run."""
-        run = self.state["stages"][stage]
-        with self.tolerate("uploading the checkpoint"):
-            if checkpoint:
-                self.client.log_artifact(run, str(checkpoint), "checkpoint")
-            for key, value in numbers.items():
-                self.client.log_metric(self.state["parent"], f"{stage}/{key}", value)
-        self.end(run, "FINISHED")
-
-    def end(self, run: str, status: str) -> None:
-        """Set a run's final status."""
-        with self.tolerate("ending a run"):
-            self.client.set_terminated(run, status)
-
-    @contextlib.contextmanager
-    def tolerate(self, doing: str) -> Iterator[None]:
-        """A tracking server that fails costs a line on the screen, never the training."""
+    def settle(self, status: str) -> None:
+        """Set the final status of the chain's run and of stages that did not finish; say what is still to be sent."""
         try:
-            yield
+            for name, run in self.state["stages"].items():
+                if name not in self.state["ended"] and status != "FINISHED":
+                    self.client.set_terminated(run, status)
+            self.client.set_terminated(self.state["parent"], status)
         except Exception as error:
-            print(f"warning: MLflow at {self.uri}, {doing}: {str(error).splitlines()[0]}", file=sys.stderr)
+            self.warn("ending the runs", error)
+        if missing := self.undelivered():
+            print(
+                f"warning: MLflow at {self.uri} lacks parts of {', '.join(missing)}; nothing is lost: when it is back, "
+                f"send them with\n  python -m pipelines.replay {self.folder}",
+                file=sys.stderr,
+            )
+
+    def resume(self) -> None:
+        """Mark the chain's run, and those of its unfinished stages, as running."""
+        try:
+            names = [name for name in self.state["stages"] if name not in self.state["ended"]]
+            for run in [self.state["parent"], *(self.state["stages"][name] for name in names)]:
+                self.client.update_run(run, "RUNNING")
+        except Exception as error:
+            self.warn("resuming the runs", error)
+
+    def warn(self, doing: str, error: Exception) -> None:
+        """A tracking server that fails costs a line on the screen, never the training."""
+        print(f"warning: MLflow at {self.uri}, {doing}: {first_line(error)}", file=sys.stderr, flush=True)
 
     def ui_command(self) -> str:
         """The line that opens the MLflow page."""
@@ -160,147 +218,114 @@ class Tracker:
         return f"uv run mlflow ui --backend-store-uri {self.uri}"
 
 
-@dataclass(frozen=True)
-class Part:
-    """A stage to follow: its record, the file that ends it, and what to do then.
+class Sender(threading.Thread):
+    """Delivers stages to MLflow as they grow; tries again every `RETRY_S` while the server is away."""
 
-    `about` holds what tables and pictures need: `classes`, `protocol`, `steps`, `params`, `tags`.
-    """
-
-    stage: str
-    record: Path
-    outcome: Path
-    about: dict[str, Any]
-    finish: Callable[[], None]
-
-
-class Follower(threading.Thread):
-    """Reads the stages' records as they grow: each line goes to the screen once, and to MLflow once."""
-
-    def __init__(self, tracker: Tracker, parts: Sequence[Part]) -> None:
-        super().__init__(name="follower", daemon=True)
-        self.tracker, self.parts = tracker, parts
-        # what stands in a record before this training was shown by the one before it
-        self.seen = {part.stage: part.record.stat().st_size if part.record.exists() else 0 for part in parts}
+    def __init__(self, tracker: Tracker, places: Sequence[Path]) -> None:
+        super().__init__(name="mlflow-sender", daemon=True)
+        self.tracker, self.places = tracker, places
         self.ending = threading.Event()
-        self.status = "FAILED"  # of a stage that is not finished when the training ends
-        self.error: Exception | None = None
+        self.away = False
 
     def run(self) -> None:
-        try:
-            for part in self.parts:
-                if not self.follow_part(part):
-                    return
-        except Exception as error:  # raised again in the driver's own thread
-            self.error = error
+        while not self.ending.wait(RETRY_S if self.away else POLL_S):
+            self.deliver()
+        self.deliver()
 
-    def stop(self, status: str) -> None:
+    def deliver(self) -> None:
+        """All stages that have begun, in their order."""
+        try:
+            for place in self.places:
+                if (place / "record.jsonl").exists():
+                    self.tracker.deliver(place)
+        except Exception as error:  # whatever a client can raise
+            if not self.away:
+                self.tracker.warn("sending", error)
+                print("  training goes on; the record keeps everything and is sent when it is back", file=sys.stderr)
+            self.away = True
+        else:
+            if self.away:
+                print(f"MLflow at {self.tracker.uri} is back and has everything", file=sys.stderr)
+            self.away = False
+
+    def stop(self) -> None:
         """Take what is still there, then end."""
-        self.status = status
         self.ending.set()
         self.join()
 
-    def follow_part(self, part: Part) -> bool:
-        """Follow one stage to its end; whether it was finished."""
+
+def send_lines(client: Any, run: str, stage: str, lines: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """Metrics of a record's lines in batches, then pictures and tables of each validation."""
+    from mlflow.entities import Metric
+
+    metrics = []
+    for line in lines:
+        values = {METRICS[line["kind"]][k]: v for k, v in line.items() if k in METRICS.get(line["kind"], {})}
+        if line["kind"] == "system":
+            values = {f"system/{k}": v for k, v in line["values"].items()}
+        if line["kind"] == "val":
+            values |= {f"val/IoU/{name}": v for name, v in zip(about["classes"], line["iou"], strict=True)}
+            values = {k: v * 100 for k, v in values.items() if v == v}  # percent; absent classes have none
+        metrics += [Metric(k, float(v), line["time"], line["step"]) for k, v in values.items()]
+    for first in range(0, len(metrics), 1000):
+        client.log_batch(run, metrics=metrics[first : first + 1000])
+    for line in lines:
+        if line["kind"] == "val":
+            send_validation(client, run, stage, line, about)
+
+
+def send_validation(client: Any, run: str, stage: str, line: dict[str, Any], about: dict[str, Any]) -> None:
+    """Overlays, confusion matrix and IoU bars of one validation."""
+    classes, step = about["classes"], f"step-{line['step']:08d}"
+    how = f"{line['rows']} rows, {about['protocol']}"
+    title = f"{stage}, step {line['step']}: mIoU {line['miou'] * 100:.2f} %\n{how}"
+    for picture in line["overlays"]:
+        client.log_artifact(run, picture, f"overlays/{Path(picture).parent.name}")
+    counts = np.load(line["counts"])
+    client.log_figure(run, figures.confusion_figure(counts, classes, title), f"confusion/{step}.png")
+    client.log_figure(run, figures.iou_figure(line["iou"], classes, title), f"iou/{step}.png")
+    percent = [None if v != v else round(v * 100, 2) for v in line["iou"]]
+    table = {"class": list(classes), "IoU_percent": percent, "true_pixels": counts.sum(1).tolist(),
+             "predicted_pixels": counts.sum(0).tolist()}  # fmt: skip
+    client.log_table(run, data=table, artifact_file=f"iou_table/{step}.json")
+
+
+class System:
+    """What this machine does meanwhile, by MLflow's own monitors, kept in a record of its own."""
+
+    def __init__(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self.run_id = self.tracker.open_stage(part.stage, part.about["params"], part.about["tags"])
-        self.stage, self.record, self.about, self.failed = part.stage, part.record, part.about, False
-        self.shown = self.seen[part.stage]
-        monitor = SystemMetricsMonitor(
-            self.run_id, sampling_interval=5, resume_logging=True, tracking_uri=self.tracker.uri
-        )
-        monitor.start()
-        try:
-            while not part.outcome.exists() and not self.ending.wait(POLL_S):
-                self.step()
-            self.failed = False
-            self.step()
-        finally:
-            monitor.finish()
-        if part.outcome.exists():
-            part.finish()
-            return True
-        self.tracker.end(self.run_id, self.status)
-        return False
+        self.monitors = SystemMetricsMonitor("", tracking_uri="").monitors  # CPU, memory, disk, network, GPUs
+        self.taken = 0.0
 
-    def step(self) -> None:
-        """Show and send what is new."""
-        lines, self.shown = read_record(self.record, self.shown)
-        for line in lines:
-            print(describe(self.stage, line, self.about), flush=True)
-        sent = self.tracker.state["sent"].get(self.stage, 0)
-        lines, end = read_record(self.record, sent)
-        if not lines or self.failed:
+    def sample(self, path: Path) -> None:
+        """Append a line to the record at `path`, at most every `SYSTEM_S` seconds."""
+        if time.monotonic() - self.taken < SYSTEM_S:
             return
-        try:
-            self.send(lines)
-            self.tracker.state["sent"][self.stage] = end
-            self.tracker.save()
-        except Exception as error:  # whatever a client can raise; the record keeps everything
-            self.failed = True  # until the stage's end: a dead server must not stop the screen at each poll
-            print(
-                f"warning: MLflow at {self.tracker.uri} does not take the metrics: {str(error).splitlines()[0]} "
-                f"They stand in {self.record} and are sent when this stage ends or resumes.",
-                file=sys.stderr,
-            )
-
-    def send(self, lines: list[dict[str, Any]]) -> None:
-        """Metrics in one batch; pictures and tables of each validation."""
-        from mlflow.entities import Metric
-
-        metrics = []
-        for line in lines:
-            values = {METRICS[line["kind"]][k]: v for k, v in line.items() if k in METRICS.get(line["kind"], {})}
-            if line["kind"] == "val":
-                values |= {f"val/IoU/{name}": v for name, v in zip(self.about["classes"], line["iou"], strict=True)}
-                values = {k: v * 100 for k, v in values.items() if v == v}  # percent; absent classes have none
-            metrics += [Metric(k, float(v), line["time"], line["step"]) for k, v in values.items()]
-        for first in range(0, len(metrics), 1000):
-            self.tracker.client.log_batch(self.run_id, metrics=metrics[first : first + 1000])
-        for line in lines:
-            if line["kind"] == "val":
-                self.send_pictures(line)
-
-    def send_pictures(self, line: dict[str, Any]) -> None:
-        """Overlays, per-class table, confusion matrix and IoU bars of one validation."""
-        client, classes, step = self.tracker.client, self.about["classes"], f"step-{line['step']:08d}"
-        how = f"{line['rows']} rows, {self.about['protocol']}"
-        title = f"{self.stage}, step {line['step']}: mIoU {line['miou'] * 100:.2f} %\n{how}"
-        for picture in line["overlays"]:
-            client.log_artifact(self.run_id, picture, f"overlays/{Path(picture).parent.name}")
-        counts = np.load(line["counts"])
-        client.log_figure(self.run_id, figures.confusion_figure(counts, classes, title), f"confusion/{step}.png")
-        client.log_figure(self.run_id, figures.iou_figure(line["iou"], classes, title), f"iou/{step}.png")
-        percent = [None if v != v else round(v * 100, 2) for v in line["iou"]]
-        table = {"class": list(classes), "IoU_percent": percent, "true_pixels": counts.sum(1).tolist(),
-                 "predicted_pixels": counts.sum(0).tolist()}  # fmt: skip
-        client.log_table(self.run_id, data=table, artifact_file=f"iou_table/{step}.json")
+        self.taken = time.monotonic()
+        values: dict[str, float] = {}
+        for monitor in self.monitors:
+            monitor.collect_metrics()
+            values |= monitor.aggregate_metrics()
+            monitor.clear_metrics()
+        now = int(time.time() * 1000)
+        with path.open("a") as file:
+            file.write(json.dumps({"kind": "system", "step": now // 1000, "time": now, "values": values}) + "\n")
 
 
-def describe(stage: str, line: dict[str, Any], about: dict[str, Any]) -> str:
-    """A line of the record for the screen."""
-    head = f"{stage:>18}"
-    if line["kind"] == "train":
-        gpu = f"  {line['gpu_mib']:.0f} MiB" if "gpu_mib" in line else ""
-        return (
-            f"{head}  step {line['step']:>5}/{about['steps']}  epoch {line['epoch']:.1f}  loss {line['loss']:.4f}  "
-            f"lr {line['lr']:.2e}  {line['images_per_s']:.1f} images/s  data wait {line['data_wait']:.0%}{gpu}  "
-            f"ETA {clock(line['eta_s'])}"
-        )
-    if line["kind"] == "val":
-        return (
-            f"{head}  step {line['step']:>5}/{about['steps']}  val mIoU {line['miou'] * 100:.2f} %  pixel accuracy "
-            f"{line['accuracy'] * 100:.2f} %  ({line['rows']} rows, {about['protocol']})"
-        )
-    return f"{head}  {line.get('text', '')}"
+def read_about(place: Path) -> dict[str, Any]:
+    """What is known of a stage before it starts: `params`, `tags`, `classes`, `protocol`, `steps`."""
+    return json.loads((place / "about.json").read_text())
 
 
-def clock(seconds: float) -> str:
-    """h:mm:ss, or m:ss below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+def cut(text: str) -> str:
+    """A parameter's value as MLflow takes it; longer ones end with where the whole value stands."""
+    return text if len(text) <= PARAM_CHARS else f"{text[: PARAM_CHARS - 30]}… (whole in params.json)"
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def git_tags() -> dict[str, str]:

@@ -8,7 +8,8 @@ import pytest
 
 from datasets.shards import Shards
 from datasets.transforms import TrainView
-from pipelines.feed import Plan, read_ahead, row_of, train_batches, validation_batches
+from pipelines.feed import read_ahead, train_batches, validation_batches
+from pipelines.plan import Plan, row_of
 
 
 @pytest.fixture
