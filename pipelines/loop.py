@@ -114,7 +114,7 @@ class Pulse:
         self.here = workers.count == 0  # in the user's own process, whose end must be explained on its screen
 
     def __enter__(self) -> Pulse:
-        self.file = self.path.open("w")
+        self.file = self.path.open("a")  # what an earlier attempt left there is looked at afterwards
         self.beat()
         return self
 
@@ -125,7 +125,8 @@ class Pulse:
     def __exit__(self, *error: object) -> None:
         faulthandler.cancel_dump_traceback_later()
         self.file.close()
-        self.path.unlink(missing_ok=True)
+        if not self.path.stat().st_size:
+            self.path.unlink()
 
 
 def train(job: Job, pulse: Pulse) -> dict[str, Any]:
@@ -152,6 +153,7 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
     objective = Objective(recipe.loss)
     optimizer = build_optimizer(model, recipe, stage)
     state = resume(job.folder, model, optimizer)
+    note = f"continues from its checkpoint at step {state['step']}" if state["step"] else note
     net = distribute(model, world, device, recipe.workers.compile)
     micro = micro_batch(recipe, world)
     plan = dataclasses.replace(make_plan(job), world=world, rank=rank, start=state["step"])
@@ -195,7 +197,9 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
         state["val"] = len(open_shards(job.val))
     if record:
         step = state["step"]
-        record.add("note", step, text=f"continues from its checkpoint at step {step}" if step else note)
+        hung = [str(path) for path in job.folder.glob("hang-worker*.txt") if path.stat().st_size]
+        note += f". Workers hung and were replaced; where they stood: {', '.join(hung)}" if hung else ""
+        record.add("note", step, text=note)
     if job.val and state["step"] == 0 and state["before"] is None:
         score(0)
     train_mode(model, recipe)

@@ -1,6 +1,7 @@
 """What tests share: a small sample in shards, a recipe that trains on it in seconds, one Ray session."""
 
 import os
+import shutil
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -30,6 +31,7 @@ def _local_caches(tmp_path_factory):
     """Nothing of a user's own: caches in a temporary folder, no tracking server, no joined cluster."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHARD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("AWS_SECRET_ACCESS_KEY", f"secret-{os.urandom(12).hex()}")  # no file may ever hold it
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
         yield
@@ -64,9 +66,21 @@ def shards(release, tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """An MLflow store without runs: making its tables takes seconds, copying them nothing."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def recipe_file(tmp_path, shards):
+def recipe_file(tmp_path, shards, empty_store):
     """Writes TINY, changed, to a file and returns its path."""
+    (tmp_path / "out").mkdir()
+    shutil.copy(empty_store, tmp_path / "out" / "mlflow.db")
 
     def write(**changes):
         page = {**TINY, "data": str(shards), "output": str(tmp_path / "out"), "name": "tiny", **changes}

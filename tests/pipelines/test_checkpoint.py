@@ -1,13 +1,19 @@
 """Checkpoints are whole or absent, run no code, and fall back to the one before."""
 
+import contextlib
 import os
 import pickle
+import resource
 
 import pytest
 import torch
 
+from datasets.catalog import BENCHMARKS
+from datasets.shards import write_part
 from pipelines import checkpoint
-from pipelines.recipe import RecipeError
+from pipelines.door import users_message
+from pipelines.recipe import RecipeError, load_recipe
+from pipelines.stages import run_recipe
 from segmodels.segmentor import build_segmentor, classifier_keys
 
 
@@ -42,6 +48,67 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         checkpoint.save(path, {"n": 2})
     assert checkpoint.load(path)["n"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
+@pytest.fixture
+def small_disk():
+    """Files of this process may grow to 20 kB: what a full disk or a quota does to a write in its middle."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextlib.contextmanager
+    def limit(size=20_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
+
+
+def test_a_full_disk_in_mid_checkpoint_leaves_the_old_one_and_says_what_to_do(tmp_path, small_disk):
+    path = tmp_path / "x.pt"
+    checkpoint.save(path, {"n": 1})
+    with small_disk(), pytest.raises(OSError) as caught:  # noqa: PT011
+        checkpoint.save(path, {"n": 2, "weights": torch.zeros(100_000)})
+    assert "make room, and the same command goes on" in users_message(caught.value)
+    assert checkpoint.load(path)["n"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_a_full_disk_in_mid_training_ends_in_one_message_and_is_resumed(recipe_file, tmp_path, small_disk, monkeypatch):
+    page = recipe_file(checkpoint_minutes=0.0)
+    original, saved = checkpoint.save, []
+
+    def save(path, content):
+        saved.append(path.name)
+        with small_disk() if path.name == "step-00000003.pt" and len(saved) < 6 else contextlib.nullcontext():
+            original(path, content)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(RecipeError, match="make room, and the same command goes on"):
+        run_recipe(load_recipe(page))
+    folder = tmp_path / "out/runs/tiny/first/checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == ["step-00000001.pt", "step-00000002.pt"]
+    monkeypatch.setattr(checkpoint, "save", original)
+    assert run_recipe(load_recipe(page))[0]["steps"] == 5
+
+
+def test_a_full_disk_in_mid_shard_leaves_the_finished_ones(release, tmp_path, small_disk):
+    benchmark = BENCHMARKS["voc12"](release)
+    items, uri = benchmark.index("train"), str(tmp_path / "shards")
+    write_part(uri, 0, items[:2], benchmark, "train")
+    before = (tmp_path / "shards/part-00000.parquet").read_bytes()
+    with small_disk(len(before) // 2), pytest.raises(OSError) as caught:  # noqa: PT011
+        write_part(uri, 1, items[2:], benchmark, "train")
+    assert "make room" in users_message(caught.value)
+    assert [p.name for p in (tmp_path / "shards").iterdir()] == ["part-00000.parquet"]
+    assert (tmp_path / "shards/part-00000.parquet").read_bytes() == before
+
+
+def test_a_full_disk_in_a_ray_task_is_known_from_its_text():
+    error = RuntimeError("Traceback …\n  File x\nOSError: [Errno 28] No space left on device: '/data/x'\n\nmore")
+    assert users_message(error).startswith("[Errno 28] No space left on device: '/data/x'. What was written")
 
 
 def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):

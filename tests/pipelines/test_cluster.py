@@ -7,9 +7,10 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.cluster import size_workers
+from pipelines.cluster import check_nodes, on_each_node, size_workers
 from pipelines.door import ROOT, SetupError, check_names
-from pipelines.recipe import RecipeError, Workers
+from pipelines.recipe import RecipeError, Workers, load_recipe
+from pipelines.stages import run_recipe
 
 
 def test_one_worker_per_gpu_else_one():
@@ -77,3 +78,45 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("pipelines.door.OURS", ("datasets", "no_such_package"))
     with pytest.raises(SetupError, match="no_such_package"):
         check_names()
+
+
+def nodes(count):
+    return [{"NodeID": f"{i:032x}", "NodeManagerAddress": f"10.0.0.{i}", "Alive": i < count} for i in range(count + 1)]
+
+
+def test_a_local_store_on_several_nodes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.nodes", lambda: nodes(2))
+    with pytest.raises(SetupError, match=r"2 nodes.*local file sqlite:////x.db.*Start `mlflow server`"):
+        check_nodes(tmp_path, "sqlite:////x.db")
+    monkeypatch.setattr("ray.nodes", lambda: nodes(1))
+    check_nodes(tmp_path, "sqlite:////x.db")
+
+
+def test_an_output_that_nodes_do_not_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.nodes", lambda: nodes(3))
+    seen = {}
+
+    def elsewhere(look, path):
+        seen[path] = look(path)  # this node sees it
+        return {"10.0.0.0": look(path), "10.0.0.1": look(path + "x"), "10.0.0.2": look(path)}
+
+    monkeypatch.setattr("pipelines.cluster.on_each_node", elsewhere)
+    with pytest.raises(SetupError, match=rf"1 of 3 nodes \(10.0.0.1\) do not see {tmp_path}"):
+        check_nodes(tmp_path, "http://mlflow:5000")
+    assert list(seen.values()) == [True]
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("pipelines.cluster.on_each_node", lambda look, path: {"a": look(path)})
+    check_nodes(tmp_path, "http://mlflow:5000")
+
+
+@pytest.mark.ray
+def test_every_node_is_looked_at(ray_session):
+    assert list(on_each_node(len, "abc").values()) == [3]
+
+
+@pytest.mark.parametrize("place", ["/proc/nothing/here", "FILE/below"])
+def test_an_output_that_cannot_be_written_is_refused(place, recipe_file, tmp_path):
+    (tmp_path / "FILE").write_text("")
+    recipe = load_recipe(recipe_file(output=str(tmp_path / place)))
+    with pytest.raises(SetupError, match=r"cannot write to .* Give another place: output=DIR"):
+        run_recipe(recipe)

@@ -48,7 +48,7 @@ def refused(monkeypatch, capsys):
     return open_door
 
 
-@pytest.mark.parametrize("name", ["voc_pretrain", "train", "evaluate", "prepare", "audit"])
+@pytest.mark.parametrize("name", ["voc_pretrain", "train", "evaluate", "prepare", "audit", "replay"])
 def test_help_is_quick_and_has_examples(name):
     assert "python -m pipelines." in door(f"pipelines.{name}", "--help")
 
@@ -91,39 +91,54 @@ def test_a_wrong_label_is_named_with_its_file_and_pixel(ray_session, tmp_path, r
     assert not list((tmp_path / "out").rglob("*.parquet"))
 
 
+@pytest.fixture
+def opened(monkeypatch, capsys):
+    """Opens a door in this process, on the session's Ray; returns what it printed."""
+
+    def open_door(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        module = importlib.import_module(f"pipelines.{name}")
+        module.train(module.__doc__) if name == "train" else module.main()
+        return capsys.readouterr().out
+
+    return open_door
+
+
 @pytest.mark.ray
-def test_prepare_audit_train_evaluate(release, tmp_path, recipe_file, refused, monkeypatch, capsys):
+def test_prepare_audit_train_evaluate(ray_session, release, tmp_path, recipe_file, opened, refused, monkeypatch):
     """The whole walk by its doors, with two DDP workers fed by Ray Data, and the score of 1 worker equal to 2's."""
     out = tmp_path / "voc12"
-    shown = door("pipelines.prepare", "voc12", "--source", release, "--out", out, "--partial")
+    shown = opened("prepare", "voc12", "--source", release, "--out", out, "--partial")
     assert "18 rows found, official 1464" in shown
     assert read_manifest(str(out / "val")).partial
-    again = door("pipelines.prepare", "voc12", "--source", release, "--out", out, "--partial", "--splits", "val")
+    again = opened("prepare", "voc12", "--source", release, "--out", out, "--partial", "--splits", "val")
     assert "was there already" in again
 
-    shown = door("pipelines.audit", out / "val", "--sheet", tmp_path / "sheet.png", "--images", "4")
+    shown = opened("audit", out / "val", "--sheet", tmp_path / "sheet.png", "--images", "4")
     assert "all 1 file(s) and 11 rows verified" in shown
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
     page = recipe_file(workers={"count": 2, "gpus": 0}, feed="ray", data=str(tmp_path))
-    shown = door("pipelines.train", page)
+    shown = opened("train", page)
     assert re.search(r"first +18 +5 +11 +\d+\.\d\d +\d+\.\d\d", shown)
     assert "data wait" in shown
 
     best = tmp_path / "out/runs/tiny/first/best.pt"
     lines = set()
-    for workers in ([], ["--workers", "2"]):
-        shown = door("pipelines.evaluate", best, out / "val", *workers, "--out", tmp_path / f"scores{len(lines)}")
+    for workers in (None, 1, 2, 3):
+        if workers == 3:  # more than this session's cores, yet an honest third share
+            monkeypatch.setattr("pipelines.cluster.totals", lambda: {"cores": 3, "gpus": 0, "logical": 3.0})
+        words = [] if workers is None else ["--workers", workers]
+        shown = opened("evaluate", best, out / "val", *words, "--out", tmp_path / f"scores{workers}")
         lines.add(next(line for line in shown.splitlines() if "mIoU" in line))
     assert len(lines) == 1, lines
     assert "voc12 val, 11 rows, whole, scales 1.0, no flip" in lines.pop()
-    scores = json.loads((tmp_path / "scores0" / "scores.json").read_text())
-    assert sum(map(sum, scores["confusion"])) == sum(read_manifest(str(out / "val")).histogram[:-1])
+    counts = [json.loads((tmp_path / f"scores{n}/scores.json").read_text())["confusion"] for n in (None, 1, 2, 3)]
+    assert all(matrix == counts[0] for matrix in counts)
+    assert sum(map(sum, counts[0])) == sum(read_manifest(str(out / "val")).histogram[:-1])
 
     assert "18 of the 18 images" in refused("evaluate", best, out / "train")
-    monkeypatch.setattr(sys, "argv", ["evaluate", str(best), str(out / "train"), "--allow-seen"])
-    importlib.import_module("pipelines.evaluate").main()
-    assert "18 OF THEM WERE TRAINED ON" in capsys.readouterr().out
+    assert "18 OF THEM WERE TRAINED ON" in opened("evaluate", best, out / "train", "--allow-seen")
 
     damaged = tmp_path / "damaged"
     shutil.copytree(out / "val", damaged)

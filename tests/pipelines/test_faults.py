@@ -1,9 +1,13 @@
 """Real workers that die, and packages that hide ours, on a Ray session."""
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -40,32 +44,74 @@ def test_a_foreign_datasets_package_is_caught_on_workers(ray_session, tmp_path, 
         cluster.check_workers()
 
 
-def test_a_killed_worker_is_replaced_and_ends_at_the_same_weights(ray_session, recipe_file, tmp_path):
-    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 12, "val_every": 0}]
-    page = recipe_file(workers={"count": 2, "gpus": 0}, feed="ray", stages=stages, checkpoint_minutes=0.0)
-    run_recipe(load_recipe(page, ["name=whole"]))
-    folder = tmp_path / "out/runs/tiny/first"
+def train_workers():
+    """Processes of the training, rank 0 first: Ray shows a worker's class as its name."""
+    found = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+    return sorted(found, key=lambda process: process.pid)
 
-    def kill_one():
-        """SIGKILL a train worker in mid-epoch, once a few steps are saved."""
-        while not list(folder.glob("checkpoints/step-*4.pt")):
-            time.sleep(0.02)
-        workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
-        workers[0].kill()
 
-    killer = threading.Thread(target=kill_one, daemon=True)
-    killer.start()
+def rank_of(process):
+    """The rank that Ray Train gave a worker, from the file that it writes its hang note to."""
+    return next(int(f.path[-5]) for f in process.open_files() if "hang-worker" in f.path)
+
+
+def listening():
+    """Addresses that this process, Ray and its workers listen on."""
+    everyone = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found = {}
+    for process in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.setdefault(connection.laddr.ip, []).append((connection.laddr.port, process.name()))
+    return found
+
+
+def test_workers_that_die_or_hang_are_replaced_and_the_run_ends_at_the_same_weights(ray_session, recipe_file, tmp_path):
+    """A worker is killed in mid-epoch, then rank 0, then one hangs; meanwhile nothing listens beyond loopback."""
+    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 16, "val_every": 0}]
+    workers = {"count": 2, "gpus": 0, "hang_minutes": 0.3, "max_failures": 6}
+    page = recipe_file(workers=workers, feed="ray", stages=stages, checkpoint_minutes=0.0)
+    run_recipe(load_recipe(page, ["name=whole", "workers.hang_minutes=30"]))
+    folder, heard, trouble = tmp_path / "out/runs/tiny/first", {}, []
+
+    def disturb():
+        try:
+            for step, rank, number in ((3, 1, signal.SIGKILL), (7, 0, signal.SIGKILL), (11, 1, signal.SIGSTOP)):
+                while not [f for f in folder.glob("checkpoints/step-*.pt") if int(f.stem[5:]) >= step]:
+                    time.sleep(0.02)
+                heard.update(listening())
+                victim = next(process for process in train_workers() if rank_of(process) == rank)
+                victim.send_signal(number)
+        except Exception as error:
+            trouble.append(error)
+
+    thread = threading.Thread(target=disturb, daemon=True)
+    thread.start()
     run_recipe(load_recipe(page))
-    killer.join(1)
-    assert not killer.is_alive()
+    thread.join(1)
+    assert not trouble
+    assert not thread.is_alive()
     whole, tiny = (
-        checkpoint.load(tmp_path / f"out/runs/{name}/first/checkpoints/step-00000012.pt") for name in ("whole", "tiny")
+        checkpoint.load(tmp_path / f"out/runs/{name}/first/checkpoints/step-00000016.pt") for name in ("whole", "tiny")
     )
     assert all(torch.equal(whole["model"][k], tiny["model"][k]) for k in whole["model"])
     steps = [line["step"] for line in read_record(folder / "record.jsonl")[0] if line["kind"] == "train"]
-    assert steps == list(range(1, 13))
+    assert steps == list(range(1, 17))
     starts = [line for line in read_record(folder / "record.jsonl")[0] if "continues" in line.get("text", "")]
-    assert len(starts) == 1
+    assert len(starts) == 3
+    assert set(heard) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, heard
+    assert heard
+    assert not secrets_in(tmp_path / "out")
+    assert not secrets_in(Path(os.environ["RAY_TMPDIR"]) / "ray" / "session_latest" / "logs")
+
+
+def secrets_in(folder):
+    """Files below the folder that hold the secret of the tests' environment."""
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    return [path for path in files if secret in path.read_bytes()]
 
 
 @pytest.mark.parametrize("where", [{"workers": {"count": 2, "gpus": 0}, "feed": "ray"}, {}])

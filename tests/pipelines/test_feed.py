@@ -2,8 +2,12 @@
 
 import dataclasses
 import hashlib
+import json
+import shutil
+import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from datasets.shards import Shards
@@ -71,6 +75,20 @@ def test_rows_in_another_order_and_other_files_give_the_same_batches(plan, relea
     assert stream(dataclasses.replace(plan, shards=uri)) == stream(plan)
 
 
+@pytest.mark.parametrize("rows", [1, 5, 100])
+def test_shards_rewritten_with_other_row_groups_give_the_same_batches(plan, tmp_path, rows):
+    other = tmp_path / "regrouped"
+    shutil.copytree(plan.shards, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    for entry in manifest["files"]:
+        path = other / entry["name"]
+        pq.write_table(pq.read_table(path), path, row_group_size=rows, compression="zstd")
+        entry |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert pq.ParquetFile(path).num_row_groups == -(-entry["rows"] // rows)
+    assert stream(dataclasses.replace(plan, shards=str(other))) == stream(plan)
+
+
 def test_ids_name_the_samples_of_the_whole_batch(plan):
     shards = Shards(plan.shards)
     ids = dataclasses.replace(plan, world=2, rank=1).ids(2)
@@ -102,10 +120,32 @@ def test_loader_processes_give_the_same_batches(plan):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("block_rows", [4, 64])
+@pytest.mark.parametrize("block_rows", [4, 16, 128])
 def test_ray_data_gives_the_loaders_batches_bit_for_bit(plan, ray_session, monkeypatch, block_rows):
     monkeypatch.setattr("pipelines.feed.BLOCK_ROWS", block_rows)
     monkeypatch.setattr("pipelines.feed.SPAN_BLOCKS", 2)  # several executions in a row
     assert stream(plan, "ray", tasks=2) == stream(plan)
-    part = dataclasses.replace(plan, world=2, rank=1, start=3)
-    assert stream(part, "ray", tasks=1) == stream(part)
+    for world, rank, start in ((2, 1, 3), (3, 2, 4)):  # step 4 lies in mid-epoch
+        part = dataclasses.replace(plan, world=world, rank=rank, start=start)
+        assert stream(part, "ray", tasks=1) == stream(part)
+
+
+@pytest.mark.ray
+def test_the_object_store_holds_a_bounded_number_of_blocks(plan, ray_session, monkeypatch):
+    """However slow the reader, blocks in flight stay below what `store_bytes` books for them."""
+    import ray
+
+    from pipelines.recipe import load_recipe
+    from pipelines.stages import store_bytes
+
+    recipe = load_recipe("sample", ["batch=6", "view.crop=[256, 256]", "workers.count=1", "workers.feed_tasks=2"])
+    long = dataclasses.replace(plan, steps=400, view=TrainView(recipe.view.crop, (0.5, 1.5)))
+    base, most = ray.available_resources()["object_store_memory"], 0.0
+    for step, _ in enumerate(train_batches(long, "ray", 2)):
+        if step % 20 == 0:
+            time.sleep(0.3)  # a step of the model, and time for the store's report
+            most = max(most, base - ray.available_resources().get("object_store_memory", 0))
+        if step == 200:
+            break
+    block = 64 // 6 * 6 * 256 * 256 * 4
+    assert block < most < store_bytes(recipe)

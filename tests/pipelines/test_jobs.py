@@ -27,9 +27,9 @@ def run(*words):
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400, env=os.environ | ENVIRONMENT)
 
 
-@pytest.mark.parametrize("form", [["-m", "pipelines.voc_pretrain"], ["pipelines/voc_pretrain.py"]])
-def test_as_module_and_as_file(form, recipe_file):
-    done = run(sys.executable, *form, recipe_file(workers={"count": 1, "gpus": 0}, feed="ray"))
+def test_as_a_file(recipe_file):
+    """As a module, the sample chain's test runs it."""
+    done = run(sys.executable, "pipelines/voc_pretrain.py", recipe_file(workers={"count": 1, "gpus": 0}, feed="ray"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mIoU before" in done.stdout
 

@@ -75,7 +75,8 @@ def test_finetuning_from_coco_beats_finetuning_from_scratch_at_equal_steps(chain
     finetuned = next(result for result in results(out) if result["stage"] == "aug_finetune")
     page = yaml.safe_load((RECIPES / "sample.yaml").read_text())
     stage = next(stage for stage in page["stages"] if stage["name"] == "aug_finetune")
-    page |= {"stages": [stage], "output": str(out), "name": "scratch"}
+    page |= {"stages": [stage], "output": str(out), "name": "scratch", "data": str(out / "sample/shards")}
+    page |= {"workers": {"count": 0, "gpus": 0}, "feed": "torch"}
     (tmp_path / "scratch.yaml").write_text(yaml.safe_dump(page))
     (scratch,) = run_recipe(load_recipe(tmp_path / "scratch.yaml"))
     with capsys.disabled():

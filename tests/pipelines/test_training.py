@@ -1,19 +1,26 @@
 """The walk in this process: train, resume, stop on nan, refuse what would mislead."""
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
 
 from pipelines import checkpoint
-from pipelines.door import ROOT, RunFailed, SetupError
+from pipelines.door import ROOT, RunFailed, SetupError, Stopped
 from pipelines.loop import micro_batch
 from pipelines.recipe import RecipeError, load_recipe
 from pipelines.record import read_record
-from pipelines.stages import locked, run_recipe
+from pipelines.runs import locked
+from pipelines.stages import run_recipe
+from pipelines.stopping import stoppable
 
 TWO_STAGES = [
     {"name": "first", "train": "voc12_aug/train", "val": "voc12/val", "steps": 4, "val_every": 0},
@@ -21,8 +28,8 @@ TWO_STAGES = [
 ]
 
 
-def weights(folder, stage="first", step=5):
-    return checkpoint.load(checkpoint.step_file(folder / "out/runs/tiny" / stage / "checkpoints", step))["model"]
+def weights(folder, stage="first", step=5, name="tiny"):
+    return checkpoint.load(checkpoint.step_file(folder / "out/runs" / name / stage / "checkpoints", step))["model"]
 
 
 def equal(a, b):
@@ -83,21 +90,14 @@ def test_a_killed_driver_continues_in_mid_epoch_to_the_same_weights(recipe_file,
     assert steps == [1, 2, 3, 4, 5]  # none twice, none lost
 
 
-def test_accumulation_gives_the_gradients_of_the_whole_batch(recipe_file, tmp_path, monkeypatch):
-    """With BatchNorm frozen and no dropout, parts with unlike numbers of labelled pixels add up to the whole."""
+EXACT = {"head": {"name": "fcn", "channels": 16, "dropout": 0.0},
+         "aux": {"name": "fcn", "stage": 3, "channels": 8, "dropout": 0.0},
+         "optim": {"lr": 0.01, "head_lr_scale": 1, "freeze_norm": True}}  # fmt: skip
 
-    def train(self, mode=True):
-        torch.nn.Module.train(self, mode)
-        for module in self.modules():
-            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.Dropout2d):
-                module.training = False
-        return self
 
-    monkeypatch.setattr("segmodels.segmentor.Segmentor.train", train, raising=False)
-    page = {
-        "stages": [{"name": "first", "train": "voc12/train", "steps": 2}],
-        "optim": {"lr": 0.01, "head_lr_scale": 1},
-    }
+def test_accumulation_gives_the_gradients_of_the_whole_batch(recipe_file, tmp_path):
+    """With frozen norms and no dropout, parts with unlike numbers of labelled pixels add up to the whole."""
+    page = EXACT | {"stages": [{"name": "first", "train": "voc12/train", "steps": 2}]}
     results = []
     for name, micro in (("whole", "null"), ("parts", "1")):
         run_recipe(load_recipe(recipe_file(**page), [f"name={name}", f"workers.micro_batch={micro}"]))
@@ -105,6 +105,144 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(recipe_file, tmp_pa
         results.append(checkpoint.load(path)["model"])
     worst = max(float((results[0][k] - results[1][k]).abs().max()) for k in results[0])
     assert worst < 1e-5
+
+
+@pytest.mark.ray
+def test_two_workers_of_4_images_learn_what_one_of_8_does(ray_session, recipe_file, tmp_path):
+    """DDP's mean over workers with unlike numbers of labelled pixels; norms frozen, no dropout; within rounding."""
+    page = EXACT | {"batch": 8, "stages": [{"name": "first", "train": "voc12/train", "steps": 3}]}
+    results = []
+    for name, where in (("one", []), ("two", ["workers.count=2", "feed=ray"])):
+        run_recipe(load_recipe(recipe_file(**page), [f"name={name}", *where]))
+        path = tmp_path / f"out/runs/{name}/first/checkpoints/step-00000003.pt"
+        results.append(checkpoint.load(path)["model"])
+    worst = max(float((results[0][k] - results[1][k]).abs().max()) for k in results[0])
+    assert worst < 1e-5
+
+
+def test_the_learning_rate_is_the_papers_at_every_step(recipe_file, tmp_path):
+    """lr (1 - t/T)^0.9, reached from a tenth in a straight line; per stage, with accumulation, stopped and resumed."""
+
+    def wanted(t, steps, lr, warmup):
+        curve = lr * (1 - max(t, warmup) / steps) ** 0.9
+        return curve if t >= warmup else lr / 10 + (curve - lr / 10) * t / warmup
+
+    stages = [
+        {"name": "first", "train": "voc12/train", "steps": 9},
+        {"name": "second", "train": "voc12/train", "steps": 4, "lr": 0.003, "warmup": 0},
+    ]
+    page = recipe_file(stages=stages, optim={"lr": 0.02, "warmup": 3, "head_lr_scale": 2, "power": 0.9},
+                       checkpoint_minutes=0.0, workers={"count": 0, "gpus": 0, "micro_batch": 2})  # fmt: skip
+    with stop_at(tmp_path / "out/runs/tiny/first", 5, signal.SIGTERM), pytest.raises(Stopped):
+        run_recipe(load_recipe(page))
+    run_recipe(load_recipe(page))
+    for stage, steps, lr, warmup in (("first", 9, 0.02, 3), ("second", 4, 0.003, 0)):
+        lines = read_record(tmp_path / f"out/runs/tiny/{stage}/record.jsonl")[0]
+        rates = [line["lr"] for line in lines if line["kind"] == "train"]
+        assert rates == pytest.approx([wanted(t, steps, lr, warmup) for t in range(steps)], rel=1e-12)
+
+
+@contextlib.contextmanager
+def stop_at(folder, step, number):
+    """Send this process a signal once the stage in `folder` has logged `step`."""
+
+    def send():
+        while not any(line["step"] >= step for line in read_record(folder / "record.jsonl")[0] if "loss" in line):
+            time.sleep(0.005)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    yield
+    thread.join(1)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_writes_a_checkpoint_and_the_same_command_ends_at_the_same_weights(
+    recipe_file, tmp_path, number, code, capsys
+):
+    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 20, "val_every": 0}]
+    page = recipe_file(stages=stages, log_every=3)
+    run_recipe(load_recipe(page, ["name=whole"]))
+    folder = tmp_path / "out/runs/tiny"
+    with stop_at(folder / "first", 3, number), pytest.raises(Stopped, match="its checkpoint written") as caught:
+        run_recipe(load_recipe(page))
+    assert caught.value.code == code
+    kept = checkpoint.newest(folder / "first/checkpoints")
+    assert 3 <= kept["step"] < 20
+    assert not (folder / "stop.txt").exists()
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert {run.info.status for run in runs_of(tmp_path) if "tiny" in run.info.run_name} == {"KILLED"}
+    run_recipe(load_recipe(page))
+    assert equal(weights(tmp_path, step=20), weights(tmp_path, step=20, name="whole"))
+    first, whole = (losses_of(tmp_path / f"out/runs/{name}/first/record.jsonl") for name in ("tiny", "whole"))
+    assert first == whole  # the same steps with the same means, though the interval was cut
+    assert {run.info.status for run in runs_of(tmp_path)} == {"FINISHED"}
+    assert len(runs_of(tmp_path)) == 4  # two parents, two stages: the resume went on in the same ones
+
+
+def losses_of(path):
+    return [(line["step"], line["loss"]) for line in read_record(path)[0] if line["kind"] == "train"]
+
+
+def runs_of(tmp_path):
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'out/mlflow.db'}")
+    return client.search_runs([client.get_experiment_by_name("context-heads").experiment_id])
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path):
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+    with stoppable(tmp_path):
+        interrupt()
+        assert (tmp_path / "stop.txt").read_text() == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+    assert not (tmp_path / "stop.txt").exists()
+
+
+def test_a_checkpoint_brings_everything_back(recipe_file, tmp_path):
+    """Optimizer, schedule, generators, best score and tracked runs: the state of a resume is that of the save."""
+    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 6, "val_every": 0.5}]
+    page = recipe_file(stages=stages, checkpoint_minutes=0.0, keep_last=9)
+    with stop_at(tmp_path / "out/runs/tiny/first", 4, signal.SIGTERM), pytest.raises(Stopped):
+        run_recipe(load_recipe(page))
+    folder = tmp_path / "out/runs/tiny/first"
+    kept = checkpoint.newest(folder / "checkpoints")
+    momenta = [entry["momentum_buffer"] for entry in kept["optimizer"]["state"].values()]
+    assert momenta
+    assert all(momentum.abs().sum() > 0 for momentum in momenta)
+    scores = [line["miou"] for line in read_record(folder / "record.jsonl")[0] if line["kind"] == "val"]
+    assert kept["state"]["best"] == max(scores)
+    before = json.loads((folder.parent / "mlflow.json").read_text())
+    seen = []
+    original = checkpoint.newest
+
+    def spy(place):
+        seen.append(original(place))
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "newest", spy)
+        run_recipe(load_recipe(page))
+    assert seen[0]["step"] == kept["step"]
+    after = json.loads((folder.parent / "mlflow.json").read_text())
+    assert after["parent"] == before["parent"]
+    assert after["stages"] == before["stages"]
+    run_recipe(load_recipe(page, ["name=whole"]))
+    last, whole = (
+        checkpoint.load(tmp_path / f"out/runs/{name}/first/checkpoints/step-00000006.pt") for name in ("tiny", "whole")
+    )
+    assert equal(last["model"], whole["model"])
+    for a, b in zip(last["optimizer"]["state"].values(), whole["optimizer"]["state"].values(), strict=True):
+        assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
+    for key in ("best", "best_step", "before", "after"):
+        assert last["state"][key] == whole["state"][key]
 
 
 def test_micro_batches_divide_the_share():

@@ -1,0 +1,62 @@
+"""Fifty epochs: no process grows."""
+
+import statistics
+import threading
+import time
+
+import psutil
+import pytest
+
+from pipelines.recipe import load_recipe
+from pipelines.record import read_record
+from pipelines.stages import run_recipe
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def sample():
+    """(process, memory in MiB without shared pages, threads, file descriptors) of this process and all below it."""
+    found = {}
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            memory = process.memory_info()
+            found[process.pid] = (
+                (memory.rss - memory.shared) / 2**20, process.num_threads(), process.num_fds(), process.name(),
+            )  # fmt: skip
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_fifty_epochs_leave_memory_threads_files_and_the_object_store_flat(ray_session, recipe_file, tmp_path):
+    import ray
+
+    stages = [{"name": "first", "train": "voc12/train", "epochs": 50}]
+    page = recipe_file(stages=stages, feed="ray", batch=6, workers={"count": 2, "gpus": 0}, log_every=3)
+    folder, taken, stores, ending = tmp_path / "out/runs/tiny/first", [], [], threading.Event()
+
+    def watch():
+        while not ending.wait(0.5):
+            lines = read_record(folder / "record.jsonl")[0]
+            step = max((line["step"] for line in lines if line["kind"] == "train"), default=0)
+            if step > 30:  # past the start, whose caches fill
+                taken.append((step, sample()))
+                stores.append(ray.available_resources().get("object_store_memory", 0))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    began = time.monotonic()
+    run_recipe(load_recipe(page))
+    ending.set()
+    thread.join()
+    assert len(taken) >= 8, f"only {len(taken)} samples in {time.monotonic() - began:.0f} s"
+    third = len(taken) // 3
+    early, late = [s for _, s in taken[:third]], [s for _, s in taken[-third:]]
+    lasting = set.intersection(*(set(s) for s in early + late))
+    assert len(lasting) >= 6  # this process, Ray's own, two workers, feeding tasks
+    for pid in lasting:
+        for what, index, slack in (("MiB", 0, 24), ("threads", 1, 4), ("files", 2, 8)):
+            before, after = (statistics.median(s[pid][index] for s in part) for part in (early, late))
+            assert after <= before * 1.03 + slack, f"{early[0][pid][3]}: {before:.0f} -> {after:.0f} {what}"
+    early_store, late_store = statistics.median(stores[:third]), statistics.median(stores[-third:])
+    assert early_store - late_store < 32 << 20

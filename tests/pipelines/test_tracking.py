@@ -1,0 +1,226 @@
+"""MLflow servers that die and come back: nothing is lost, and no point is there twice."""
+
+import contextlib
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines import tracking
+from pipelines.door import SetupError
+from pipelines.recipe import RecipeError, load_recipe
+from pipelines.record import read_record
+from pipelines.stages import run_recipe
+
+STAGES = [
+    {"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 6, "val_every": 0},
+    {"name": "second", "train": "voc12/trainval", "steps": 3},
+]
+
+
+def history(client, run, key):
+    return [(point.step, point.value) for point in client.get_metric_history(run, key)]
+
+
+def losses(folder):
+    return [(line["step"], line["loss"]) for line in read_record(folder / "record.jsonl")[0] if line["kind"] == "train"]
+
+
+class Server:
+    """`mlflow server` on loopback, which a test can kill and start again on the same store."""
+
+    def __init__(self, folder):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self):
+        words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        words += [
+            "--backend-store-uri",
+            f"sqlite:///{self.folder}/server.db",
+            "--artifacts-destination",
+            str(self.folder),
+        ]
+        sink = (self.folder / "server.log").open("a")
+        self.process = subprocess.Popen([sys.executable, *words], stdout=sink, stderr=sink, cwd=self.folder)
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+                return
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            time.sleep(0.25)
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def kill(self):
+        if self.process is not None:
+            parent = psutil.Process(self.process.pid)
+            for process in [*parent.children(recursive=True), parent]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = Server(folder)
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_mid_training_is_replayed_to(server, recipe_file, tmp_path, capsys, monkeypatch):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server.start()
+    page, folder = recipe_file(stages=STAGES, tracking=server.uri), tmp_path / "out/runs/tiny"
+
+    def kill_at_step_3():
+        while not any(step >= 3 for step, _ in losses(folder / "first")):
+            time.sleep(0.01)
+        server.kill()
+
+    killer = threading.Thread(target=kill_at_step_3, daemon=True)
+    killer.start()
+    results = run_recipe(load_recipe(page))  # the training itself does not mind
+    assert [result["stage"] for result in results] == ["first", "second"]
+    shown = capsys.readouterr().err
+    assert f"python -m pipelines.replay {folder}" in shown
+    assert "training goes on" in shown
+
+    monkeypatch.setattr(sys, "argv", ["replay", str(folder)])
+    replay = importlib.import_module("pipelines.replay").main
+    with pytest.raises(SetupError, match="cannot be used"):
+        replay()  # still away
+    server.start()
+    for words in ("has everything of tiny", "and had it before"):
+        replay()
+        assert words in capsys.readouterr().out
+    client = mlflow.MlflowClient(tracking_uri=server.uri)
+    runs = client.search_runs([client.get_experiment_by_name("context-heads").experiment_id])
+    by_name = {run.info.run_name: run.info.run_id for run in runs}
+    assert sorted(by_name) == ["tiny", "tiny/first", "tiny/second"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for stage in ("first", "second"):
+        run = by_name[f"tiny/{stage}"]
+        assert history(client, run, "train/loss") == losses(folder / stage)
+        assert "checkpoint" in [file.path for file in client.list_artifacts(run)]
+    assert history(client, by_name["tiny/first"], "val/mIoU")[-1] == (6, results[0]["miou"] * 100)
+    assert client.get_run(by_name["tiny"]).data.metrics["first/mIoU"] == results[0]["miou"] * 100
+
+    state = json.loads((folder / "mlflow.json").read_text())  # as if the driver had died before it took note
+    (folder / "mlflow.json").write_text(json.dumps(state | {"sent": {}, "ended": []}))
+    replay()
+    for stage in ("first", "second"):
+        assert history(client, by_name[f"tiny/{stage}"], "train/loss") == losses(folder / stage)
+
+
+class Fake:
+    """A tracker whose server answers to some calls alone."""
+
+    uri = "http://nowhere"
+
+    def __init__(self, answers):
+        self.answers, self.calls, self.warnings = answers, 0, []
+
+    def deliver(self, place):
+        self.calls += 1
+        if not self.answers(self.calls):
+            raise ConnectionError("refused\nand more")
+
+    def warn(self, doing, error):
+        self.warnings.append(str(error))
+
+
+def test_a_server_that_comes_back_is_noticed_and_complained_about_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tracking, "RETRY_S", 0.01)
+    (tmp_path / "record.jsonl").write_text("")
+    fake = Fake(lambda call: call > 4)
+    sender = tracking.Sender(fake, [tmp_path])
+    for _ in range(6):
+        sender.deliver()
+    assert len(fake.warnings) == 1
+    assert capsys.readouterr().err.count("is back and has everything") == 1
+
+
+def test_long_parameters_are_whole_in_an_artifact(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    tracker = tracking.Tracker(recipe, tmp_path, folder)
+    text = "".join(chr(97 + i % 26) for i in range(7000))
+    run = tracker.create("long", {"a": "tag"}, {"long": text, "short": 1})
+    stored = tracker.client.get_run(run).data.params
+    assert stored["short"] == "1"
+    assert stored["long"].startswith(text[:5900])
+    assert stored["long"].endswith("(whole in params.json)")
+    path = tracker.client.download_artifacts(run, "params.json", str(tmp_path))
+    assert json.loads(Path(path).read_text())["long"] == text
+    short = tracker.create("short", {"a": "tag"}, {"short": 1})
+    assert not tracker.client.list_artifacts(short)
+
+
+def test_replay_to_another_store_copies_the_run_there(recipe_file, tmp_path, monkeypatch, capsys):
+    import mlflow
+
+    run_recipe(load_recipe(recipe_file(stages=STAGES[:1])))
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    monkeypatch.setattr(sys, "argv", ["replay", str(tmp_path / "out/runs/tiny"), "--tracking", other])
+    importlib.import_module("pipelines.replay").main()
+    assert "first  sent" in capsys.readouterr().out
+    client = mlflow.MlflowClient(tracking_uri=other)
+    runs = client.search_runs([client.get_experiment_by_name("context-heads").experiment_id])
+    run = next(run.info.run_id for run in runs if run.info.run_name == "tiny/first")
+    assert history(client, run, "train/loss") == losses(tmp_path / "out/runs/tiny/first")
+
+
+def test_replay_of_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["replay", str(tmp_path)])
+    with pytest.raises(RecipeError, match="is no run"):
+        importlib.import_module("pipelines.replay").main()
+
+
+@pytest.mark.parametrize(
+    ("changes", "hidden"),
+    [
+        ({"data": "s3://AKIA:hunter2@bucket/x"}, "s3://***@bucket/x"),
+        ({"tracking": "http://me:hunter2@host:5000"}, "http://***@host:5000"),
+        ({"stages": [{"name": "a", "train": "gs://me:hunter2@b/train", "steps": 1}]}, "gs://***@b/train"),
+    ],
+)
+def test_addresses_with_secrets_are_refused_without_repeating_them(recipe_file, changes, hidden):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe_file(**changes))
+    assert hidden in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert "MLFLOW_TRACKING_PASSWORD" in str(caught.value)
+
+
+def test_the_environments_address_with_a_secret_is_refused_too(recipe_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@host:5000")
+    with pytest.raises(SetupError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        run_recipe(load_recipe(recipe_file()))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_no_secret_of_the_environment_is_written(recipe_file, tmp_path):
+    run_recipe(load_recipe(recipe_file(stages=STAGES[:1])))
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not [path for path in files if secret in path.read_bytes()]
