@@ -51,8 +51,9 @@ def train_workers():
 
 
 def rank_of(process):
-    """The rank that Ray Train gave a worker, from the file that it writes its hang note to."""
-    return next(int(f.path[-5]) for f in process.open_files() if "hang-worker" in f.path)
+    """The rank that Ray Train gave a worker, from the file that its hang note would go to; None while it starts."""
+    with contextlib.suppress(psutil.Error):
+        return next((int(f.path[-5]) for f in process.open_files() if "hang-worker" in f.path), None)
 
 
 def listening():
