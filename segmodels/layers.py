@@ -51,8 +51,8 @@ def check_norm_batch(norm: nn.Module, x: Tensor, what: str) -> None:
     # Synchronised batch norm, no BatchNorm2d, has the other workers' images too.
     if norm.training and isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d) and x.shape[0] == 1:
         raise ValueError(
-            f"{what} got a training batch of 1 image per device; allowed: 2 or more, since its batch norm sees one value "
-            "per channel and image. Raise the batch, or lower the number of workers"
+            f"{what} got a training batch of 1 image per device; allowed: 2 or more, since its batch norm sees one "
+            "value per channel and image. Raise the batch, or lower the number of workers"
         )
 
 
