@@ -1,0 +1,395 @@
+"""OCNet's attentions against loops over pixels, written from its equations, and its heads against their layouts."""
+
+import weakref
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipelines.bench.plain.ocnet import ocnet_plain, self_attention_plain
+from segmodels.cost import conv_matmul_macs
+from segmodels.heads import interlaced
+from segmodels.heads.catalog import build_head
+from segmodels.heads.interlaced import InterlacedAttention, Regrouping
+from segmodels.heads.maps import Maps
+from segmodels.heads.object_attention import LeanConvNormReLU, SelfAttention
+from segmodels.heads.ocnet import ocnet_head, sa2x_head
+from segmodels.layers import ConvNormReLU
+
+B, C, E, V, H, W = 2, 6, 4, 5, 5, 7
+WIDTHS = (256, 512, 1024, 2048)
+
+
+def shaken(module):
+    """The module in float64, its norms with statistics and affines far from their start."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.weight, 1.0, 0.3)
+            nn.init.normal_(norm.bias)
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    return module.double()
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+def layer(parts, x):
+    """Convolution of 1x1, batch norm and ReLU on rows of cells: (B, N, in) -> (B, N, out)."""
+    conv, norm = parts[0], parts[1]
+    y = x @ conv.weight[:, :, 0, 0].T
+    mean, var = norm.running_mean, norm.running_var
+    if norm.training:
+        mean = y.mean((0, 1))
+        var = ((y - mean) ** 2).mean((0, 1))
+    return torch.relu((y - mean) / (var + norm.eps) ** 0.5 * norm.weight + norm.bias)
+
+
+def naive_attention(unit, x, related):
+    """Pixel by pixel, over the pixels j with related(i, j): (B, C, H, W) -> the same, and the relations (B, N, N)."""
+    height, width = x.shape[2:]
+    cells = [(r, c) for r in range(height) for c in range(width)]
+    rows = torch.stack([x[:, :, r, c] for r, c in cells], 1)
+    q, k, v = rows, rows, rows @ unit.value.weight[:, :, 0, 0].T
+    for parts in unit.query:
+        q = layer(parts, q)
+    for parts in unit.key:
+        k = layer(parts, k)
+    out, relations = [], torch.zeros(x.shape[0], len(cells), len(cells), dtype=x.dtype)
+    for i, cell in enumerate(cells):
+        js = [j for j, other in enumerate(cells) if related(cell, other)]
+        scores = ((q[:, i, None] * k[:, js]).sum(-1) / q.shape[-1] ** 0.5).exp()
+        weights = scores / scores.sum(1, keepdim=True)
+        out.append((weights[:, :, None] * v[:, js]).sum(1))
+        relations[:, i, js] = weights.detach()
+    context = layer(unit.out, torch.stack(out, 1))
+    return context.mT.reshape(x.shape), relations
+
+
+def naive_dense(unit, x):
+    return naive_attention(unit, x, lambda i, j: True)[0]
+
+
+def naive_interlaced(module, x):
+    """Both stages; the padding only shifts the tiles, or takes part as zeros."""
+    (p_h, p_w), (height, width) = module.partition, x.shape[2:]
+    down, across = (p_h - height % p_h) % p_h, (p_w - width % p_w) % p_w
+    top, left = down // 2, across // 2
+    if not module.mask_padding:
+        full = torch.zeros(*x.shape[:2], height + down, width + across, dtype=x.dtype)
+        full[:, :, top : top + height, left : left + width] = x
+        x, top, left = full, 0, 0
+    same = {
+        "global": lambda i, j: (i[0] - j[0]) % p_h == 0 and (i[1] - j[1]) % p_w == 0,
+        "local": lambda i, j: (
+            (i[0] + top) // p_h == (j[0] + top) // p_h and (i[1] + left) // p_w == (j[1] + left) // p_w
+        ),
+    }
+    relations = {}
+    for stage, unit in module.stages:
+        x, relations[stage] = naive_attention(unit, x, same[stage])
+    if not module.mask_padding:
+        x = x[:, :, down // 2 : down // 2 + height, across // 2 : across // 2 + width]
+    return x, relations
+
+
+def naive_tiles(function, x, tiles):
+    rows, columns = (list(pairwise(int(n * i / tiles) for i in range(tiles + 1))) for n in x.shape[2:])
+    return torch.cat([torch.cat([function(x[:, :, a:b, c:d]) for c, d in columns], 3) for a, b in rows], 2)
+
+
+def close(module, fast, slow, x):
+    """Outputs and gradients agree."""
+    assert relative(fast, slow) < 1e-10
+    probe = torch.randn_like(fast)
+    leaves = [x, *module.parameters()]
+    pairs = zip(torch.autograd.grad(fast, leaves, probe), torch.autograd.grad(slow, leaves, probe), strict=True)
+    # A bias of the keys whose ReLUs are all open cancels: its gradient is 0 but for rounding.
+    assert max(((a - b).norm() / b.norm().clamp(min=1e-3)).item() for a, b in pairs) < 1e-10
+
+
+def image(*size, batch=B):
+    return torch.randn(batch, C, *(size or (H, W)), dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("qk_layers", [1, 2])
+def test_dense_attention_equals_the_loop(qk_layers, training):
+    unit, x = shaken(SelfAttention(C, E, V, qk_layers)).train(training), image()
+    close(unit, unit(x), naive_dense(unit, x), x)
+    assert relative(self_attention_plain(unit, x), naive_dense(unit, x)) < 1e-10
+
+
+@pytest.mark.parametrize("order", ["global_local", "local_global", "global", "local"])
+@pytest.mark.parametrize(
+    ("partition", "size", "mask"),
+    [((2, 3), (4, 6), True), ((2, 3), (H, W), True), ((3, 4), (H, W), True), ((3, 4), (H, W), False)],
+)
+def test_interlaced_attention_equals_the_loop(order, partition, size, mask):
+    module = shaken(InterlacedAttention(C, E, V, 1, partition, order, mask)).eval()
+    x = image(*size)
+    close(module, module(x), naive_interlaced(module, x)[0], x)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_interlaced_attention_in_training(mask):
+    module = shaken(InterlacedAttention(C, E, E, 2, (3, 4), mask_padding=mask)).train()
+    x = image()
+    close(module, module(x), naive_interlaced(module, x)[0], x)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (H, W)])
+def test_interlaced_attention_equals_the_public_form(size):
+    module = shaken(InterlacedAttention(C, E, V, 2, (2, 3), mask_padding=False)).train()
+    x = image(*size)
+    close(module, module(x), ocnet_plain(module, x), x)
+
+
+def test_the_mask_matters_only_where_there_is_padding():
+    masked, free = (InterlacedAttention(C, E, V, 1, (2, 3), mask_padding=mask).eval() for mask in (True, False))
+    free.load_state_dict(masked.state_dict())
+    x, y = torch.randn(1, C, 4, 6), torch.randn(1, C, H, W)
+    assert torch.allclose(masked(x), free(x), atol=1e-6)
+    assert not torch.allclose(masked(y), free(y), atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "tiles"), [((6, 8), 2), ((7, 8), 3), ((4, 8), 2)])
+@pytest.mark.parametrize("mask", [True, False, None])
+def test_tiles_are_images_by_themselves(size, tiles, mask):
+    x = image(*size)
+    if mask is None:
+        unit = shaken(SelfAttention(C, E, V, 1)).eval()
+        slow = naive_tiles(lambda part: naive_dense(unit, part), x, tiles)
+    else:
+        unit = shaken(InterlacedAttention(C, E, V, 1, (2, 2), mask_padding=mask)).eval()
+        slow = naive_tiles(lambda part: naive_interlaced(unit, part)[0], x, tiles)
+    close(unit, unit(x, tiles=tiles), slow, x)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (H, W), (2, 3)])
+@pytest.mark.parametrize("mask", [True, False])
+def test_form_for_free_sizes_equals_the_loop(monkeypatch, size, mask):
+    """An export cuts the map by indices; there a map smaller than the partition has groups of padding alone."""
+    monkeypatch.setattr(interlaced, "known", lambda size: False)
+    monkeypatch.setattr(interlaced, "divides", lambda size, parts: False)
+    module = shaken(InterlacedAttention(C, E, V, 1, (3, 4), mask_padding=mask)).eval()
+    x = image(*size)
+    close(module, module(x), naive_interlaced(module, x)[0], x)
+
+
+def test_rows_and_columns_of_the_regrouped_image():
+    cut = Regrouping((4, 6), (2, 3))
+    x = torch.arange(24.0).view(1, 1, 4, 6)
+    image = cut.split(x)[0, :, :, 0]
+    assert image[0].tolist() == [0, 3, 12, 15]  # 2 rows and 3 columns apart
+    assert image[:, 0].tolist() == [0, 1, 2, 6, 7, 8]  # the first tile
+    assert torch.equal(cut.join(cut.split(x)), x)
+
+
+@pytest.mark.parametrize("order", ["global_local", "local_global"])
+@pytest.mark.parametrize("size", [(4, 6), (H, W)])
+def test_maps_of_interlaced_attention(order, size):
+    module = shaken(InterlacedAttention(C, E, V, 1, (2, 3), order)).eval()
+    x, maps = image(*size), Maps((0.7, 0.3))
+    assert torch.equal(module(x, maps), module(x))
+    relations = naive_interlaced(module, x)[1]
+    row, column = maps.cell(size)
+    at = row * size[1] + column
+    first, second = relations.values()
+    expected = relations | {"dense": second @ first}
+    assert set(maps) == {"global", "local", "dense"}
+    for name, value in maps.items():
+        assert torch.allclose(value, expected[name][:, at].view(B, *size)), name
+        assert torch.allclose(value.sum((1, 2)), torch.ones(B).double())
+        assert not value.requires_grad
+
+
+def test_maps_of_one_stage_and_of_dense_attention():
+    x, maps = image(), Maps()
+    module = shaken(InterlacedAttention(C, E, V, 1, (2, 3), "local")).eval()
+    module(x, maps)
+    assert set(maps) == {"local"}
+    unit, maps = shaken(SelfAttention(C, E, V, 2)).eval(), Maps((0.1, 0.9))
+    unit(x, maps)
+    expected = naive_attention(unit, x, lambda i, j: True)[1][:, 6].view(B, H, W)
+    assert torch.allclose(maps["relation"], expected)
+
+
+def test_lean_layer_keeps_its_output_alone():
+    lean, full = LeanConvNormReLU(3, 4).double(), ConvNormReLU(3, 4, 1).double()
+    full.load_state_dict(lean.state_dict())
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    kept = []
+    lean[0].register_forward_hook(lambda module, given, output: kept.append(weakref.ref(output)))
+    fast, slow = lean(x), full(x)
+    assert kept[0]() is None
+    probe = torch.randn_like(fast)
+    pairs = (torch.autograd.grad(y, [x, *m.parameters()], probe) for y, m in ((fast, lean), (slow, full)))
+    assert all(torch.allclose(a, b) for a, b in zip(*pairs, strict=True))
+    assert lean[1].num_batches_tracked == 1
+    assert torch.equal(lean[1].running_var, full[1].running_var)
+
+
+def test_lean_layer_under_autocast():
+    lean, full = LeanConvNormReLU(3, 4), ConvNormReLU(3, 4, 1)
+    full.load_state_dict(lean.state_dict())
+    x = torch.randn(2, 3, 4, 5)
+    for layer in (lean, full):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+    assert all(torch.allclose(a.grad, b.grad) for a, b in zip(lean.parameters(), full.parameters(), strict=True))
+
+
+def cbr(parts, x, padding=0, dilation=1):
+    y = F.conv2d(x, parts[0].weight, padding=padding, dilation=dilation)
+    norm = parts[1]
+    return torch.relu(F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias))
+
+
+def test_base_oc():
+    head = shaken(ocnet_head([C], 3, channels=4, key_channels=E, partition=(2, 3))).eval()
+    features = image()
+    x = cbr(head.reduce, features, 1)
+    y = torch.cat([naive_interlaced(head.context.unit, x)[0], x], 1)
+    y = F.conv2d(cbr(head.context.fuse, y), head.classify[-1].weight, head.classify[-1].bias)
+    assert relative(head([features])["logits"], y) < 1e-10
+
+
+def test_pyramid_oc():
+    head = ocnet_head([C], 3, channels=4, key_channels=E, scheme="pyramid", attention="sa", pyramid=[1, 3])
+    head, features, maps = shaken(head).eval(), image(), Maps()
+    x = cbr(head.reduce, features, 1)
+    one, three = head.context.units
+    parts = [naive_dense(one, x), naive_tiles(lambda part: naive_dense(three, part), x, 3), cbr(head.context.widen, x)]
+    assert parts[2].shape[1] == 8
+    y = cbr(head.context.fuse, torch.cat(parts, 1))
+    y = F.conv2d(y, head.classify[-1].weight, head.classify[-1].bias)
+    assert relative(head([features], maps)["logits"], y) < 1e-10
+    assert maps["relation"].shape == (B, H, W)
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_asp_oc(pool):
+    keywords = {"scheme": "asp", "attention": "sa", "pool": pool, "rates": [1, 2]}
+    head = shaken(ocnet_head([C], 3, channels=8, key_channels=6, **keywords)).eval()
+    features, maps = image(), Maps()
+    x = F.max_pool2d(cbr(head.reduce, features, 1), pool)
+    context = F.interpolate(naive_dense(head.unit.unit, x), (H, W), mode="bilinear", align_corners=True)
+    one, *threes = head.branches
+    branches = [cbr(one, features), *(cbr(conv, features, rate, rate) for conv, rate in zip(threes, (1, 2)))]  # noqa: B905
+    y = cbr(head.fuse, torch.cat([context, *branches], 1))
+    y = F.conv2d(y, head.classify[-1].weight, head.classify[-1].bias)
+    assert relative(head([features], maps)["logits"], y) < 1e-10
+    assert maps["relation"].shape == (B, H // pool, W // pool)
+    assert head.unit.unit.value.weight.shape == (3, 4, 1, 1)  # half of the keywords' widths
+
+
+def test_sa2x():
+    head = shaken(sa2x_head([C], 3, channels=4, key_channels=E)).eval()
+    features = image()
+    x = cbr(head.reduce, features, 1)
+    context = naive_dense(head.context.unit.unit, F.max_pool2d(x, 2))
+    context = F.interpolate(context, (H, W), mode="bilinear", align_corners=True)
+    y = cbr(head.context.fuse, torch.cat([context, x], 1))
+    y = F.conv2d(y, head.classify[-1].weight, head.classify[-1].bias)
+    assert relative(head([features])["logits"], y) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("unit", "count", "giga"),
+    [
+        (lambda: SelfAttention(512, 256, 256, 2), 658432, 11.2743),
+        (lambda: SelfAttention(512, 256, 256, 1), 526336, 10.7374),
+        (lambda: InterlacedAttention(512, 256, 256, 2), 1316864, 5.6371),
+        (lambda: InterlacedAttention(512, 256, 512, 2), 1841152, 7.9188),
+        (lambda: InterlacedAttention(512, 256, 512, 1), 1576960, 6.8451),
+    ],
+)
+def test_units_cost(golden, unit, count, giga):
+    golden(unit, count, giga, (1, 512, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "count", "giga"),
+    [
+        ({"attention": "sa"}, 10632725, 52.121),
+        ({"qk_layers": 1, "value_channels": 512}, 11551253, 47.691),
+        ({}, 11291157, 46.483),
+        ({"scheme": "asp", "attention": "sa"}, 19900181, 81.257),
+        ({"scheme": "asp", "value_channels": 512}, 20196629, 81.322),
+    ],
+)
+def test_heads_cost(golden, keywords, count, giga):
+    golden(lambda: ocnet_head(WIDTHS, 21, **keywords), count, giga, (1, 2048, 64, 64), as_list=True)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "published"),
+    [
+        ({"attention": "sa", "qk_layers": 1}, 619),
+        ({"qk_layers": 1, "value_channels": 512}, 386),
+        ({"attention": "sa", "scheme": "pyramid"}, 880),
+        ({"scheme": "pyramid"}, 595),
+        ({"attention": "sa", "scheme": "asp"}, 656),
+        ({"scheme": "asp", "value_channels": 512}, 651),
+    ],
+)
+def test_published_cost(keywords, published):
+    """Table 4, within 0.5 %: 2 · MACs at 128 x 128 without the classifier."""
+    with torch.device("meta"):
+        head = ocnet_head(WIDTHS, 21, **keywords).eval()
+        macs = conv_matmul_macs(head, [torch.zeros(1, 2048, 128, 128)])
+    macs -= 21 * head.classify[-1].in_channels * 128 * 128
+    assert 2e-9 * macs == pytest.approx(published, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"channels": 0}, "channels is 0; allowed: an integer of at least 1"),
+        ({"scheme": "bas"}, r"unknown scheme 'bas'; allowed: base, pyramid, asp. Did you mean 'base'\?"),
+        ({"attention": "is"}, r"unknown attention 'is'; allowed: sa, isa. Did you mean 'isa'\?"),
+        ({"order": "locl"}, r"unknown order 'locl'; allowed: global_local.* Did you mean 'local'\?"),
+        ({"attention": "sa", "order": "x"}, "unknown order 'x'"),
+        ({"partition": [8]}, r"partition is \[8\]; allowed: two integers"),
+        ({"partition": [8, 0]}, "partition is 0; allowed: an integer of at least 1"),
+        ({"qk_layers": 3}, "qk_layers is 3; allowed: 1, as in the published costs, or 2"),
+        ({"key_channels": 0}, "key_channels is 0"),
+        ({"value_channels": -1}, "value_channels is -1"),
+        ({"scheme": "asp", "key_channels": 5}, "key_channels is 5; allowed with scheme 'asp', which halves it: even"),
+        ({"pool": 0}, "pool is 0"),
+        ({"pyramid": []}, r"pyramid is \[\]; allowed"),
+        ({"rates": [0]}, "rates is 0"),
+        ({"mask_padding": 1}, "mask_padding is 1; allowed: bool"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+    ],
+)
+def test_bad_values(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        build_head("ocnet", [8], 3, **{"channels": 4, "key_channels": 4} | keywords)
+
+
+@pytest.mark.parametrize("keywords", [{"pool": 0}, {"key_channels": 0}, {"qk_layers": 0}, {"channels": 0}])
+def test_bad_values_of_sa2x(keywords):
+    name, value = next(iter(keywords.items()))
+    with pytest.raises(ValueError, match=f"{name} is {value}; allowed"):
+        build_head("sa2x", [8], 3, **{"channels": 4, "key_channels": 4} | keywords)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({}, r"partition is \(8, 8\), but the map.* has \(4, 9\) cells.*Lower partition"),
+        ({"scheme": "pyramid", "partition": [3, 3], "pyramid": [2]}, r"partition is \(3, 3\).*\(2, 4\) cells"),
+        ({"scheme": "pyramid", "attention": "sa", "pyramid": [5]}, r"pyramid has 5 x 5 tiles.*\(4, 9\).*Lower pyramid"),
+        ({"scheme": "asp", "attention": "sa", "pool": 5}, r"pool is 5.*\(4, 9\).*Lower pool"),
+    ],
+)
+def test_maps_that_are_too_small(keywords, message):
+    head = build_head("ocnet", [8], 3, **{"channels": 4, "key_channels": 4} | keywords).eval()
+    with pytest.raises(ValueError, match=message):
+        head([torch.zeros(1, 8, 4, 9)])
