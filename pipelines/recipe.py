@@ -27,11 +27,18 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Backbone:
-    """`weights`: null (random), a path or URI of a state dict, or `hub:` for timm's download."""
+    """`output_stride`: hrnet_w48 takes 4 alone, wideresnet38 8, df1 and df2 32; the others 8, 16 or 32.
+
+    `weights`: null (random), a path or URI of a state dict, or `hub:` for timm's download. `multi_grid`: dilations of
+    the blocks of a ResNet's last stage, such as [2, 8, 16] at output stride 8 (EMANet); null for 2, 4, 4.
+    `neck`: `jpu` makes a map at stride 8 of a trunk at output stride 32; null for none.
+    """
 
     name: str = "resnet50s"
-    output_stride: Literal[8, 16, 32] = 8
+    output_stride: Literal[8, 16, 32, 4] = 8
     weights: str | None = None
+    multi_grid: tuple[int, ...] | None = None
+    neck: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
-"""ResNet trunks of timm: four feature maps, the last at output stride 8, 16 or 32.
+"""Trunks: four feature maps each, of timm's networks and of our own, with the mean and std that their weights want.
 
 `resnet50s`, `resnet101s` and `resnet152s` are the papers' trunks: a stem of three 3x3 convolutions (64, 64, 128) in
-place of the 7x7. timm's `c` (stem 32, 32, 64) and `d` (average-pool shortcuts) cost other than the papers print.
+place of the 7x7. timm's `c` (stem 32, 32, 64) and `d` (average-pool shortcuts) cost other than the papers print. The
+plain ResNets have the 7x7; their tags are torchvision's weights, from which PyTorch codes start.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,71 +15,165 @@ import timm
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from segmodels.checks import choose
+from segmodels.checks import choose, positive
+from segmodels.dfnet import DF1, DF2, DFNet
+from segmodels.hrnet import HRNet
+from segmodels.wideresnet import WiderResNet
+from segmodels.xception import Xception
 
-# Name in a recipe -> timm's model and the tag of its ImageNet weights.
-BACKBONES: dict[str, str] = {
-    "resnet18": "resnet18.a1_in1k",
-    "resnet50s": "resnet50s.gluon_in1k",
-    "resnet101s": "resnet101s.gluon_in1k",
-    "resnet152s": "resnet152s.gluon_in1k",
-}
-OUTPUT_STRIDES = (8, 16, 32)
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
-class Backbone(nn.Module):
-    """The trunk of a residual network, without its classifier.
-
-    From the output stride on, stages dilate instead of striding; timm gives the first block of such a stage the
-    dilation of the stage before (at 8: 1, 2, 2, … in stage 3 and 2, 4, 4 in stage 4), as PyTorch-Encoding does.
+@dataclass(frozen=True)
+class Kind:
+    """Where a trunk comes from.
 
     Attributes:
-        channels: widths of the four stages.
-        strides: pixels per cell of the four stages.
+        tag: timm's model and the tag of its ImageNet weights; None for a trunk of our own, without a download.
+        build: (tag, output stride, whether to download) -> a module with `channels` and `strides`; without a tag it
+            takes nothing, and has `mean` and `std` too.
+        output_strides: those that it can have.
+        classifier: beginnings of the keys that a file of its weights may have and the trunk has not.
+    """
+
+    tag: str | None
+    build: Callable[..., Any]
+    output_strides: tuple[int, ...] = (8, 16, 32)
+    classifier: tuple[str, ...] = ("fc.", "classifier.")
+
+
+def resnet(tag: str, output_stride: int, pretrained: bool) -> nn.Module:
+    """timm's ResNet: maps at strides 4, 8, 16 and 32, the latter two at most the output stride."""
+    trunk: Any = timm.create_model(
+        tag,
+        pretrained=pretrained,
+        features_only=True,
+        out_indices=(1, 2, 3, 4),  # 0 is the stem
+        output_stride=output_stride,
+    )
+    trunk.channels, trunk.strides = tuple(trunk.feature_info.channels()), tuple(trunk.feature_info.reduction())
+    return trunk
+
+
+HRNET_EXTRA = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")
+# The names in a recipe.
+BACKBONES: dict[str, Kind] = {
+    "resnet18": Kind("resnet18.tv_in1k", resnet),
+    "resnet34": Kind("resnet34.tv_in1k", resnet),
+    "resnet50": Kind("resnet50.tv_in1k", resnet),
+    "resnet101": Kind("resnet101.tv_in1k", resnet),
+    "resnet152": Kind("resnet152.tv_in1k", resnet),
+    "resnet50s": Kind("resnet50s.gluon_in1k", resnet),
+    "resnet101s": Kind("resnet101s.gluon_in1k", resnet),
+    "resnet152s": Kind("resnet152s.gluon_in1k", resnet),
+    "hrnet_w48": Kind("hrnet_w48.ms_in1k", HRNet, (4,), HRNET_EXTRA),
+    "xception65": Kind("xception65.tf_in1k", Xception, classifier=("head.",)),
+    "wideresnet38": Kind(None, WiderResNet, (8,)),
+    "df1": Kind(None, partial(DFNet, DF1), (32,)),
+    "df2": Kind(None, partial(DFNet, DF2), (32,)),
+}
+
+
+class Backbone(nn.Module):
+    """A trunk without its classifier.
+
+    From the output stride on, stages of a ResNet dilate instead of striding; timm gives the first block of such a
+    stage the dilation of the stage before (at 8: 1, 2, 2, … in stage 3 and 2, 4, 4 in stage 4), as PyTorch-Encoding
+    does.
+
+    Args:
+        name: a key of `BACKBONES`.
+        output_stride: pixels per cell of the last map; one of the trunk's `output_strides`.
+        pretrained: download timm's weights.
+        multi_grid: see `set_multi_grid`; None leaves the dilations above.
+
+    Attributes:
+        channels: widths of the four maps.
+        strides: pixels per cell of the four maps.
         mean, std: what an image in 0..1 is normalised with, per channel of RGB.
 
     Shape: normalised image (B, 3, H, W) -> list of four maps (B, channels[i], ⌈H/strides[i]⌉, ⌈W/strides[i]⌉).
     """
 
-    def __init__(self, name: str, output_stride: int = 8, *, pretrained: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        output_stride: int = 8,
+        *,
+        pretrained: bool = False,
+        multi_grid: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.name = name
-        trunk: Any = timm.create_model(
-            BACKBONES[name],
-            pretrained=pretrained,
-            features_only=True,
-            out_indices=(1, 2, 3, 4),  # 0 is the stem
-            output_stride=output_stride,
-        )
+        kind = BACKBONES[name]
+        trunk = kind.build() if kind.tag is None else kind.build(kind.tag, output_stride, pretrained)
         self.trunk: nn.Module = trunk
-        self.channels: tuple[int, ...] = tuple(trunk.feature_info.channels())
-        self.strides: tuple[int, ...] = tuple(trunk.feature_info.reduction())
-        config: Any = timm.get_pretrained_cfg(BACKBONES[name])
+        self.channels: tuple[int, ...] = trunk.channels
+        self.strides: tuple[int, ...] = trunk.strides
+        config: Any = trunk if kind.tag is None else timm.get_pretrained_cfg(kind.tag)
         self.mean: tuple[float, ...] = tuple(config.mean)
         self.std: tuple[float, ...] = tuple(config.std)
+        if multi_grid is not None:
+            set_multi_grid(self, multi_grid)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return self.trunk(x)
 
 
-def build_backbone(name: str, output_stride: int = 8, weights: str | None = None) -> Backbone:
+def set_multi_grid(backbone: Backbone, multi_grid: Sequence[int]) -> None:
+    """Give every block of a ResNet's last stage a dilation of its own: all 3x3 convolutions of the block.
+
+    The dilations themselves, in cells, as papers call different things the grid: at output stride 8 EMANet's grid of
+    1, 2, 4 means 2, 8, 16 (the first block keeps the dilation of the stage before), DANet's test script 4, 8, 16.
+
+    Raises:
+        ValueError: no ResNet; a last stage that strides; not one dilation per block; or one below 1.
+    """
+    if BACKBONES[backbone.name].build is not resnet:
+        raise ValueError(f"multi_grid is {multi_grid}; allowed for {backbone.name}, which is no ResNet: null")
+    if backbone.strides[3] == 32:
+        raise ValueError(
+            f"multi_grid is {multi_grid}, but at output_stride 32 the last stage strides and does not dilate; "
+            "set output_stride: 8 or 16, or multi_grid: null"
+        )
+    blocks: Any = backbone.trunk.get_submodule("layer4")
+    if not isinstance(multi_grid, list | tuple) or len(multi_grid) != len(blocks):
+        raise ValueError(
+            f"multi_grid is {multi_grid}; allowed: one dilation for each of the {len(blocks)} blocks of "
+            f"{backbone.name}'s last stage, such as {[2, 8, 16][: len(blocks)]}"
+        )
+    for block, dilation in zip(blocks, multi_grid, strict=True):
+        positive("multi_grid", dilation)
+        for module in block.modules():
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                module.dilation = module.padding = (dilation, dilation)
+
+
+def build_backbone(
+    name: str, output_stride: int = 8, weights: str | None = None, *, multi_grid: Sequence[int] | None = None
+) -> Backbone:
     """Build a trunk of `BACKBONES`.
 
     Args:
         name: a key of `BACKBONES`.
-        output_stride: pixels per cell of the last map: 8, 16 or 32.
+        output_stride: pixels per cell of the last map: 8, 16 or 32; HRNet has 4 alone, Wider ResNet 8, DF-Nets 32.
         weights: None for random weights; a file (.pth, .pt, .bin, .safetensors); or "hub", timm's download.
+        multi_grid: dilations of the blocks of a ResNet's last stage, see `set_multi_grid`; None for timm's.
 
     Raises:
-        ValueError: an unknown name or output stride, or a file whose weights are not this trunk's.
+        ValueError: an unknown name; an output stride or multi-grid that the trunk cannot have; a file whose weights
+            are not this trunk's, or a download of a trunk that timm does not have.
         FileNotFoundError: no such file.
     """
-    choose(BACKBONES, name, "backbone")
-    if output_stride not in OUTPUT_STRIDES:
-        close = min(OUTPUT_STRIDES, key=lambda s: abs(s - output_stride))
-        raise ValueError(f"output_stride is {output_stride}; allowed: 8, 16, 32. Did you mean {close}?")
-    backbone = Backbone(name, output_stride, pretrained=weights == "hub")
+    kind = choose(BACKBONES, name, "backbone")
+    allowed = kind.output_strides
+    if output_stride not in allowed:
+        close = min(allowed, key=lambda s: abs(s - output_stride))
+        cure = f"Did you mean {close}?" if len(allowed) > 1 else f"{name} has no other: set output_stride: {close}"
+        raise ValueError(f"output_stride is {output_stride}; allowed: {', '.join(map(str, allowed))}. {cure}")
+    if weights == "hub" and kind.tag is None:
+        raise ValueError(f"weights is 'hub', but timm has no {name} to download; give a file, or null for none")
+    backbone = Backbone(name, output_stride, pretrained=weights == "hub", multi_grid=multi_grid)
     if weights is not None and weights != "hub":
         load_weights(backbone, weights)
     return backbone
@@ -84,27 +182,28 @@ def build_backbone(name: str, output_stride: int = 8, weights: str | None = None
 def load_weights(backbone: Backbone, path: str) -> None:
     """Load a file of trunk weights, plain or under "state_dict", with or without the prefix "module.".
 
-    The classifier (`fc.*`) is left out: the trunk has none. All else must match.
+    The classifier (`Kind.classifier`) is left out: the trunk has none. All else must match.
 
     Raises:
         ValueError: another kind of file, or keys or shapes that are not the trunk's.
         FileNotFoundError: no such file.
     """
-    file = Path(path)
+    file, kind = Path(path), BACKBONES[backbone.name]
     if file.suffix not in SUFFIXES:
         raise ValueError(f"weights is {path!r}; allowed: null, 'hub', or a file ending in {', '.join(SUFFIXES)}")
     if not file.is_file():
         raise FileNotFoundError(f"no weights at {path!r}; give an existing file, 'hub' to download, or null for none")
     state = load_state_dict(path, use_ema=False, device="cpu", weights_only=True)
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    state = {key: value for key, value in state.items() if not key.startswith(kind.classifier)}
     try:
         missing, unexpected = backbone.trunk.load_state_dict(state, strict=False)
     except RuntimeError as error:  # shapes differ; PyTorch lists all of them
         first = " ".join(str(error).split("\n")[:3])
         raise ValueError(f"{path} holds another model's weights: {first}; name the backbone they are of") from error
     if missing or unexpected:
+        source = f"timm's {kind.tag}" if kind.tag else f"our {backbone.name}"
         raise ValueError(
             f"{path} holds another model's weights: {len(missing)} keys missing, such as {missing[:3]}, "
-            f"{len(unexpected)} unexpected, such as {unexpected[:3]}; give the file of "
-            f"timm's {BACKBONES[backbone.name]}, or name the backbone that these are of"
+            f"{len(unexpected)} unexpected, such as {unexpected[:3]}; give the file of {source}, "
+            "or name the backbone that these are of"
         )

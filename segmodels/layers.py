@@ -42,6 +42,20 @@ class Classifier(nn.Conv2d):
         super().__init__(in_channels, num_classes, 1)
 
 
+def check_norm_batch(norm: nn.Module, x: Tensor, what: str) -> None:
+    """Refuse to normalise one value per channel in training, as after a global pooling with one image per device.
+
+    Raises:
+        ValueError: it would.
+    """
+    # Synchronised batch norm, no BatchNorm2d, has the other workers' images too.
+    if norm.training and isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d) and x.shape[0] == 1:
+        raise ValueError(
+            f"{what} got a training batch of 1 image per device; allowed: 2 or more, since its batch norm sees one "
+            "value per channel and image. Raise the batch, or lower the number of workers"
+        )
+
+
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resizing with aligned corners, as in the papers' PyTorch codes; `size` is (h, w).
 

@@ -1,4 +1,4 @@
-"""From raw RGB to logits at the image's size: normalise, backbone, head, upsample."""
+"""From raw RGB to logits at the image's size: normalise, backbone, neck if any, head, upsample."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from segmodels.backbone import Backbone, build_backbone
 from segmodels.checks import check_keywords, choose, keywords_of, positive
 from segmodels.heads.catalog import HEADS, build_head
+from segmodels.jpu import JPU, build_neck
 from segmodels.layers import Classifier, resize
 
 AUX_STAGE = 3
 AUX_CHANNELS = 256
+TRUNK = {"name": "resnet101s", "output_stride": 8, "weights": None, "multi_grid": None, "neck": None}
 
 
 class Segmentor(nn.Module):
@@ -22,6 +24,7 @@ class Segmentor(nn.Module):
         backbone: gives the features, and mean and std of its normalisation.
         head: a head of `HEADS`.
         num_classes: K.
+        neck: makes four maps of the backbone's four, which the heads read in their place; or None.
         aux: a second head for training alone, or None.
         aux_stage: the last stage, of 4, that the auxiliary head is given.
         crop: (h, w) in pixels of the training crop: the window of a head that is bound to its size.
@@ -42,12 +45,14 @@ class Segmentor(nn.Module):
         head: nn.Module,
         num_classes: int,
         *,
+        neck: nn.Module | None = None,
         aux: nn.Module | None = None,
         aux_stage: int = AUX_STAGE,
         crop: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.head, self.aux = backbone, head, aux
+        # A neck learns at the heads' rate, as in FastFCN: it is no part of the backbone, and has no weights to load.
+        self.backbone, self.neck, self.head, self.aux = backbone, neck, head, aux
         self.num_classes, self.aux_stage = num_classes, aux_stage
         self.feature_size: tuple[int, int] | None = getattr(head, "feature_size", None)
         self.window = crop if self.feature_size is not None else None
@@ -57,6 +62,8 @@ class Segmentor(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         features = self.backbone((image.to(self.mean.dtype) - self.mean) / self.std)
+        if self.neck is not None:
+            features = self.neck(features)
         outputs = self.head(features)
         if self.training and self.aux is not None:
             outputs = outputs | {"aux": self.aux(features[: self.aux_stage])["logits"]}
@@ -86,7 +93,7 @@ def build_segmentor(
     Args:
         num_classes: K.
         crop: (h, w) in pixels of the training crop. A head bound to its size is built for this crop's map.
-        backbone: `name`, `output_stride`, `weights` of `build_backbone`.
+        backbone: `name`, `output_stride`, `weights`, `multi_grid` of `build_backbone`, and `neck`, a key of `NECKS`.
         head: `name` in `HEADS`, and its keywords.
         aux: likewise, and `stage` (3 of 1 to 4: res4); 256 channels unless it says otherwise. None for none.
 
@@ -96,19 +103,23 @@ def build_segmentor(
     height, width = crop
     crop = positive("crop", height), positive("crop", width)
     positive("num_classes", num_classes)
-    check_keywords(backbone, {"name": "resnet101s", "output_stride": 8, "weights": None}, "backbone")
-    trunk = build_backbone(**named(backbone, "backbone"))
-    main = stage_head(trunk, 4, num_classes, crop, named(head, "head"))
+    check_keywords(backbone, TRUNK, "backbone")
+    parts = named(backbone, "backbone")
+    name = parts.pop("neck", None)
+    trunk = build_backbone(**parts)
+    neck = None if name is None else build_neck(name, trunk.channels, trunk.strides)
+    source = trunk if neck is None else neck
+    main = stage_head(source, 4, num_classes, crop, named(head, "head"))
     if aux is None:
-        return Segmentor(trunk, main, num_classes, crop=crop)
+        return Segmentor(trunk, main, num_classes, neck=neck, crop=crop)
     keywords = named(aux, "aux")
     stage = keywords.pop("stage", AUX_STAGE)
     if stage not in (1, 2, 3, 4):
         raise ValueError(f"aux: stage is {stage!r}; allowed: 1, 2, 3, 4")
     if "channels" in keywords_of(choose(HEADS, keywords["name"], "head")):
         keywords.setdefault("channels", AUX_CHANNELS)
-    second = stage_head(trunk, stage, num_classes, crop, keywords)
-    return Segmentor(trunk, main, num_classes, aux=second, aux_stage=stage, crop=crop)
+    second = stage_head(source, stage, num_classes, crop, keywords)
+    return Segmentor(trunk, main, num_classes, neck=neck, aux=second, aux_stage=stage, crop=crop)
 
 
 def named(part: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -119,16 +130,16 @@ def named(part: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def stage_head(
-    trunk: Backbone, stage: int, num_classes: int, crop: tuple[int, int], keywords: dict[str, Any]
+    source: Backbone | JPU, stage: int, num_classes: int, crop: tuple[int, int], keywords: dict[str, Any]
 ) -> nn.Module:
-    """A head on the first `stage` stages, with the size of the crop's map if the head wants to know it."""
+    """A head on the first `stage` maps, with the size of the crop's last of them if the head wants to know it."""
     name = keywords.pop("name")
-    stride = trunk.strides[stage - 1]
+    stride = source.strides[stage - 1]
     size = (-(-crop[0] // stride), -(-crop[1] // stride))  # strided convolutions round up
     if "feature_size" in keywords_of(choose(HEADS, name, "head")):
         given = keywords.get("feature_size")
         keywords["feature_size"] = tuple(given) if given is not None else size
-    head = build_head(name, trunk.channels[:stage], num_classes, **keywords)
+    head = build_head(name, source.channels[:stage], num_classes, **keywords)
     bound = getattr(head, "feature_size", None)
     if bound is not None and bound != size:
         raise ValueError(

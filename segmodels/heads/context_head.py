@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from segmodels.checks import positive
+from segmodels.heads.maps import Maps
 from segmodels.layers import Classifier, ConvNormReLU
 
 
@@ -17,7 +18,8 @@ class ContextHead(nn.Module):
     Args:
         in_channels: widths of the backbone's stages; the last is read.
         num_classes: K.
-        context: a module from (B, channels, H, W) to (B, out_channels, H, W).
+        context: a module from (B, channels, H, W) to (B, out_channels, H, W). One whose class attribute `gives_maps`
+            is true takes `maps` as its second argument and fills it.
         channels: width of the context module's input.
         out_channels: width of its output; `channels` if None.
         dropout: probability that a channel is dropped before the classifier.
@@ -46,11 +48,12 @@ class ContextHead(nn.Module):
         self.feature_size = feature_size
         self.reduce = ConvNormReLU(in_channels[-1], positive("channels", channels), 3)
         self.context = context
+        self.gives_maps: bool = getattr(context, "gives_maps", False)
         self.classify = nn.Sequential(
             nn.Dropout2d(dropout), Classifier(out_channels or channels, positive("num_classes", num_classes))
         )
 
-    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+    def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
         x = features[-1]
         if self.feature_size is not None and tuple(x.shape[-2:]) != self.feature_size:
             raise ValueError(
@@ -58,4 +61,6 @@ class ContextHead(nn.Module):
                 "weights are bound. Slide windows of the training crop over the image, or train with the head's "
                 "`resample: true`, if it has that"
             )
-        return {"logits": self.classify(self.context(self.reduce(x)))}
+        x = self.reduce(x)
+        y = self.context(x, maps) if self.gives_maps and maps is not None else self.context(x)
+        return {"logits": self.classify(y)}

@@ -79,7 +79,7 @@ class ExpectationMaximisation(nn.Module):
         """
         sums = torch.cat([self.total.flatten(), self.batches.view(1).to(self.total.dtype)])
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            pass
+            dist.all_reduce(sums)
         total, batches = sums[:-1].view_as(self.total), sums[-1]
         # Without reading a value on the host: the weight is 0 when there were no batches.
         weight = (1 - self.momentum) * batches.clamp(max=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.context_head import ContextHead
-from segmodels.layers import ConvNormReLU
+from segmodels.layers import ConvNormReLU, check_norm_batch
 
 
 class TensorGeneration(nn.Module):
@@ -89,13 +89,7 @@ class GlobalPooling(nn.Module):
         self.project = ConvNormReLU(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = self.project[1]
-        # Synchronised batch norm, no BatchNorm2d, has the other workers' images too.
-        if norm.training and isinstance(norm, nn.BatchNorm2d) and x.shape[0] == 1:
-            raise ValueError(
-                "the global pooling branch got a training batch of 1 image per device; allowed: 2 or more, since its "
-                "batch norm sees one value per channel and image. Raise the batch, or lower the number of workers"
-            )
+        check_norm_batch(self.project[1], x, "the global pooling branch")
         return self.project(x.mean((2, 3), keepdim=True)).expand_as(x)
 
 

@@ -89,7 +89,7 @@ def naive_interlaced(module, x):
         ),
     }
     relations = {}
-    for stage, unit in module.stages.items():
+    for stage, unit in module.stages:
         x, relations[stage] = naive_attention(unit, x, same[stage])
     if not module.mask_padding:
         x = x[:, :, down // 2 : down // 2 + height, across // 2 : across // 2 + width]

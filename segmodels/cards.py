@@ -1,0 +1,158 @@
+"""What there is to choose from, read off the code itself: heads with their papers, keywords and costs, and so on."""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from segmodels.checks import choose, keywords_of
+from segmodels.cost import CONVENTIONS, run_hooked
+from segmodels.heads.catalog import HEADS, build_head
+
+SIZE = (512, 512)
+CLASSES = 21
+WIDTHS = (256, 512, 1024, 2048)  # of resnet50s, resnet101s and resnet152s
+STRIDES = (4, 8, 8, 8)
+SECTIONS = ("Args:", "Attributes:", "Shape:", "Raises:", "Returns:")
+YEAR = re.compile(r"\b(?:19|20)\d\d\b")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a head comes from, as the first line of its docstring says; empty strings where it does not."""
+
+    title: str
+    authors: str
+    venue: str
+    arxiv: str
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """A keyword of a builder or option of a loss term, with what its docstring's `Args:` says."""
+
+    name: str
+    kind: str
+    default: Any
+    text: str
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """The cost of a head alone, on the features of a ResNet at output stride 8.
+
+    Attributes:
+        parameters: their number.
+        macs: convention -> multiply-accumulates.
+        map_bytes: outputs of all leaf modules, every call, in float32.
+        bound: (h, w) in cells to which the head is bound, or None.
+        outputs: name -> shape, in evaluation.
+    """
+
+    parameters: int
+    macs: dict[str, int]
+    map_bytes: int
+    bound: tuple[int, int] | None
+    outputs: dict[str, tuple[int, ...]]
+
+
+def paper_of(builder: Callable[..., Any]) -> Paper:
+    """The paper of a head: by the builder's docstring if it names one, else by its module's.
+
+    The form is `Name: what it is (Authors, VENUE YEAR, arXiv:NNNN.NNNNN).`
+    """
+    lines = [first_paragraph(builder.__doc__), first_paragraph(sys.modules[builder.__module__].__doc__)]
+    for line in lines:
+        groups = [(found, found[1]) for found in re.finditer(r"\(([^()]*)\)", line) if YEAR.search(found[1])]
+        if groups:
+            found, source = groups[-1]
+            parts = source.split(", ")
+            at = next(i for i, part in enumerate(parts) if YEAR.search(part))
+            number = re.search(r"\b\d{4}\.\d{4,5}\b", source)
+            title = line[: found.start()].strip().rstrip(",")
+            return Paper(title, ", ".join(parts[:at]), parts[at], number[0] if number else "")
+    return Paper(lines[0].rstrip("."), "", "", "")
+
+
+def first_paragraph(text: str | None) -> str:
+    """The first paragraph of a docstring on one line."""
+    return " ".join(inspect.cleandoc(text or "").split("\n\n")[0].split())
+
+
+def description(text: str | None) -> str:
+    """A docstring up to its first section, such as `Args:`."""
+    lines = inspect.cleandoc(text or "").splitlines()
+    end = next((i for i, line in enumerate(lines) if line.startswith(SECTIONS)), len(lines))
+    return "\n".join(lines[:end]).strip()
+
+
+def arguments(text: str | None) -> dict[str, str]:
+    """Name -> description of a docstring's `Args:`; `a, b: text` describes both."""
+    lines = inspect.cleandoc(text or "").splitlines()
+    if "Args:" not in lines:
+        return {}
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in lines[lines.index("Args:") + 1 :]:
+        if line and not line.startswith(" "):
+            break
+        entry = re.match(r"    (\w+(?:, \w+)*): (.*)", line)
+        if entry:
+            names = entry[1].split(", ")
+        for name in names:
+            found[name] = f"{found.get(name, '')} {entry[2] if entry else line.strip()}".strip()
+    return found
+
+
+def keywords(builder: Callable[..., Any]) -> list[Keyword]:
+    """The keyword-only parameters of a builder or loss term: what a recipe may set."""
+    kinds = {p.name: inspect.formatannotation(p.annotation) for p in inspect.signature(builder).parameters.values()}
+    texts = arguments(builder.__doc__)
+    return [
+        Keyword(name, re.sub(r"\b(?:\w+\.)+(?=\w)", "", kinds[name]), default, texts.get(name, ""))
+        for name, default in keywords_of(builder).items()
+    ]
+
+
+def modules_of(builder: Callable[..., Any]) -> dict[str, str]:
+    """Class -> description, of the modules that stand in the builder's file."""
+    file = sys.modules[builder.__module__]
+    return {
+        name: description(value.__doc__)
+        for name, value in vars(file).items()
+        if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == file.__name__
+    }
+
+
+def head_cost(name: str, conventions: Mapping[str, Callable[[nn.Module, Any], int]] = CONVENTIONS) -> HeadCost:
+    """Build a head of `HEADS` with its defaults on the meta device, and count it.
+
+    Raises:
+        ValueError: an unknown head, or one that does not take these features.
+    """
+    cells = [tuple(-(-side // stride) for side in SIZE) for stride in STRIDES]
+    given = {"feature_size": cells[-1]} if "feature_size" in keywords_of(choose(HEADS, name, "head")) else {}
+    with torch.device("meta"):
+        head = build_head(name, WIDTHS, CLASSES, **given).eval()
+        features: list[Tensor] = [torch.zeros(1, c, *hw) for c, hw in zip(WIDTHS, cells, strict=True)]
+        outputs = head(features)
+        return HeadCost(
+            parameters=sum(p.numel() for p in head.parameters()),
+            macs={rule: count(head, features) for rule, count in conventions.items()},
+            map_bytes=map_bytes(head, features),
+            bound=getattr(head, "feature_size", None),
+            outputs={key: tuple(value.shape) for key, value in outputs.items()},
+        )
+
+
+def map_bytes(model: nn.Module, inputs: Any) -> int:
+    """All outputs of leaf modules, every call, at 4 bytes a value; a module may give several tensors."""
+    sizes: list[int] = []
+    run_hooked(model, inputs, lambda module, given, output: sizes.extend(4 * x.numel() for x in tree_leaves(output)))
+    return sum(sizes)

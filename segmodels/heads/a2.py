@@ -1,0 +1,72 @@
+"""A2-Net: double attention, which gathers features and gives them out again (Chen et al., NeurIPS 2018, 1810.11579).
+
+There is no code of the authors for segmentation. The convolutions have no bias, as in the published cost of the block
+as a segmentation head; batch norm follows the last one.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from segmodels.checks import positive
+from segmodels.heads.context_head import ContextHead
+from segmodels.heads.nonlocal_ import tokens
+
+
+class DoubleAttention(nn.Module):
+    """Double attention: G = A softmax(B)ᵀ gathers c_n features, Z = G softmax(V) distributes them, Eq. (1) to (6).
+
+    A, B and V are 1x1 convolutions of x; the softmax of B runs over the cells, that of V over the c_n features of a
+    cell. The result is x plus Z, widened again.
+
+    Args:
+        channels: C.
+        c_m: width of A, the features that are gathered.
+        c_n: how many are: width of B and V.
+
+    Shape: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def __init__(self, channels: int, c_m: int, c_n: int) -> None:
+        super().__init__()
+        self.widths = (c_m, c_n, c_n)
+        self.a_b_v = nn.Conv2d(channels, c_m + 2 * c_n, 1, bias=False)  # one pass over x instead of three
+        self.widen = nn.Sequential(nn.Conv2d(c_m, channels, 1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, v = tokens(self.a_b_v(x)).flatten(1, 2).split(self.widths, -1)  # (B, N, …)
+        gathered = softmax(b, 1).mT @ a  # (B, c_n, c_m)
+        z = softmax(v, 2) @ gathered  # (B, N, c_m)
+        return x + self.widen(z.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2))
+
+
+def softmax(x: Tensor, dim: int) -> Tensor:
+    """Softmax in float32 or better, over thousands of cells too; the result in the precision of x."""
+    return x.softmax(dim, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
+
+
+def a2_head(
+    in_channels: Sequence[int],
+    num_classes: int,
+    *,
+    channels: int = 512,
+    c_m: int = 256,
+    c_n: int = 256,
+    dropout: float = 0.1,
+) -> ContextHead:
+    """The double attention block in the common frame.
+
+    Args:
+        in_channels: widths of the stages; the last is read.
+        num_classes: K.
+        channels: C, width of the context.
+        c_m: width of the features that are gathered.
+        c_n: how many are gathered.
+        dropout: probability that a channel is dropped before the classifier.
+
+    Raises:
+        ValueError: a width below 1.
+    """
+    context = DoubleAttention(positive("channels", channels), positive("c_m", c_m), positive("c_n", c_n))
+    return ContextHead(in_channels, num_classes, context, channels, dropout=dropout)

@@ -1,0 +1,152 @@
+"""ANN: asymmetric non-local blocks with pyramid-sampled keys (Zhu et al., ICCV 2019, arXiv:1908.07678).
+
+The layers are those of the public code, on which paper and published cost agree: APNB shares one transform between
+queries and keys, and every convolution has a bias, also where a batch norm makes it redundant.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmodels.checks import positive
+from segmodels.layers import Classifier
+
+
+class AsymmetricBlock(nn.Module):
+    """Non-local attention whose keys and values are a few averages of the map, softmax(q S(k)ᵀ) S(v), and its fusion.
+
+    S averages over the bins of grids of `sizes` (1, 3, 6, 8: 110 positions), so the affinity is N × 110 instead of
+    N × N. The projection that follows starts at 0: at the start the context is empty.
+
+    Args:
+        low_channels: width of the map that keys and values come from.
+        channels: width of the map that queries come from, and of the context.
+        out_channels: width after the fusion.
+        key_channels: width of queries and keys; the softmax is scaled by its root.
+        value_channels: width of values.
+        sizes: sides of the pooling grids.
+        shared: one transform for queries and keys, as in APNB; both maps must be one then.
+        rectify: end the fusion with a ReLU.
+        dropout: probability that a channel of the fusion is dropped.
+
+    Shape: query map (B, channels, H, W), key map (B, low_channels, h, w), or none for the query map itself ->
+        (B, out_channels, H, W).
+    """
+
+    def __init__(
+        self,
+        low_channels: int,
+        channels: int,
+        out_channels: int,
+        key_channels: int,
+        value_channels: int,
+        sizes: tuple[int, ...],
+        *,
+        shared: bool,
+        rectify: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.query = conv_norm_relu(channels, key_channels)
+        self.key = None if shared else conv_norm_relu(low_channels, key_channels)
+        self.value = nn.Conv2d(low_channels, value_channels, 1)
+        self.project = nn.Conv2d(value_channels, channels, 1)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
+        fuse = conv_norm_relu(2 * channels, out_channels)
+        self.fuse = nn.Sequential(*(fuse if rectify else fuse[:2]), nn.Dropout2d(dropout))
+
+    def forward(self, high: Tensor, low: Tensor | None = None) -> Tensor:
+        return self.fuse(torch.cat([self.context(high, high if low is None else low), high], 1))
+
+    def context(self, high: Tensor, low: Tensor) -> Tensor:
+        """What the queries of `high` gather from the sampled values of `low`, projected."""
+        query = self.query(high)
+        key = query if self.key is None else self.key(low)
+        # Fused kernels take one head of contiguous channels: (B, 1, N, C).
+        q = query.flatten(2).mT.contiguous().unsqueeze(1)
+        k, v = (self.sample(m).unsqueeze(1) for m in (key, self.value(low)))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.project(y.squeeze(1).mT.unflatten(2, high.shape[2:]))
+
+    def sample(self, x: Tensor) -> Tensor:
+        """Averages over the bins of all grids: (B, C, h, w) -> (B, Σ size², C)."""
+        return torch.cat([F.adaptive_avg_pool2d(x, size).flatten(2) for size in self.sizes], 2).mT.contiguous()
+
+
+class ANN(nn.Module):
+    """AFNB fuses the last two stages, a 3x3 convolution reduces, APNB adds the context within.
+
+    Shape: list of maps, the last (B, in_channels[-1], H, W) -> {"logits": (B, K, H, W)}.
+    """
+
+    def __init__(
+        self, afnb: nn.Module | None, reduce: nn.Module, apnb: nn.Module | None, channels: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.afnb, self.reduce, self.apnb = afnb, reduce, apnb
+        self.classify = Classifier(channels, num_classes)
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        x = features[-1]
+        if self.afnb is not None:
+            x = self.afnb(x, features[-2])
+        x = self.reduce(x)
+        if self.apnb is not None:
+            x = self.apnb(x)
+        return {"logits": self.classify(x)}
+
+
+def ann_head(
+    in_channels: Sequence[int],
+    num_classes: int,
+    *,
+    channels: int = 512,
+    key_channels: int = 256,
+    value_channels: int = 256,
+    sizes: tuple[int, ...] = (1, 3, 6, 8),
+    afnb: bool = True,
+    apnb: bool = True,
+    dropout: float = 0.05,
+) -> ANN:
+    """ANN on the backbone's last two stages.
+
+    Args:
+        in_channels: widths of the stages; the last two are read, with `afnb` false the last.
+        num_classes: K.
+        channels: width after the reduction.
+        key_channels, value_channels, sizes: see `AsymmetricBlock`.
+        afnb, apnb: ablation switches: whether to have the block that fuses stages, the block within.
+        dropout: probability that a channel of either block's fusion is dropped.
+
+    Raises:
+        ValueError: a width or pooling size below 1, no sizes, a bad dropout, or one stage where two are needed.
+    """
+    widths = positive("key_channels", key_channels), positive("value_channels", value_channels)
+    sizes = tuple(positive("sizes", size) for size in sizes)
+    if not sizes:
+        raise ValueError("sizes is (); allowed: one or more sides of pooling grids, such as (1, 3, 6, 8)")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; allowed: from 0 to below 1")
+    if afnb and len(in_channels) < 2:
+        raise ValueError("afnb fuses two stages, but the head is given 1; give it a later stage, or set afnb: false")
+    positive("channels", channels)
+    fusion, within = None, None
+    if afnb:
+        low, high = in_channels[-2:]
+        fusion = AsymmetricBlock(low, high, high, *widths, sizes, shared=False, rectify=False, dropout=dropout)
+    if apnb:
+        within = AsymmetricBlock(
+            channels, channels, channels, *widths, sizes, shared=True, rectify=True, dropout=dropout
+        )
+    reduce = conv_norm_relu(in_channels[-1], channels, 3)
+    return ANN(fusion, reduce, within, channels, positive("num_classes", num_classes))
+
+
+def conv_norm_relu(in_channels: int, out_channels: int, kernel: int = 1) -> nn.Sequential:
+    """Convolution with a bias, which the published cost counts, batch norm and ReLU."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))

@@ -1,0 +1,97 @@
+"""Non-local: every pixel gathers from every pixel (Wang et al., CVPR 2018, arXiv:1711.07971).
+
+The embedded Gaussian of the paper, which has no scale, without subsampling. The convolutions have no bias, as in the
+published cost of the block as a segmentation head. Here are also the pieces that other attentions share.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmodels.checks import positive
+from segmodels.heads.context_head import ContextHead
+from segmodels.heads.maps import Maps
+
+
+def tokens(x: Tensor) -> Tensor:
+    """The cells of a map as rows of memory: (B, C, H, W) -> (B, H, W, C), a mere view of a channels-last map.
+
+    Fused attention and fast products of matrices need the channels of a cell side by side.
+    """
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def relation(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """What `scaled_dot_product_attention` multiplies the values by, for a few queries, in float32 or better.
+
+    Args:
+        q: (…, M, E).
+        k: (…, S, E).
+        scale: factor of the products.
+        mask: true where a key counts; broadcast to (…, M, S).
+
+    Shape: -> (…, M, S).
+    """
+    logits = scale * (q @ k.mT)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)
+
+
+class NonLocal(nn.Module):
+    """Non-local block: y = softmax(θ(x)ᵀ φ(x)) g(x), Eq. (1) with Eq. (3), then z = W_z y + x, Eq. (6).
+
+    The batch norm of W_z starts at 0, so that the block starts as the identity. On request it gives the map
+    "relation", (B, H, W): row (pixel) of the softmax.
+
+    Args:
+        channels: C.
+        embed_channels: E, width of θ, φ and g.
+
+    Shape: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    gives_maps = True
+
+    def __init__(self, channels: int, embed_channels: int) -> None:
+        super().__init__()
+        self.theta_phi_g = nn.Conv2d(channels, 3 * embed_channels, 1, bias=False)  # one pass over x instead of three
+        norm = nn.BatchNorm2d(channels)
+        nn.init.zeros_(norm.weight)
+        self.w_z = nn.Sequential(nn.Conv2d(embed_channels, channels, 1, bias=False), norm)
+
+    def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
+        height, width = x.shape[-2:]
+        theta, phi, g = tokens(self.theta_phi_g(x)).flatten(1, 2).unsqueeze(1).chunk(3, -1)  # (B, 1, N, E)
+        if maps is not None:
+            row, column = maps.cell((height, width))
+            cell = row * width + column
+            maps.add("relation", relation(theta[:, 0, cell : cell + 1], phi[:, 0], 1.0).view(-1, height, width))
+        y = F.scaled_dot_product_attention(theta, phi, g, scale=1.0)
+        return x + self.w_z(y.squeeze(1).unflatten(1, (height, width)).permute(0, 3, 1, 2))
+
+
+def nonlocal_head(
+    in_channels: Sequence[int],
+    num_classes: int,
+    *,
+    channels: int = 512,
+    embed_channels: int = 0,
+    dropout: float = 0.1,
+) -> ContextHead:
+    """The non-local block in the common frame.
+
+    Args:
+        in_channels: widths of the stages; the last is read.
+        num_classes: K.
+        channels: C, width of the context.
+        embed_channels: width of θ, φ and g; 0 for the paper's C/2.
+        dropout: probability that a channel is dropped before the classifier.
+
+    Raises:
+        ValueError: a width below 1.
+    """
+    positive("channels", channels)
+    width = positive("embed_channels", embed_channels or max(channels // 2, 1))
+    return ContextHead(in_channels, num_classes, NonLocal(channels, width), channels, dropout=dropout)

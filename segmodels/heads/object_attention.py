@@ -1,0 +1,136 @@
+"""Self-attention between all cells of a map, or of each tile of it: the unit SA of OCNet (arXiv:1809.00916)."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmodels.heads.maps import Maps
+from segmodels.heads.nonlocal_ import relation, tokens
+from segmodels.layers import ConvNormReLU
+
+Size = Sequence[int]  # (rows, columns)
+
+
+class LeanConvNormReLU(ConvNormReLU):
+    """A 1x1 `ConvNormReLU` that keeps for the backward pass its output, but not the input of its batch norm.
+
+    That is computed again from the map before: 1x1 convolutions are cheap, and memory bounds the crop.
+
+    Shape: (B, in, H, W) -> (B, out, H, W).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, relu = self
+        y = conv(x)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler itself weighs what to keep
+            return relu(norm(y))
+        source, dtype, norm_input = x.detach(), y.dtype, weakref.ref(y)  # autograd holds on to the hooks
+
+        def unpack(saved: Tensor | None) -> Tensor:
+            if saved is not None:
+                return saved
+            with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
+                return F.conv2d(source.to(dtype), cast("Tensor", conv.weight).to(dtype))
+
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: None if saved is norm_input() else saved, unpack):
+            z = norm(y)
+        return relu(z)
+
+
+class SelfAttention(nn.Module):
+    """SA: Z = ρ(softmax(θ(x) φ(x)ᵀ / √E) g(x)), the dense relation of objects; ρ, like θ and φ, has norm and ReLU.
+
+    No residual: the context goes beside x, not onto it. On request it gives the map "relation", (B, H, W): the
+    asked pixel's row of the softmax.
+
+    Args:
+        channels: C.
+        key_channels: E, width of query and key.
+        value_channels: width of the value.
+        qk_layers: 1x1 convolutions of the query and of the key.
+
+    Shape: (B, C, H, W) -> (B, C, H, W); with `tiles`, each of the tiles x tiles parts by itself.
+    """
+
+    gives_maps = True
+
+    def __init__(self, channels: int, key_channels: int, value_channels: int, qk_layers: int) -> None:
+        super().__init__()
+        widths = [channels] + qk_layers * [key_channels]
+        self.query, self.key = (
+            nn.Sequential(*(LeanConvNormReLU(*pair) for pair in pairwise(widths))) for _ in range(2)
+        )
+        self.value = nn.Conv2d(channels, value_channels, 1, bias=False)
+        self.out = LeanConvNormReLU(value_channels, channels)
+
+    def forward(self, x: Tensor, maps: Maps | None = None, *, tiles: int = 1) -> Tensor:
+        return self.gather(x, partial(tiled, partial(dense, maps=maps), tiles=tiles))
+
+    def gather(self, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        """The unit with the keys of each query chosen by `attend`: maps of query, key and value -> their context."""
+        return self.out(attend(self.query(x), self.key(x), self.value(x)))
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, maps: Maps | None = None) -> Tensor:
+    """softmax(qᵀ k / √E) v over all cells: maps (B, E, H, W), the same, (B, V, H, W) -> (B, V, H, W)."""
+    size = (q.shape[2], q.shape[3])
+    q, k, v = (tokens(t).flatten(1, 2).unsqueeze(1) for t in (q, k, v))  # (B, 1, N, …)
+    if maps is not None:
+        row, column = maps.cell(size)
+        at = row * size[1] + column
+        maps.add("relation", relation(q[:, 0, at : at + 1], k[:, 0], q.shape[-1] ** -0.5).view(-1, *size))
+    y = F.scaled_dot_product_attention(q, k, v).squeeze(1).unflatten(1, size).permute(0, 3, 1, 2)
+    return y if known(size) else y.contiguous()  # an export cannot always order the strides of free sizes
+
+
+def tiled(attend: Callable[..., Tensor], *inputs: Tensor, tiles: int) -> Tensor:
+    """`attend` on each of tiles x tiles parts; tile i of k spans the rows from floor(iH/k) to floor((i+1)H/k).
+
+    Tiles of one size are a batch; else `attend` is called for each.
+
+    Shape: maps (B, …, H, W), which `attend` takes -> (B, V, H, W), if `attend` keeps the size.
+
+    Raises:
+        ValueError: the map has less than `tiles` rows or columns.
+    """
+    if tiles == 1:
+        return attend(*inputs)
+    height, width = inputs[0].shape[-2:]
+    if known((height, width)) and min(height, width) < tiles:
+        raise ValueError(
+            f"pyramid has {tiles} x {tiles} tiles, but the map has {(height, width)} cells; allowed: at most one tile "
+            "per row and column. Lower pyramid, or enlarge the crop"
+        )
+    if divides((height, width), (tiles, tiles)):
+        y = attend(*(fold(x, tiles) for x in inputs))
+        y = y.unflatten(0, (-1, tiles, tiles)).permute(0, 1, 4, 2, 5, 3)  # (B, k, H/k, k, W/k, V)
+        return y.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+    rows, columns = (list(pairwise(n * i // tiles for i in range(tiles + 1))) for n in (height, width))
+    return torch.cat(
+        [torch.cat([attend(*(x[:, :, a:b, c:d] for x in inputs)) for c, d in columns], 3) for a, b in rows], 2
+    )
+
+
+def fold(x: Tensor, tiles: int) -> Tensor:
+    """(B, C, H, W) -> (B·k·k, C, H/k, W/k), channels last in memory."""
+    x = x.permute(0, 2, 3, 1).unflatten(2, (tiles, -1)).unflatten(1, (tiles, -1))
+    return x.transpose(2, 3).contiguous().flatten(0, 2).permute(0, 3, 1, 2)
+
+
+def known(size: Size) -> bool:
+    """Whether a map's size is known: not that of an export with free sizes, where nothing may depend on it."""
+    return isinstance(size[0], int) and isinstance(size[1], int)
+
+
+def divides(size: Size, parts: Size) -> bool:
+    """Whether a map falls into equal parts, as far as is known."""
+    return known(size) and size[0] % parts[0] == 0 and size[1] % parts[1] == 0

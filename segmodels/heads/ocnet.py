@@ -1,0 +1,259 @@
+"""OCNet: object context by dense or interlaced sparse self-attention (Yuan et al., IJCV 2021, arXiv:1809.00916).
+
+We follow the paper where the authors' code differs, with these exceptions. ρ is followed by batch norm and ReLU, and
+1x1 convolutions before a norm have no bias, as in the code of interlaced attention, whose size the published costs
+have; and the attention of ASP-OC works on a pooled map, which the paper does not mention and its costs need. Padded
+cells are no keys: in the code they are, see `mask_padding`.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmodels.checks import choose, positive
+from segmodels.heads.context_head import ContextHead
+from segmodels.heads.interlaced import ORDERS, InterlacedAttention
+from segmodels.heads.maps import Maps
+from segmodels.heads.object_attention import SelfAttention, known
+from segmodels.heads.pyramid_head import dropout_classifier, sizes
+from segmodels.layers import ConvNormReLU
+
+SCHEMES: dict[str, int] = {"base": 1, "pyramid": 1, "asp": 2}  # by what the widths of the attention are divided
+ATTENTIONS: dict[str, Callable[..., nn.Module]] = {"sa": SelfAttention, "isa": InterlacedAttention}
+
+
+class Pooled(nn.Module):
+    """A unit on a map max-pooled pool x pool cells at a time, and its result bilinearly back at the map's size.
+
+    Maps on request are those of the unit, at the pooled size.
+
+    Shape: (B, C, H, W) -> (B, C, H, W).
+
+    Raises:
+        ValueError: in `forward`, a map smaller than the pool.
+    """
+
+    gives_maps = True
+
+    def __init__(self, unit: nn.Module, pool: int) -> None:
+        super().__init__()
+        self.unit, self.pool = unit, pool
+
+    def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
+        if self.pool == 1:
+            return self.unit(x, maps)
+        height, width = x.shape[-2:]
+        if known((height, width)) and min(height, width) < self.pool:
+            raise ValueError(
+                f"pool is {self.pool}, but the map has {(height, width)} cells; allowed: at most its smaller side. "
+                "Lower pool, or enlarge the crop"
+            )
+        y = self.unit(F.max_pool2d(x, self.pool), maps)
+        return F.interpolate(y, (height, width), mode="bilinear", align_corners=True)
+
+
+class BaseOC(nn.Module):
+    """Base-OC: the context beside x, fused by a 1x1 convolution.
+
+    Shape: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    gives_maps = True
+
+    def __init__(self, unit: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.unit = unit
+        self.fuse = ConvNormReLU(2 * channels, channels, 1)
+
+    def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
+        return self.fuse(torch.cat([self.unit(x, maps), x], 1))
+
+
+class PyramidOC(nn.Module):
+    """Pyramid-OC: a unit per scale, shared by its k x k tiles, beside x widened to as many channels; 1x1 fused.
+
+    Args:
+        units: one for each scale, which take the number of tiles per side.
+        scales: k of each.
+        channels: C.
+
+    Maps on request are those of the scale 1, if there is one.
+
+    Shape: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    gives_maps = True
+
+    def __init__(self, units: Sequence[nn.Module], scales: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.units, self.scales = nn.ModuleList(units), tuple(scales)
+        self.widen = ConvNormReLU(channels, len(scales) * channels, 1)
+        self.fuse = ConvNormReLU(2 * len(scales) * channels, channels, 1)
+
+    def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
+        contexts = [
+            unit(x, maps if tiles == 1 else None, tiles=tiles)
+            for unit, tiles in zip(self.units, self.scales, strict=True)
+        ]
+        return self.fuse(torch.cat([*contexts, self.widen(x)], 1))
+
+
+class AspOCHead(nn.Module):
+    """ASP-OC: ASPP with attention in the place of its image pooling, on the trunk's last map.
+
+    Args:
+        in_channels: widths of the stages; the last is read.
+        num_classes: K.
+        unit: from (B, channels, H, W) to the same.
+        channels: width of every branch and of the fused map.
+        rates: dilations of the 3x3 branches, in cells.
+        dropout: probability that a channel is dropped before the classifier.
+
+    Shape: list of maps, the last (B, in_channels[-1], H, W) -> {"logits": (B, K, H, W)}.
+    """
+
+    gives_maps = True
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        unit: nn.Module,
+        channels: int,
+        rates: Sequence[int],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        width = in_channels[-1]
+        self.reduce, self.unit = ConvNormReLU(width, channels, 3), unit
+        self.branches = nn.ModuleList(
+            [
+                ConvNormReLU(width, channels, 1),
+                *(ConvNormReLU(width, channels, 3, dilation=rate) for rate in rates),
+            ]
+        )
+        self.fuse = ConvNormReLU((1 + len(self.branches)) * channels, channels, 1)
+        self.classify = dropout_classifier(channels, num_classes, dropout)
+
+    def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
+        x = features[-1]
+        branches = [self.unit(self.reduce(x), maps), *(branch(x) for branch in self.branches)]
+        return {"logits": self.classify(self.fuse(torch.cat(branches, 1)))}
+
+
+def ocnet_head(
+    in_channels: Sequence[int],
+    num_classes: int,
+    *,
+    channels: int = 512,
+    scheme: str = "base",
+    attention: str = "isa",
+    partition: tuple[int, int] = (8, 8),
+    order: str = "global_local",
+    mask_padding: bool = True,
+    key_channels: int = 256,
+    value_channels: int = 0,
+    qk_layers: int = 2,
+    pool: int = 2,
+    rates: tuple[int, ...] = (12, 24, 36),
+    pyramid: tuple[int, ...] = (1, 2, 3, 6),
+    dropout: float = 0.05,
+) -> nn.Module:
+    """OCNet: Base-OC, Pyramid-OC or ASP-OC with dense (SA) or interlaced sparse (ISA) self-attention.
+
+    Args:
+        in_channels: widths of the stages; the last is read.
+        num_classes: K.
+        channels: C, width of the context. ASP-OC, whose context is one branch of five, has half of it and of the
+            widths below: 256, keys 128.
+        scheme: "base", "pyramid" or "asp".
+        attention: "sa" or "isa".
+        partition: (P_h, P_w) of ISA: cells of a local group, and number of global groups.
+        order: of ISA: "global_local", "local_global", or one stage alone: "global", "local".
+        mask_padding: of ISA where `partition` does not divide the map: relate true cells alone. False reproduces the
+            authors' code.
+        key_channels: width of query and key.
+        value_channels: width of the value; 0 for that of the key. ISA in the authors' code, and in the published
+            costs of Base-OC and ASP-OC, has 512.
+        qk_layers: 1x1 convolutions of query and key, 1 or 2; the published costs of Base-OC have 1.
+        pool: of ASP-OC: its attention works on a map max-pooled pool x pool cells at a time; 1 for none.
+        rates: of ASP-OC: dilations, in cells.
+        pyramid: of Pyramid-OC: k of each scale, which has k x k tiles. With ISA no tile may be smaller than
+            `partition`.
+        dropout: probability that a channel is dropped before the classifier.
+
+    Raises:
+        ValueError: an unknown scheme, attention or order, or a number out of its range; in `forward`, a map smaller
+            than `partition`, `pyramid` or `pool`.
+    """
+    share = choose(SCHEMES, scheme, "scheme")
+    keys = positive("key_channels", key_channels)
+    value = positive("value_channels", value_channels or keys)
+    widths = part("channels", channels, share), part("key_channels", keys, share), part("value_channels", value, share)
+    interlaced = {"partition": pair("partition", partition), "order": order, "mask_padding": mask_padding}
+    choose(ORDERS, order, "order")
+    make = partial(choose(ATTENTIONS, attention, "attention"), *widths, layers(qk_layers))
+    if attention == "isa":
+        make = partial(make, **interlaced)
+    scales, rates, pool = sizes("pyramid", pyramid), sizes("rates", rates), positive("pool", pool)
+    if scheme == "asp":
+        return AspOCHead(in_channels, num_classes, Pooled(make(), pool), widths[0], rates, dropout)
+    context = BaseOC(make(), channels) if scheme == "base" else PyramidOC([make() for _ in scales], scales, channels)
+    return ContextHead(in_channels, num_classes, context, channels, dropout=dropout)
+
+
+def sa2x_head(
+    in_channels: Sequence[int],
+    num_classes: int,
+    *,
+    channels: int = 512,
+    key_channels: int = 256,
+    value_channels: int = 0,
+    qk_layers: int = 2,
+    pool: int = 2,
+    dropout: float = 0.05,
+) -> ContextHead:
+    """SA-2x: Base-OC with dense self-attention on a map of half the size, as compared with in OCNet (arXiv:1809.00916).
+
+    Args:
+        in_channels: widths of the stages; the last is read.
+        num_classes: K.
+        channels: C, width of the context.
+        key_channels: width of query and key.
+        value_channels: width of the value; 0 for that of the key.
+        qk_layers: 1x1 convolutions of query and key, 1 or 2.
+        pool: the map is max-pooled pool x pool cells at a time; the paper says no more than "down-sample".
+        dropout: probability that a channel is dropped before the classifier.
+
+    Raises:
+        ValueError: a width or pool below 1, or other layers; in `forward`, a map smaller than `pool`.
+    """
+    keys = positive("key_channels", key_channels)
+    value = positive("value_channels", value_channels or keys)
+    unit = SelfAttention(positive("channels", channels), keys, value, layers(qk_layers))
+    context = BaseOC(Pooled(unit, positive("pool", pool)), channels)
+    return ContextHead(in_channels, num_classes, context, channels, dropout=dropout)
+
+
+def part(name: str, width: int, share: int) -> int:
+    """The `share`-th part of a width."""
+    if positive(name, width) % share:
+        raise ValueError(f"{name} is {width}; allowed with scheme 'asp', which halves it: even numbers")
+    return width // share
+
+
+def layers(qk_layers: int) -> int:
+    """`qk_layers` itself, if it is 1 or 2."""
+    if qk_layers not in (1, 2):
+        raise ValueError(f"qk_layers is {qk_layers!r}; allowed: 1, as in the published costs, or 2, as in the paper")
+    return qk_layers
+
+
+def pair(name: str, values: Sequence[int]) -> tuple[int, int]:
+    """Two integers of at least 1, of rows and of columns."""
+    if not isinstance(values, list | tuple) or len(values) != 2:
+        raise ValueError(f"{name} is {values!r}; allowed: two integers, of rows and of columns, such as [8, 8]")
+    return positive(name, values[0]), positive(name, values[1])

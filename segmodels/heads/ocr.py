@@ -1,0 +1,111 @@
+"""OCR: object-contextual representations from soft regions (Yuan, Chen and Wang, ECCV 2020, arXiv:1909.11065).
+
+The layers are those of the public code for ResNets, on which the published cost agrees: every convolution has a bias,
+also where a batch norm makes it redundant.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmodels.checks import positive
+from segmodels.heads.maps import Maps
+from segmodels.layers import Classifier, resize
+
+
+class ObjectContext(nn.Module):
+    """One vector per class, f_k = Σ_n m_kn x_n over its soft region m_k, and each pixel's mixture of them by attention.
+
+    Args:
+        channels: C.
+        key_channels: width of queries, keys and values; the softmax over the classes is scaled by its root.
+
+    Maps: "regions" (B, K, H, W), the soft regions; each sums to 1 over the pixels.
+
+    Shape: (B, C, H, W), coarse logits (B, K, H, W) -> (B, C, H, W).
+    """
+
+    def __init__(self, channels: int, key_channels: int) -> None:
+        super().__init__()
+        self.query = nn.Sequential(conv_norm_relu(channels, key_channels), conv_norm_relu(key_channels, key_channels))
+        self.key = nn.Sequential(conv_norm_relu(channels, key_channels), conv_norm_relu(key_channels, key_channels))
+        self.value = conv_norm_relu(channels, key_channels)
+        self.project = conv_norm_relu(key_channels, channels)
+
+    def forward(self, x: Tensor, coarse: Tensor, maps: Maps | None = None) -> Tensor:
+        # Thousands of pixels share each sum of 1: in float32 or better.
+        regions = coarse.to(torch.promote_types(coarse.dtype, torch.float32)).flatten(2).softmax(2)  # (B, K, N)
+        if maps is not None:
+            maps.add("regions", regions.unflatten(2, coarse.shape[2:]))
+        objects = (x.flatten(2) @ regions.to(x.dtype).mT).unsqueeze(3)  # (B, C, K, 1)
+        q, k, v = (
+            # Fused kernels take one head of contiguous channels: (B, 1, N or K, C).
+            y.flatten(2).mT.contiguous().unsqueeze(1)
+            for y in (self.query(x), self.key(objects), self.value(objects))
+        )
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.project(y.squeeze(1).mT.unflatten(2, x.shape[2:]))
+
+
+class OCR(nn.Module):
+    """Coarse logits from the last stage but one give the regions; the context beside the reduced map is classified.
+
+    The gradient passes through the regions into the coarse logits, which have a loss of their own too.
+
+    Shape: list of maps, the last two (B, ·, h, w) and (B, ·, H, W) -> {"logits": (B, K, H, W), "coarse": (B, K, h, w)}.
+    """
+
+    gives_maps = True
+
+    def __init__(
+        self, in_channels: Sequence[int], num_classes: int, channels: int, key_channels: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.coarse = nn.Sequential(conv_norm_relu(in_channels[-2], channels, 3), Classifier(channels, num_classes))
+        self.reduce = conv_norm_relu(in_channels[-1], channels, 3)
+        self.context = ObjectContext(channels, key_channels)
+        self.fuse = conv_norm_relu(2 * channels, channels)
+        self.classify = nn.Sequential(nn.Dropout2d(dropout), Classifier(channels, num_classes))
+
+    def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
+        coarse, x = self.coarse(features[-2]), self.reduce(features[-1])
+        y = self.context(x, resize(coarse, x.shape[2:]), maps)
+        return {"logits": self.classify(self.fuse(torch.cat([y, x], 1))), "coarse": coarse}
+
+
+def ocr_head(
+    in_channels: Sequence[int],
+    num_classes: int,
+    *,
+    channels: int = 512,
+    key_channels: int = 256,
+    dropout: float = 0.05,
+) -> OCR:
+    """OCR on the backbone's last two stages; its output "coarse" takes the place of an auxiliary head.
+
+    Args:
+        in_channels: widths of the stages; the last two are read.
+        num_classes: K.
+        channels: width of pixels and objects.
+        key_channels: see `ObjectContext`.
+        dropout: probability that a channel is dropped before the classifier.
+
+    Raises:
+        ValueError: a width below 1, a bad dropout, or one stage where two are needed.
+    """
+    if len(in_channels) < 2:
+        raise ValueError("ocr reads two stages, but the head is given 1; allowed: 2 or more. Give it a later stage")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; allowed: from 0 to below 1")
+    positive("num_classes", num_classes)
+    return OCR(
+        in_channels, num_classes, positive("channels", channels), positive("key_channels", key_channels), dropout
+    )
+
+
+def conv_norm_relu(in_channels: int, out_channels: int, kernel: int = 1) -> nn.Sequential:
+    """Convolution with a bias, which the published cost counts, batch norm and ReLU."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
