@@ -139,10 +139,12 @@ def evaluate_worker(config: dict[str, Any]) -> Any:
     import ray.train
     import ray.train.torch
 
+    from pipelines.group import connected
+
     context = ray.train.get_context()
-    return evaluate_here(
-        config, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
-    ).tolist()
+    with connected():
+        counts = evaluate_here(config, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    return counts.tolist()
 
 
 def evaluate_on_ray(task: dict[str, Any], sizes: Any) -> Any:
@@ -150,20 +152,12 @@ def evaluate_on_ray(task: dict[str, Any], sizes: Any) -> Any:
     import tempfile
 
     import numpy as np
-    import ray.train
-    from ray.train.torch import TorchTrainer
 
-    resources = {"CPU": sizes.cpus} | ({"GPU": 1} if sizes.gpus else {})
+    from pipelines.group import trainer
+
     with tempfile.TemporaryDirectory() as folder:
-        trainer = TorchTrainer(
-            evaluate_worker,  # type: ignore[arg-type]
-            train_loop_config=task,
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=sizes.count, use_gpu=bool(sizes.gpus), resources_per_worker=resources
-            ),
-            run_config=ray.train.RunConfig(name="evaluate", storage_path=folder),
-        )
-        return np.array(trainer.fit().return_value)  # type: ignore[attr-defined]
+        job = trainer(evaluate_worker, task, sizes, "evaluate", Path(folder), failures=0)
+        return np.array(job.fit().return_value)  # type: ignore[attr-defined]
 
 
 def show(args: argparse.Namespace, content: dict[str, Any], task: dict[str, Any], counts: Any) -> None:

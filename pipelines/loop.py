@@ -70,35 +70,46 @@ def train_stages(jobs: Sequence[Job]) -> dict[str, Any]:
     Returns:
         Empty when all stages have their outcome; else `failure`, a message, or `stopped`, a signal's name, and `text`.
     """
-    import ray.train
+
+    from pipelines.group import connected
 
     check_names()
     folder = jobs[0].folder.parent
     note = folder / FAULT
     if not (folder / "recipe.yaml").exists():
         raise SetupError(f"a worker does not see {folder}: put `output` where all nodes share a file system")
-    for job in jobs:
-        if note.exists():
-            return {"failure": note.read_text()}
-        if (job.folder / OUTCOME).exists():
-            continue
-        rank = ray.train.get_context().get_world_rank()
-        try:
-            with Pulse(job.folder / f"hang-worker{rank}.txt", job.recipe.workers) as pulse:
-                outcome = train(job, pulse)
-        except Exception as error:
-            if message := users_message(error):
-                with contextlib.suppress(OSError):  # a full disk, perhaps
-                    write_text(note, f"stage {job.stage.name}: {message}")
-            raise
-        if "failure" in outcome:
-            return {"failure": f"stage {job.stage.name}: {outcome['failure']}"}
-        if "stopped" in outcome:
-            return outcome
-        if rank == 0:
-            write_text(job.folder / OUTCOME, json.dumps(outcome))
-        if dist.is_initialized():
-            dist.barrier()  # nobody begins the next stage before its first weights are written
+    with connected():
+        for job in jobs:
+            if note.exists():
+                return {"failure": note.read_text()}
+            if (job.folder / OUTCOME).exists():
+                continue
+            if ended := train_stage(job, note):
+                return ended
+    return {}
+
+
+def train_stage(job: Job, note: Path) -> dict[str, Any]:
+    """One stage of a chain on one worker; empty when its outcome stands, else as `train_stages`."""
+    import ray.train
+
+    rank = ray.train.get_context().get_world_rank()
+    try:
+        with Pulse(job.folder / f"hang-worker{rank}.txt", job.recipe.workers) as pulse:
+            outcome = train(job, pulse)
+    except Exception as error:
+        if message := users_message(error):
+            with contextlib.suppress(OSError):  # a full disk, perhaps
+                write_text(note, f"stage {job.stage.name}: {message}")
+        raise
+    if "failure" in outcome:
+        return {"failure": f"stage {job.stage.name}: {outcome['failure']}"}
+    if "stopped" in outcome:
+        return outcome
+    if rank == 0:
+        write_text(job.folder / OUTCOME, json.dumps(outcome))
+    if dist.is_initialized():
+        dist.barrier()  # nobody begins the next stage before its first weights are written
     return {}
 
 
@@ -216,12 +227,13 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
         for part, last in micro_batches(batch, micro):
             with synchronise(net, last), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 outputs = net(part.image)
-            loss, _ = objective(outputs, part.mask)
-            # Mean over the labelled pixels of the GLOBAL batch: DDP averages, so each worker scales by their number.
-            loss = loss * (count_labelled(part.mask) / labelled * world)
+            # Shares of the GLOBAL batch's labelled pixels and images; DDP averages, hence the number of workers.
+            pixels, images = count_labelled(part.mask) / labelled * world, len(part.mask) / recipe.batch * world
+            loss, _ = objective(outputs, part.mask, pixels, images)
             loss.backward()
             total += loss.detach() / world
         optimizer.step()
+        after_step(model)
         meter.add(total)
         done = step + 1
         log_now, val_now = done % recipe.log_every == 0 or done == job.steps, done in validations
@@ -372,6 +384,13 @@ def micro_batches(batch: Batch, size: int) -> Iterator[tuple[Batch, bool]]:
 def synchronise(net: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
     """Gradients travel between workers with the last part of an accumulated batch alone."""
     return contextlib.nullcontext() if last or not hasattr(net, "no_sync") else net.no_sync()  # type: ignore[operator]
+
+
+def after_step(model: nn.Module) -> None:
+    """Let modules move what no gradient moves: EMANet's bases, averaged over the workers."""
+    for module in model.modules():
+        if callable(move := getattr(module, "after_step", None)):
+            move()
 
 
 def count_labelled(mask: Tensor) -> Tensor:

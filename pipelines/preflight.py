@@ -16,7 +16,7 @@ import torch
 
 from datasets.shards import Manifest, Shards, read_manifest
 from pipelines.cluster import Sizes
-from pipelines.loop import inference_of
+from pipelines.loop import inference_of, micro_batch
 from pipelines.recipe import InferenceSpec, Recipe, RecipeError, Stage
 from segmodels.losses import Objective
 from segmodels.segmentor import build_segmentor
@@ -44,16 +44,17 @@ def check_model(recipe: Recipe) -> None:
     try:
         with torch.device("meta"):
             model = meta_model(recipe, 2)
-        Objective(recipe.loss)
+            outputs = model.train()(torch.zeros(2, 3, *recipe.view.crop, dtype=torch.uint8))
+        objective = Objective(recipe.loss)
+        objective.check(outputs)
         for spec in (recipe.inference, recipe.validation or recipe.inference):
             check_window(recipe, spec, model.window)
     except (ValueError, TypeError) as error:
         raise RecipeError(str(error)) from None
-    outputs = {"logits"} | ({"aux"} if recipe.aux else set())
-    if set(recipe.loss) != outputs:
+    if forgotten := sorted(set(outputs) - set(recipe.loss)):
         raise RecipeError(
-            f"loss has terms for {sorted(recipe.loss)}, the model gives {sorted(outputs)}: every output needs a term "
-            "(a head without one would never learn), and every term an output"
+            f"loss has terms for {sorted(recipe.loss)}, the model gives {sorted(outputs)}: every output needs a term, "
+            f"or it never learns. Add loss.{forgotten[0]}={{TERM: WEIGHT}}, e.g. cross_entropy; weight 0 leaves it out"
         )
 
 
@@ -76,16 +77,22 @@ def meta_model(recipe: Recipe, classes: int) -> Any:
 
 
 def check_share(recipe: Recipe, sizes: Sizes) -> None:
-    """The global batch must fall into equal parts.
+    """The global batch must fall into equal parts, each enough for the head's norms.
 
     Raises:
-        RecipeError: it does not.
+        RecipeError: it does not, or one image alone cannot be normalised.
     """
     if recipe.batch % max(1, sizes.count):
         fits = [n for n in range(1, recipe.batch + 1) if recipe.batch % n == 0]
         raise RecipeError(
             f"batch = {recipe.batch} cannot be split over {sizes.count} workers; workers.count may be {fits}"
         )
+    world = max(1, sizes.count)
+    if micro_batch(recipe, world) == 1 and not (sizes.gpus and world > 1):  # synchronised norms see all workers' images
+        try:
+            meta_model_of(recipe, 2).train()(torch.zeros(1, 3, *recipe.view.crop, dtype=torch.uint8, device="meta"))
+        except ValueError as error:
+            raise RecipeError(f"{error} (batch, workers.count, workers.micro_batch)") from None
 
 
 def plan_legs(recipe: Recipe, root: str) -> list[Leg]:

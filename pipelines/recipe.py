@@ -128,6 +128,7 @@ class Workers:
 class Recipe:
     """A whole experiment. `batch` is global; `output` holds runs, the sample and the MLflow store.
 
+    `loss`: output of the model -> term -> weight, or a mapping of `weight` and the term's options.
     `inference` is how `evaluate` predicts; `validation` how the stages do meanwhile (null: the same way).
     """
 
@@ -140,7 +141,7 @@ class Recipe:
     backbone: Backbone = field(default_factory=Backbone)
     head: dict[str, Any] = field(default_factory=lambda: {"name": "fcn"})
     aux: dict[str, Any] | None = None
-    loss: dict[str, dict[str, float]] = field(default_factory=lambda: {"logits": {"cross_entropy": 1.0}})
+    loss: dict[str, dict[str, Any]] = field(default_factory=lambda: {"logits": {"cross_entropy": 1.0}})
     optim: Optim = field(default_factory=Optim)
     view: View = field(default_factory=View)
     inference: InferenceSpec = field(default_factory=InferenceSpec)

@@ -192,8 +192,7 @@ def fit(jobs: Sequence[Job], folder: Path) -> None:
         RunFailed: it failed for good, or the loss stopped being finite.
         Stopped: SIGTERM or Ctrl-C; a checkpoint was written first.
     """
-    import ray.train
-    from ray.train.torch import TorchTrainer
+    from pipelines.group import trainer
 
     def enter(config: dict[str, Any]) -> dict[str, Any]:
         from pipelines.loop import train_stages  # in the worker: Ray's controller need not load the models too
@@ -202,23 +201,11 @@ def fit(jobs: Sequence[Job], folder: Path) -> None:
 
     (folder / FAULT).unlink(missing_ok=True)
     sizes, failures = jobs[0].sizes, jobs[0].recipe.workers.max_failures
-    trainer = TorchTrainer(
-        enter,  # type: ignore[arg-type]
-        train_loop_config={"jobs": pickle.dumps(jobs)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=sizes.count,
-            use_gpu=bool(sizes.gpus),
-            resources_per_worker={"CPU": sizes.cpus} | ({"GPU": 1} if sizes.gpus else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"fit-{time.time_ns()}",  # Ray's own resume is not used: our checkpoints are the state
-            storage_path=str(folder / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=failures),
-        ),
-    )
+    # Ray's own resume is not used, hence a name of its own: our checkpoints are the state.
+    job = trainer(enter, {"jobs": pickle.dumps(jobs)}, sizes, f"fit-{time.time_ns()}", folder / "ray", failures)
     with stoppable(folder):
         try:
-            ended: dict[str, Any] = in_thread(trainer.fit).return_value or {}  # type: ignore[attr-defined]
+            ended: dict[str, Any] = in_thread(job.fit).return_value or {}  # type: ignore[attr-defined]
         except Exception as error:
             causes = [error, *getattr(error, "worker_failures", {}).values()]
             if fault := next(filter(None, map(users_message, causes)), None):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from segmodels.checks import choose, positive
@@ -117,7 +118,7 @@ def leaf_count(module: nn.Module, given: Tensor, output: Tensor) -> int:
 def activation_bytes(model: nn.Module, inputs: Any) -> int:
     """All outputs of leaf modules, every call, at 4 bytes a value."""
     sizes: list[int] = []
-    run_hooked(model, inputs, lambda module, given, output: sizes.append(4 * output.numel()))
+    run_hooked(model, inputs, lambda module, given, output: sizes.extend(4 * x.numel() for x in tree_leaves(output)))
     return sum(sizes)
 
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.backbone import Backbone, build_backbone
 from segmodels.checks import check_keywords, choose, keywords_of, positive
 from segmodels.heads.catalog import HEADS, build_head
 from segmodels.jpu import JPU, build_neck
-from segmodels.layers import Classifier, resize
+from segmodels.layers import Classifier
 
 AUX_STAGE = 3
 AUX_CHANNELS = 256
@@ -77,7 +78,9 @@ def upsample(output: Tensor, image: Tensor) -> Tensor:
     """
     if output.ndim != 4:
         return output
-    return resize(output.to(torch.promote_types(output.dtype, torch.float32)), image.shape[-2:])
+    output = output.to(torch.promote_types(output.dtype, torch.float32))
+    # Not `resize`, which looks whether there is anything to do, and so binds an exported program to one size.
+    return F.interpolate(output, size=image.shape[-2:], mode="bilinear", align_corners=True)
 
 
 def build_segmentor(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import positive
+from segmodels.heads.maps import Maps
 from segmodels.layers import Classifier
 
 
@@ -90,7 +91,7 @@ class ANN(nn.Module):
         self.afnb, self.reduce, self.apnb = afnb, reduce, apnb
         self.classify = Classifier(channels, num_classes)
 
-    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+    def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
         x = features[-1]
         if self.afnb is not None:
             x = self.afnb(x, features[-2])

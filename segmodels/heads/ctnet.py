@@ -125,7 +125,8 @@ class SpatialContext(nn.Module):
 
     def forward(self, x: Tensor, m: Tensor, maps: Maps | None = None) -> Tensor:
         query, m = self.query(x), m.unsqueeze(3)
-        q, k, v = (y.flatten(2).mT.unsqueeze(1) for y in (query, self.key(m), self.value(m)))  # (B, 1, N or n, k)
+        # (B, 1, N or n, k); fused kernels take contiguous rows alone
+        q, k, v = (y.flatten(2).mT.contiguous().unsqueeze(1) for y in (query, self.key(m), self.value(m)))
         context = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         if maps is not None:
             logits = self.scale * (k.squeeze(1) @ query.flatten(2))

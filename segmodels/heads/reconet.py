@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.context_head import ContextHead
+from segmodels.heads.maps import Maps
 from segmodels.layers import ConvNormReLU, check_norm_batch
 
 
@@ -56,7 +57,8 @@ class TensorReconstruction(nn.Module):
     λ is learned, in (0, 1) and of sum 1: the softmax of a parameter that starts constant. The sum over i is one
     product of matrices, (λ v_c)ᵀ (v_h ⊗ v_w), so that no r maps of C·H·W are held.
 
-    Shape: (B, C, H, W), (B, r, C), (B, r, H), (B, r, W) -> (B, C, H, W).
+    Shape: (B, C, H, W), (B, r, C), (B, r, H), (B, r, W) -> (B, C, H, W). Maps: `sub_attention` (B, r, H, W), what each
+    rank contributes to Y, A_i · x averaged over the channels.
     """
 
     def __init__(self, rank: int) -> None:
@@ -67,9 +69,12 @@ class TensorReconstruction(nn.Module):
     def lambda_(self) -> Tensor:
         return self.weight.softmax(0)
 
-    def forward(self, x: Tensor, v_c: Tensor, v_h: Tensor, v_w: Tensor) -> Tensor:
+    def forward(self, x: Tensor, v_c: Tensor, v_h: Tensor, v_w: Tensor, maps: Maps | None = None) -> Tensor:
         v_hw = (v_h.unsqueeze(3) * v_w.unsqueeze(2)).flatten(2)  # (B, r, H·W)
-        a = (self.lambda_.unsqueeze(1) * v_c).mT @ v_hw  # (B, C, H·W)
+        weighted = self.lambda_.unsqueeze(1) * v_c
+        a = weighted.mT @ v_hw  # (B, C, H·W)
+        if maps is not None:
+            maps.add("sub_attention", ((weighted @ x.flatten(2)) * v_hw / x.shape[1]).unflatten(2, x.shape[2:]))
         return x * a.view_as(x)
 
 
@@ -106,6 +111,8 @@ class RecoNet(nn.Module):
     Shape: (B, C, H, W) -> (B, C, H, W).
     """
 
+    gives_maps = True
+
     def __init__(
         self, channels: int, size: tuple[int, int] | None, rank: int, *, tgm_trm: bool, gpm: bool, resample: bool
     ) -> None:
@@ -120,10 +127,10 @@ class RecoNet(nn.Module):
         branches = 1 + tgm_trm + gpm
         self.fuse = ConvNormReLU(branches * channels, channels, 1) if branches > 1 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
         branches = [x]
         if self.tgm is not None and self.trm is not None:
-            branches.append(self.trm(x, *self.tgm(x)))
+            branches.append(self.trm(x, *self.tgm(x), maps))
         if self.gpm is not None:
             branches.append(self.gpm(x))
         return self.fuse(torch.cat(branches, 1))

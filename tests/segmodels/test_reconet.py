@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from segmodels.heads.catalog import build_head
+from segmodels.heads.maps import Maps
 from segmodels.heads.reconet import RecoNet, TensorGeneration, TensorReconstruction, reconet_head
 
 B, C, H, W, R = 2, 6, 5, 3, 4
@@ -156,5 +157,16 @@ def test_bad_values(keywords, message):
 
 
 def test_unknown_head_names_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown head 'reconnet'; allowed: fcn, reconet. Did you mean 'reconet'\?"):
+    with pytest.raises(ValueError, match=r"unknown head 'reconnet'; allowed: fcn, .*Did you mean 'reconet'\?"):
         build_head("reconnet", [8], 3)
+
+
+def test_sub_attention_maps_add_up_to_what_the_ranks_contribute():
+    head = reconet_head([8], 3, channels=6, rank=3, feature_size=(3, 5)).eval()
+    maps, x = Maps(), torch.rand(2, 8, 3, 5)
+    with torch.no_grad():
+        head([x], maps=maps)
+        reduced = head.reduce(x)
+        y = head.context.trm(reduced, *head.context.tgm(reduced))
+    assert maps["sub_attention"].shape == (2, 3, 3, 5)
+    assert torch.allclose(maps["sub_attention"].sum(1), y.mean(1), atol=1e-6)

@@ -100,8 +100,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ocr": {"name": "ocr", "channels": 16, "key_channels": 8},
     "dfseg": {"name": "dfseg", "channels": 16, "out_channels": 16},
     "dfseg-bins": {"name": "dfseg", "channels": 16, "out_channels": 16, "bins": [1, 2]},
-    "dfseg-sr": {"name": "dfseg", "channels": 16, "out_channels": 16, "context": "sr"},
-    "dfseg-sr-gap": {"name": "dfseg", "channels": 16, "context": "sr", "squeeze": "gap", "reasoning": "none"},
+    "dfseg-sr": {"name": "dfseg", "channels": 16, "out_channels": 16, "context": "sr", "nodes": 4},
+    "dfseg-sr-gap": {
+        "name": "dfseg",
+        "channels": 16,
+        "context": "sr",
+        "squeeze": "gap",
+        "reasoning": "none",
+        "nodes": 4,
+    },
     "nonlocal": {"name": "nonlocal", "channels": 16},
     "nonlocal-narrow": {"name": "nonlocal", "channels": 16, "embed_channels": 4},
     "a2": {"name": "a2", "channels": 16, "c_m": 8, "c_n": 6},
@@ -158,9 +165,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 # Parameters that rightly get no gradient: variant -> parts of their names, each with its reason.
 EXEMPT: dict[str, tuple[str, ...]] = {
-    # A bias right before a batch norm: the norm takes it out again.
-    "dfseg": ("refine.0.bias",),
-    "dfseg-bins": ("refine.0.bias",),
+    # A bias right before a batch norm, or one that no ReLU parts from the next: that norm takes it out again.
+    "dfseg": ("refine.0.bias", "context.norm"),
+    "dfseg-bins": ("refine.0.bias", "context.norm"),
     "dfseg-sr": ("refine.0.bias",),
     "dfseg-sr-gap": ("refine.0.bias",),
     # P_p of OCCM learns from the CP-loss alone.

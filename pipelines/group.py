@@ -1,0 +1,101 @@
+"""A group of Ray Train workers whose processes talk to each other, on their own addresses alone.
+
+PyTorch's rendezvous listens on every interface of the machine. Here rank 0 hands it a socket that is bound to the
+address by which the other workers know it: loopback in a local session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.backend import Backend
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipelines.cluster import Sizes
+
+LOOPBACK = "127.0.0.1"
+
+
+class NoRendezvous(Backend):
+    """Leaves the process group to `connected`; workers of a node see each other's GPUs, as NCCL wants."""
+
+    share_cuda_visible_devices = True
+
+
+@dataclass
+class Group(TorchConfig):
+    """Ray's configuration of PyTorch, but for the rendezvous."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return NoRendezvous
+
+
+def trainer(
+    enter: Callable[[dict[str, Any]], Any],
+    config: dict[str, Any],
+    sizes: Sizes,
+    name: str,
+    storage: Path,
+    failures: int,
+) -> TorchTrainer:
+    """A trainer that runs `enter(config)` on `sizes.count` workers, or in this process when that is 0."""
+    return TorchTrainer(
+        enter,  # type: ignore[arg-type]
+        train_loop_config=config,
+        torch_config=Group(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=sizes.count,
+            use_gpu=bool(sizes.gpus),
+            resources_per_worker={"CPU": sizes.cpus} | ({"GPU": 1} if sizes.gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=name, storage_path=str(storage), failure_config=ray.train.FailureConfig(max_failures=failures)
+        ),
+    )
+
+
+@contextlib.contextmanager
+def connected(minutes: float = 30.0) -> Iterator[None]:
+    """The process group of this worker and the others, where there are others.
+
+    Args:
+        minutes: how long a collective may wait for a worker.
+    """
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if world < 2:
+        yield
+        return
+    timeout, listener = datetime.timedelta(minutes=minutes), None
+    if rank == 0:
+        listener = socket.create_server((ray.util.get_node_ip_address(), 0), backlog=world)
+    host, port = broadcast_from_rank_zero(listener.getsockname()[:2] if listener else None)
+    if host == LOOPBACK:  # else gloo and NCCL choose an interface by the machine's name
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback())
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback())
+    store = dist.TCPStore(host, port, world, listener is not None, timeout,
+                          master_listen_fd=listener.detach() if listener else None)  # fmt: skip
+    backend = "nccl" if ray.train.torch.get_device().type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+        torch.cuda.empty_cache()
+
+
+def loopback() -> str:
+    """Name of this machine's loopback interface."""
+    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
