@@ -1,1 +1,1 @@
-"""Doors (train, evaluate, prepare, audit, voc_pretrain) and the rooms behind them; the only package that knows Ray."""
+"""Doors (train, evaluate, prepare, audit, replay, compare, voc_pretrain) and rooms; the one package that knows Ray."""

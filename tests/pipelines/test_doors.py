@@ -48,7 +48,10 @@ def refused(monkeypatch, capsys):
     return open_door
 
 
-@pytest.mark.parametrize("name", ["voc_pretrain", "train", "evaluate", "prepare", "audit", "replay"])
+DOORS = ["voc_pretrain", "train", "evaluate", "prepare", "audit", "replay", "compare", "bench"]
+
+
+@pytest.mark.parametrize("name", DOORS)
 def test_help_is_quick_and_has_examples(name):
     assert "python -m pipelines." in door(f"pipelines.{name}", "--help")
 
