@@ -1,0 +1,1 @@
+"""Speed and memory scripts: each prints a ratio against something that it ran itself."""
