@@ -11,6 +11,12 @@ from PIL import Image
 IGNORE = 255
 """The mask value that no loss and no score counts; in every benchmark, whatever the source uses."""
 
+MASK_PNG = [
+    cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT,
+    cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE,
+]  # fmt: skip
+"""Long runs of one class: unfiltered rows take a third of the time to decode, and half the bytes."""
+
 END_MARKERS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
 
 
@@ -86,10 +92,10 @@ def decode_image(data: bytes) -> np.ndarray:
         DataError: the bytes are of another format, cut short or damaged.
     """
     _check_whole(data)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise DataError(f"damaged image ({len(data)} bytes do not decode); fetch the file anew")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return image
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -109,7 +115,7 @@ def encode_mask(mask: np.ndarray) -> bytes:
     """
     if mask.dtype != np.uint8 or mask.ndim != 2:
         raise DataError(f"a mask is uint8 (H, W), not {mask.dtype} {mask.shape}; convert it first")
-    return cv2.imencode(".png", mask)[1].tobytes()
+    return cv2.imencode(".png", mask, MASK_PNG)[1].tobytes()
 
 
 def decode_mask(data: bytes) -> np.ndarray:

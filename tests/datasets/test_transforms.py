@@ -1,6 +1,7 @@
 """Seeded views and the order of an epoch."""
 
 import pickle
+import random
 
 import albumentations as A
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from datasets.sample import DataError
-from datasets.transforms import ScaledWindow, TrainView, epoch_order, sample_seed
+from datasets.transforms import ScaledWindow, TrainView, _pipeline, epoch_order, sample_seed
 
 VIEW = TrainView((64, 72), (0.5, 2.0))
 
@@ -95,6 +96,17 @@ def test_padding_is_fill_and_255(pair: tuple[np.ndarray, np.ndarray]) -> None:
     padding[:60, :75] = False
     np.testing.assert_array_equal(mask == 255, padding)
     assert (image[padding] == (124, 116, 104)).all()
+
+
+@pytest.mark.parametrize("change", [{}, {"flip": 0}, {"flip": 1}, {"crop": (200, 220)}, {"scale": (1, 1)}])
+def test_the_common_view_draws_and_cuts_as_compose_does(pair: tuple[np.ndarray, np.ndarray], change: dict) -> None:
+    view = TrainView(**({"crop": (64, 72), "scale": (0.5, 2.0)} | change))
+    pipeline = _pipeline(view, 0)
+    for seed in range(40):
+        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        expected = pipeline(image=pair[0], mask=pair[1])
+        for got, name in zip(view(*pair, seed), ("image", "mask"), strict=True):
+            np.testing.assert_array_equal(got, expected[name])
 
 
 def test_compose_controls_the_window(pair: tuple[np.ndarray, np.ndarray]) -> None:

@@ -1,0 +1,163 @@
+"""Ray Data against a torch DataLoader, in real Ray Train workers.
+
+Each worker iterates the batches of its share of one plan, through Ray Data and through a DataLoader in turn; both
+have the same number of decoding tasks and give the same bytes. The workers do nothing else: the feed is the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.bench.report import Report
+    from pipelines.cluster import Sizes
+    from pipelines.feed import Plan
+    from pipelines.recipe import Recipe
+
+LEAST_BLOCKS = 4  # Ray blocks for each worker in the part of a round whose rate counts
+LARGEST_GAP = 0.3  # seconds between two batches that a goal allows
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="train workers (default 1 2)")
+    parser.add_argument("--rows", type=int, default=512, help="drawn 480x360 images (default %(default)s)")
+    parser.add_argument("--shards", metavar="URI", help="a split's shards instead of drawn ones")
+    parser.add_argument("--crop", type=int, nargs=2, default=(352, 352), metavar=("H", "W"), help="default 352 352")
+    parser.add_argument("--batch", type=int, default=16, help="images of a step over all workers (default 16)")
+    parser.add_argument("--epochs", type=int, default=4, help="of each kind in each round (default %(default)s)")
+    parser.add_argument("--tasks", type=int, help="decoding tasks of each worker (default: what the machine carries)")
+    parser.add_argument("--pace", type=float, default=0.0, metavar="S", help="seconds that a step takes (default 0)")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        RecipeError: an impossible value.
+    """
+    from pipelines.recipe import RecipeError
+
+    if wrong := [n for n in args.workers if n < 1 or args.batch % n]:
+        raise RecipeError(f"--workers {wrong[0]}: 1 or more, and --batch {args.batch} must fall into equal shares")
+    if args.rows < 2 * args.batch or args.epochs < 1:
+        raise RecipeError(f"--rows {args.rows} --epochs {args.epochs}: two batches of rows and one epoch are the least")
+
+
+def measure(args: argparse.Namespace) -> Report:
+    """One session per number of workers; within it the kinds take turns."""
+    from pipelines.bench.drawn import drawn_shards, scratch
+    from pipelines.preflight import locate
+
+    measured = {}
+    with scratch() as folder:
+        uri = locate(str(Path.cwd()), args.shards) if args.shards else ""
+        uri = uri or str(drawn_shards(folder / "data", args.rows, (360, 480)) / "train")
+        for count in args.workers:
+            measured[count] = session(args, count, uri, folder / f"workers-{count}")
+    return report(args, measured)
+
+
+def recipe_of(args: argparse.Namespace, count: int) -> Recipe:
+    """The recipe whose feed is measured."""
+    from pipelines.recipe import Recipe, Stage, View, Workers
+
+    return Recipe(
+        stages=(Stage("feed", "train", epochs=args.epochs),),
+        batch=args.batch,
+        view=View(crop=tuple(args.crop)),
+        workers=Workers(count=count, gpus=0, feed_tasks=args.tasks),
+    )
+
+
+def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dict[str, Any]:
+    """Start Ray, train nothing on `count` workers; returns all rounds of all workers, the store's peak and bound."""
+    import dataclasses
+
+    from datasets.transforms import TrainView
+    from pipelines.bench.drain import merge, steady
+    from pipelines.bench.store import StorePeak
+    from pipelines.cluster import ray_cluster
+    from pipelines.feed import BLOCK_ROWS, Plan, open_shards
+    from pipelines.recipe import RecipeError
+    from pipelines.stages import store_bytes
+
+    recipe, rows = recipe_of(args, count), len(open_shards(uri))
+    steps = args.epochs * rows // args.batch
+    plan = Plan(uri, rows, TrainView(**dataclasses.asdict(recipe.view)), 0, args.batch, steps, world=count)
+    first, last = steady(plan)
+    if (last - first) * plan.share < LEAST_BLOCKS * BLOCK_ROWS:
+        least = -(-2 * (LEAST_BLOCKS + 2) * BLOCK_ROWS * count // rows)
+        raise RecipeError(
+            f"{steps} steps of {args.batch} are too few to be steady: give --epochs {least}, or more rows"
+        )
+    folder.mkdir(parents=True)
+    with ray_cluster(recipe.workers, store_bytes(recipe)) as sizes, StorePeak() as peak:
+        began = time.time()
+        fit(plan, sizes, args.repeats, args.pace, folder)
+    ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(count)]
+    return {"rounds": merge(ranks, plan), "tasks": sizes.feed_tasks, "entered": ranks[0]["entered"] - began,
+            "first": ranks[0]["rounds"][0]["first_at"] - began, "store": peak.bytes, "spilled": peak.spilled,
+            "bound": store_bytes(recipe), "steps": steps}  # fmt: skip
+
+
+def fit(plan: Plan, sizes: Sizes, repeats: int, pace: float, folder: Path) -> None:
+    """Run `consume` on Ray Train's workers."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    def enter(config: dict[str, Any]) -> None:
+        from pipelines.bench.drain import consume
+
+        consume(**config)
+
+    TorchTrainer(
+        enter,
+        train_loop_config={"plan": plan, "sizes": sizes, "repeats": repeats, "pace": pace, "folder": folder},
+        scaling_config=ray.train.ScalingConfig(num_workers=sizes.count, resources_per_worker={"CPU": sizes.cpus}),
+        run_config=ray.train.RunConfig(name="feed", storage_path=str(folder / "ray")),
+    ).fit()
+
+
+def report(args: argparse.Namespace, measured: dict[int, dict[str, Any]]) -> Report:
+    """A row per number of workers and kind; the store's use below."""
+    from pipelines.bench.drain import KINDS
+    from pipelines.bench.report import Report, goal, ratios, spread
+
+    rows, notes, values = [], [], {}
+    for count, session in measured.items():
+        by_kind = {kind: [r for r in session["rounds"] if r["kind"] == kind] for kind in KINDS}
+        rates = {kind: [r["images_per_s"] for r in rounds] for kind, rounds in by_kind.items()}
+        against = {kind: ratios(rates[kind], rates["torch"]) for kind in KINDS}
+        for kind, rounds in by_kind.items():
+            rows.append([
+                f"{count} worker{'s' * (count > 1)}, feed={kind}", spread(rates[kind], 0), spread(against[kind], 2),
+                *(spread([r[key] for r in rounds], 2) for key in ("first_s", "gap_s", "border_s")),
+            ])  # fmt: skip
+        border = max(r["border_s"] for r in by_kind["ray"])
+        mib = {key: session[key] / 2**20 for key in ("store", "bound", "spilled")}
+        notes += [
+            f"{count} worker(s) with {session['tasks']} task(s) each: fit() to the loop {session['entered']:.1f} s, to "
+            f"its first batch {session['first']:.1f} s; object store at most {mib['store']:.0f} MiB of "
+            f"{mib['bound']:.0f} MiB, {mib['spilled']:.0f} MiB spilled",
+            goal(f"{count} worker(s), ray / torch", median(against["ray"]), 0.95),
+            goal(f"{count} worker(s), ray's longest wait at an epoch's border, s", border, LARGEST_GAP, least=False),
+            goal(f"{count} worker(s), store used / bound", mib["store"] / mib["bound"], 1, least=False),
+        ]
+        values[str(count)] = session
+    steps = next(iter(measured.values()))["steps"]
+    source = args.shards or f"{args.rows} drawn 480x360 images"
+    notes.insert(
+        0,
+        f"{source}, crop {args.crop[0]}x{args.crop[1]}, global batch {args.batch}, {args.epochs} epochs or {steps} "
+        f"steps of each kind in each of {args.repeats} rounds, a step takes {args.pace:g} s; images/s: of the second "
+        "half of each, from block to block; first batch: from the call of train_batches; waits: the longest for any "
+        "later batch, and for the first of an epoch",
+    )
+    columns = ["feed", "images/s", "to torch", "first batch, s", "longest wait, s", "at a border, s"]
+    return Report("Ray Data against a torch DataLoader", columns, rows, notes, values)

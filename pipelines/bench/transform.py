@@ -1,0 +1,153 @@
+"""The loader's own work on one core, against albumentations' whole-image pipeline.
+
+A 480x360 JPEG and its PNG mask become a 352x352 uint8 crop with its mask. `whole path` is what a feeding task does for
+each sample: the row from memory-mapped shards, both decodings, the training view.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.bench.report import Report
+    from pipelines.feed import Plan
+
+SIZE = (360, 480)  # height and width of the sources, pixels
+SCALE = (0.5, 2.0)
+FILL = (124, 116, 104)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="CamVid's release, or images/, masks/, classes.yaml (default: drawn)"
+    )
+    parser.add_argument("--rows", type=int, default=64, help="images (default %(default)s)")
+    parser.add_argument("--crop", type=int, nargs=2, default=(352, 352), metavar=("H", "W"), help="default 352 352")
+    parser.add_argument("--quality", type=int, default=95, help="of the JPEG files, 1-100 (default %(default)s)")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        RecipeError: an option out of its range, or no such folder.
+    """
+    from pipelines.recipe import RecipeError
+
+    if args.rows < 1 or not 1 <= args.quality <= 100 or min(args.crop) < 8:
+        raise RecipeError("--rows must be 1 or more, --quality 1 to 100, --crop at least 8 8")
+    if args.images and not args.images.is_dir():
+        raise RecipeError(f"--images {args.images} is no folder; leave it out to measure on drawn pictures")
+
+
+def measure(args: argparse.Namespace) -> Report:
+    """Time all cases in turn over the same rows."""
+    import cv2
+
+    from datasets.readers.voc import CLASSES
+    from datasets.transforms import TrainView
+    from pipelines.bench.drawn import draw, read, scratch, write_shards
+    from pipelines.bench.report import interleave
+    from pipelines.feed import Plan, open_shards
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with scratch() as folder:
+            classes, pairs = read(args.images, args.rows, SIZE) if args.images else (CLASSES, draw(args.rows, SIZE))
+            uri = str(write_shards(folder / "data", pairs, classes, args.quality) / "train")
+            rows = len(open_shards(uri))
+            plan = Plan(uri, rows, TrainView(tuple(args.crop), SCALE), seed=0, batch=1, steps=rows)
+            return report(args, plan, interleave(cases(plan), args.repeats))
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def cases(plan: Plan) -> dict[str, Callable[[], float]]:
+    """Each case returns images per second of processor time, of one pass over all rows; results are dropped at once."""
+    import cv2
+    import numpy as np
+
+    from datasets.sample import decode_image, decode_mask
+    from datasets.transforms import sample_seed
+    from pipelines.feed import open_shards, read_sample
+
+    shards = open_shards(plan.shards)
+    files = [shards.encoded(row) for row in range(plan.rows)]
+    pixels = [shards.sample(row) for row in range(plan.rows)]
+    seeds = [sample_seed(plan.seed, 0, name) for name in shards.ids]
+    peer = whole_image_pipeline(plan.view.crop)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+
+    def rate(work: Callable[..., object], inputs: Iterable[tuple[Any, ...]]) -> Callable[[], float]:
+        inputs = list(inputs)
+
+        def once() -> float:
+            began = time.thread_time()  # of the processor: other work on the machine does not count
+            for values in inputs:
+                work(*values)
+            return len(inputs) / (time.thread_time() - began)
+
+        return once
+
+    return {
+        "whole path": rate(lambda position: read_sample(plan, position), [(p,) for p in range(plan.rows)]),
+        "decode alone": rate(lambda image, mask: (decode_image(image), decode_mask(mask)), files),
+        "its JPEG": rate(lambda image, mask: decode_image(image), files),
+        "its mask": rate(lambda image, mask: decode_mask(mask), files),
+        "bare cv2.imdecode": rate(lambda image, mask: cv2.imdecode(np.frombuffer(image, np.uint8), flags), files),
+        "geometry alone": rate(plan.view, [(*pair, seed) for pair, seed in zip(pixels, seeds, strict=True)]),
+        "albumentations": rate(lambda image, mask: peer(image=image, mask=mask), pixels),
+    }
+
+
+def whole_image_pipeline(crop: tuple[int, int]) -> Any:
+    """The usual pipeline: the whole image resized, padded, then cropped and flipped."""
+    from datasets.transforms import A  # imported there once, without its call home
+
+    return A.Compose([
+        A.RandomScale(scale_limit=(SCALE[0] - 1, SCALE[1] - 1), p=1.0),
+        A.PadIfNeeded(*crop, border_mode=0, fill=FILL, fill_mask=255),
+        A.RandomCrop(*crop),
+        A.HorizontalFlip(p=0.5),
+    ])  # fmt: skip
+
+
+def report(args: argparse.Namespace, plan: Plan, measured: dict[str, list[float]]) -> Report:
+    """Medians, and each case against what it should be compared with."""
+    from pipelines.bench.report import Report, goal, ratios, spread
+    from pipelines.feed import open_shards
+
+    against = {
+        "whole path": "bare cv2.imdecode",
+        "decode alone": "bare cv2.imdecode",
+        "its JPEG": "bare cv2.imdecode",
+        "its mask": "bare cv2.imdecode",
+        "bare cv2.imdecode": "bare cv2.imdecode",
+        "geometry alone": "albumentations",
+        "albumentations": "albumentations",
+    }
+    compared = {name: ratios(measured[name], measured[base]) for name, base in against.items()}
+    rows = [
+        [name, spread(values, 0), f"{1e6 / median(values):.0f}", spread(compared[name], 2), against[name]]
+        for name, values in measured.items()
+    ]
+    files = [open_shards(plan.shards).encoded(row) for row in range(plan.rows)]
+    jpeg, png = (sum(len(pair[i] or b"") for pair in files) / plan.rows / 1000 for i in (0, 1))
+    source = "the given folder" if args.images else "drawn"
+    notes = [
+        f"one core, processor time; {plan.rows} images ({source}) of 480x360, JPEG quality {args.quality}, "
+        f"{jpeg:.1f} kB and {png:.1f} "
+        f"kB of mask on average; crop {plan.view.crop[0]}x{plan.view.crop[1]}, scale {SCALE[0]} to {SCALE[1]}; "
+        f"median (least to greatest) of {args.repeats} rounds in turn",
+        goal("whole path, images/s", median(measured["whole path"]), 800, digits=0),
+        goal("geometry, times albumentations", median(compared["geometry alone"]), 3),
+    ]
+    columns = ["transform", "images/s", "µs each", "ratio", "to"]
+    return Report("One core's loading", columns, rows, notes, {"images_per_s": measured, "ratios": compared})
