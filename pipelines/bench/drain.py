@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.cluster import Sizes
-    from pipelines.feed import Plan
+    from pipelines.plan import Plan
 
 KINDS = ("ray", "torch")
 

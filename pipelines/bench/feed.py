@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipelines.bench.report import Report
     from pipelines.cluster import Sizes
-    from pipelines.feed import Plan
+    from pipelines.plan import Plan
     from pipelines.recipe import Recipe
 
 LEAST_BLOCKS = 4  # Ray blocks for each worker in the part of a round whose rate counts
@@ -83,7 +83,8 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
     from pipelines.bench.drain import merge, steady
     from pipelines.bench.store import StorePeak
     from pipelines.cluster import ray_cluster
-    from pipelines.feed import BLOCK_ROWS, Plan, open_shards
+    from pipelines.feed import BLOCK_ROWS
+    from pipelines.plan import Plan, open_shards
     from pipelines.recipe import RecipeError
     from pipelines.stages import store_bytes
 

@@ -123,7 +123,8 @@ def speeds(recipe: Recipe, resident: bool) -> list[float]:
 def resident_batch() -> Iterator[None]:
     """Within it, the loop of this process gets the plan's first batch at every step, moved to the device once."""
     from pipelines import loop
-    from pipelines.feed import Batch, Plan, train_batches
+    from pipelines.feed import Batch, train_batches
+    from pipelines.plan import Plan
 
     class Resident(Batch):
         """A batch that is moved once."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.bench.report import Report
-    from pipelines.feed import Plan
+    from pipelines.plan import Plan
 
 SIZE = (360, 480)  # height and width of the sources, pixels
 SCALE = (0.5, 2.0)
@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace) -> Report:
     from datasets.transforms import TrainView
     from pipelines.bench.drawn import draw, read, scratch, write_shards
     from pipelines.bench.report import interleave
-    from pipelines.feed import Plan, open_shards
+    from pipelines.plan import Plan, open_shards
 
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
@@ -76,7 +76,7 @@ def cases(plan: Plan) -> dict[str, Callable[[], float]]:
 
     from datasets.sample import decode_image, decode_mask
     from datasets.transforms import sample_seed
-    from pipelines.feed import open_shards, read_sample
+    from pipelines.plan import open_shards, read_sample
 
     shards = open_shards(plan.shards)
     files = [shards.encoded(row) for row in range(plan.rows)]
@@ -122,7 +122,7 @@ def whole_image_pipeline(crop: tuple[int, int]) -> Any:
 def report(args: argparse.Namespace, plan: Plan, measured: dict[str, list[float]]) -> Report:
     """Medians, and each case against what it should be compared with."""
     from pipelines.bench.report import Report, goal, ratios, spread
-    from pipelines.feed import open_shards
+    from pipelines.plan import open_shards
 
     against = {
         "whole path": "bare cv2.imdecode",

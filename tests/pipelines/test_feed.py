@@ -133,19 +133,17 @@ def test_ray_data_gives_the_loaders_batches_bit_for_bit(plan, ray_session, monke
 @pytest.mark.ray
 def test_the_object_store_holds_a_bounded_number_of_blocks(plan, ray_session, monkeypatch):
     """However slow the reader, blocks in flight stay below what `store_bytes` books for them."""
-    import ray
-
+    from pipelines.bench.store import StorePeak
     from pipelines.recipe import load_recipe
     from pipelines.stages import store_bytes
 
     recipe = load_recipe("sample", ["batch=6", "view.crop=[256, 256]", "workers.count=1", "workers.feed_tasks=2"])
     long = dataclasses.replace(plan, steps=400, view=TrainView(recipe.view.crop, (0.5, 1.5)))
-    base, most = ray.available_resources()["object_store_memory"], 0.0
-    for step, _ in enumerate(train_batches(long, "ray", 2)):
-        if step % 20 == 0:
-            time.sleep(0.3)  # a step of the model, and time for the store's report
-            most = max(most, base - ray.available_resources().get("object_store_memory", 0))
-        if step == 200:
-            break
+    with StorePeak() as peak:
+        for step, _ in enumerate(train_batches(long, "ray", 2)):
+            time.sleep(0.02)  # the model's step
+            if step == 200:
+                break
     block = 64 // 6 * 6 * 256 * 256 * 4
-    assert block < most < store_bytes(recipe)
+    assert block < peak.bytes < store_bytes(recipe)
+    assert not peak.spilled

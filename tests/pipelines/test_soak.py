@@ -28,9 +28,17 @@ def sample():
     return found
 
 
-def test_fifty_epochs_leave_memory_threads_files_and_the_object_store_flat(ray_session, recipe_file, tmp_path):
+def used():
+    """Bytes in the object store; `available_resources` does not tell."""
     import ray
+    from ray._private.internal_api import node_stats
 
+    node = ray.nodes()[0]
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+    return stats.store_stats.object_store_bytes_used
+
+
+def test_fifty_epochs_leave_memory_threads_files_and_the_object_store_flat(ray_session, recipe_file, tmp_path):
     stages = [{"name": "first", "train": "voc12/train", "epochs": 50}]
     page = recipe_file(stages=stages, feed="ray", batch=6, workers={"count": 2, "gpus": 0}, log_every=3)
     folder, taken, stores, ending = tmp_path / "out/runs/tiny/first", [], [], threading.Event()
@@ -41,7 +49,7 @@ def test_fifty_epochs_leave_memory_threads_files_and_the_object_store_flat(ray_s
             step = max((line["step"] for line in lines if line["kind"] == "train"), default=0)
             if step > 30:  # past the start, whose caches fill
                 taken.append((step, sample()))
-                stores.append(ray.available_resources().get("object_store_memory", 0))
+                stores.append(used())
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -58,5 +66,5 @@ def test_fifty_epochs_leave_memory_threads_files_and_the_object_store_flat(ray_s
         for what, index, slack in (("MiB", 0, 24), ("threads", 1, 4), ("files", 2, 8)):
             before, after = (statistics.median(s[pid][index] for s in part) for part in (early, late))
             assert after <= before * 1.03 + slack, f"{early[0][pid][3]}: {before:.0f} -> {after:.0f} {what}"
-    early_store, late_store = statistics.median(stores[:third]), statistics.median(stores[-third:])
-    assert early_store - late_store < 32 << 20
+    assert max(stores) > 0
+    assert statistics.median(stores[-third:]) < 1.5 * statistics.median(stores[:third]) + (8 << 20)
