@@ -75,7 +75,8 @@ class Regrouping:
             x = x.movedim((3, 1, 4, 2), (1, 2, 3, 4)).flatten(3, 4).flatten(1, 2)
             if self.padded:
                 x = x.narrow(1, self.start[0], self.size[0]).narrow(2, self.start[1], self.size[1])
-        return x.movedim((1, 2), (-2, -1))
+        x = x.movedim((1, 2), (-2, -1))
+        return x if self.known else x.contiguous()  # as in `dense`
 
     def place(self, row: Any, column: Any) -> Any:
         """p of a cell of the padded map."""
@@ -107,12 +108,12 @@ class Regrouping:
             keys = (keys | ~keys.any(1, keepdim=True)).unsqueeze(1)
         if self.maps is not None:
             self.keep(stage, q, k, keys, self.maps)
-        if stage == "local":
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2)
-        # Every group an image, not a head: then all kernels lay out the result as it comes in.
-        keys = None if keys is None else keys.repeat(q.shape[0], 1, 1).unsqueeze(1)
-        q, k, y = (t.flatten(0, 1).unsqueeze(1) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, y, attn_mask=keys).reshape(v.shape)
+        if stage == "global" and keys is None:
+            # Every group an image, not a head: then all kernels lay out the result as it comes in.
+            q, k, y = (t.flatten(0, 1).unsqueeze(1) for t in (q, k, v))
+            return F.scaled_dot_product_attention(q, k, y).reshape(v.shape)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        return y.transpose(1, 2) if stage == "local" else y
 
     def keep(self, stage: str, q: Tensor, k: Tensor, keys: Tensor | None, maps: Maps) -> None:
         """Keep, as (B, P, Q), the relations of the cells that share the asked pixel's place in their groups.

@@ -20,7 +20,8 @@ Size = Sequence[int]  # (rows, columns)
 class LeanConvNormReLU(ConvNormReLU):
     """A 1x1 `ConvNormReLU` that keeps for the backward pass its output, but not the input of its batch norm.
 
-    That is computed again from the map before: 1x1 convolutions are cheap, and memory bounds the crop.
+    That is computed again from the map before: 1x1 convolutions are cheap, and memory bounds the crop. First
+    derivatives only.
 
     Shape: (B, in, H, W) -> (B, out, H, W).
     """

@@ -162,7 +162,10 @@ def ocnet_head(
     pyramid: tuple[int, ...] = (1, 2, 3, 6),
     dropout: float = 0.05,
 ) -> nn.Module:
-    """OCNet: Base-OC, Pyramid-OC or ASP-OC with dense (SA) or interlaced sparse (ISA) self-attention.
+    """OCNet: object context by dense or interlaced sparse self-attention (Yuan et al., IJCV 2021, arXiv:1809.00916).
+
+    Base-OC, Pyramid-OC or ASP-OC, each with dense (SA) or interlaced sparse (ISA) self-attention. An exported program
+    of free size takes maps, and tiles, of more cells than the partition, or one, per side.
 
     Args:
         in_channels: widths of the stages; the last is read.
@@ -216,7 +219,9 @@ def sa2x_head(
     pool: int = 2,
     dropout: float = 0.05,
 ) -> ContextHead:
-    """SA-2x: Base-OC with dense self-attention on a map of half the size, as compared with in OCNet (arXiv:1809.00916).
+    """SA-2x: dense self-attention on a map of half the size (Yuan et al., IJCV 2021, arXiv:1809.00916).
+
+    OCNet's comparison: Base-OC with a pooled attention.
 
     Args:
         in_channels: widths of the stages; the last is read.

@@ -180,6 +180,24 @@ def test_form_for_free_sizes_equals_the_loop(monkeypatch, size, mask):
     close(module, module(x), naive_interlaced(module, x)[0], x)
 
 
+def test_no_query_is_without_a_key(monkeypatch):
+    """Not even one of padding alone: some kernels would answer with NaN, which no crop keeps out of the gradients."""
+    masks, attend = [], F.scaled_dot_product_attention
+
+    def watched(q, k, v, attn_mask=None):
+        masks.append(attn_mask)
+        return attend(q, k, v, attn_mask=attn_mask)
+
+    monkeypatch.setattr(interlaced, "known", lambda size: False)
+    monkeypatch.setattr(interlaced, "divides", lambda size, parts: False)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    y = InterlacedAttention(C, E, V, 1, (3, 4))(torch.randn(B, C, 2, 3))
+    assert y.isfinite().all()
+    assert len(masks) == 2
+    assert not masks[1].all()
+    assert all(mask.any(-1).all() for mask in masks)
+
+
 def test_rows_and_columns_of_the_regrouped_image():
     cut = Regrouping((4, 6), (2, 3))
     x = torch.arange(24.0).view(1, 1, 4, 6)
