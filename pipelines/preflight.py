@@ -16,7 +16,7 @@ import torch
 
 from datasets.shards import Manifest, Shards, read_manifest
 from pipelines.cluster import Sizes
-from pipelines.loop import inference_of, micro_batch
+from pipelines.loop import inference_of, micro_batch, train_mode
 from pipelines.recipe import InferenceSpec, Recipe, RecipeError, Stage
 from segmodels.losses import Objective
 from segmodels.segmentor import build_segmentor
@@ -90,7 +90,9 @@ def check_share(recipe: Recipe, sizes: Sizes) -> None:
     world = max(1, sizes.count)
     if micro_batch(recipe, world) == 1 and not (sizes.gpus and world > 1):  # synchronised norms see all workers' images
         try:
-            meta_model_of(recipe, 2).train()(torch.zeros(1, 3, *recipe.view.crop, dtype=torch.uint8, device="meta"))
+            model = meta_model_of(recipe, 2)
+            train_mode(model, recipe)
+            model(torch.zeros(1, 3, *recipe.view.crop, dtype=torch.uint8, device="meta"))
         except ValueError as error:
             raise RecipeError(f"{error} (batch, workers.count, workers.micro_batch)") from None
 

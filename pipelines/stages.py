@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pickle
 import signal
 import time
@@ -153,7 +154,9 @@ def last_checkpoint(folder: Path, leg: Leg) -> Path:
 
 
 def threads(sizes: Sizes) -> int:
-    """CPU threads of a worker: on GPUs the loader needs the cores, on CPUs the workers share them."""
+    """CPU threads of a worker: OMP_NUM_THREADS, else 1 on GPUs, where the loader needs the cores, else a fair share."""
+    if given := os.environ.get("OMP_NUM_THREADS", ""):
+        return max(1, int(given.split(",")[0]))
     cores, _ = machine()
     return 1 if sizes.gpus else max(1, cores // max(1, sizes.count))
 

@@ -4,6 +4,7 @@ import os
 import shutil
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes test at once; a run sets its own number
 
 import pytest
 import yaml
@@ -24,6 +25,13 @@ TINY = {
     "log_every": 1,
     "overlays": 1,
 }
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that start Ray follow each other in one process: two sessions at once would fight for the cores."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session", autouse=True)

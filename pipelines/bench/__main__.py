@@ -31,6 +31,7 @@ COMMANDS = (
     "feed",
     "startup",
     "step",
+    "heads",
     "accuracy",
 )
 

@@ -158,7 +158,9 @@ def stop_at(folder, step, number):
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_writes_a_checkpoint_and_the_same_command_ends_at_the_same_weights(
     recipe_file, tmp_path, number, code, capsys
 ):
@@ -206,6 +208,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     assert not (tmp_path / "stop.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_brings_everything_back(recipe_file, tmp_path):
     """Optimizer, schedule, generators, best score and tracked runs: the state of a resume is that of the save."""
     stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 6, "val_every": 0.5}]

@@ -65,6 +65,7 @@ def objective(outputs):
     return Objective({k: {TERM.get(k, "cross_entropy"): WEIGHT.get(k, 0.2)} for k in outputs})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_eight_pictures_are_learned_in_60_steps(name):
     torch.manual_seed(0)
@@ -115,6 +116,7 @@ def train_as_rank(rank, port, names, places):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_with_other_pictures_stay_one_model(tmp_path):
     """Weights, running statistics and bases equal on both ranks; DDP waits for no parameter in vain."""
     with socket.socket() as probe:

@@ -12,13 +12,10 @@ def psanet_plain(module: PointAttention, x: Tensor) -> Tensor:
     x = resize(module.reduce(x), module.size)
     b, c, h, w = x.shape
     masks = module.offsets(x).unflatten(1, (2 * h - 1, 2 * w - 1))
-    placed = masks.new_zeros(b, h, w, h, w)  # source row, column, target row, column
-    for i in range(h):
-        for j in range(w):
-            cut = masks[:, h - 1 - i : 2 * h - 1 - i, w - 1 - j : 2 * w - 1 - j, i, j]
-            if module.collect:
-                placed[:, :, :, i, j] = cut
-            else:
-                placed[:, i, j] = cut
-    weights = placed.view(b, h * w, h * w).softmax(1)
+    # Apart and joined, not cut from and put into one tensor: autograd would fill all of it for each pixel.
+    cuts = []
+    for pixel, mask in enumerate(masks.flatten(3).unbind(3)):
+        i, j = divmod(pixel, w)
+        cuts.append(mask[:, h - 1 - i : 2 * h - 1 - i, w - 1 - j : 2 * w - 1 - j].flatten(1))
+    weights = torch.stack(cuts, 2 if module.collect else 1).softmax(1)  # (B, source, target)
     return torch.bmm(x.reshape(b, c, h * w), weights.to(x.dtype)).view(b, c, h, w)
