@@ -140,6 +140,7 @@ def test_transform_at_its_smallest(tmp_path, capsys):
     assert data["measured"]["ratios"]["geometry alone"] == [ours / peer for ours, peer in pairs]
 
 
+@pytest.mark.slow
 def test_step_with_a_resident_batch(tmp_path, capsys):
     small = ["backbone.output_stride=32", "head.channels=8", "aux.channels=8", "view.crop=[32,32]", "batch=2"]
     file = tmp_path / "step.json"

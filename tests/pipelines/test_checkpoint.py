@@ -76,6 +76,7 @@ def test_a_full_disk_in_mid_checkpoint_leaves_the_old_one_and_says_what_to_do(tm
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_mid_training_ends_in_one_message_and_is_resumed(recipe_file, tmp_path, small_disk, monkeypatch):
     page = recipe_file(checkpoint_minutes=0.0)
     original, saved = checkpoint.save, []

@@ -46,6 +46,7 @@ def test_figures_are_all_there_and_unmet_ones_have_a_reason(paper):
     assert [named(f) for f in FIGURES[paper] if f.verdict == "approximate" and not f.reason] == [] or paper == "ctnet"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", PAPERS)
 def test_printed(paper, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare", "costs", paper])

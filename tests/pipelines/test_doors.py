@@ -197,5 +197,6 @@ def test_train_refuses_with_one_message(recipe_file, refused, changes, message, 
     assert message in refused("train", recipe_file(**changes))
 
 
+@pytest.mark.slow
 def test_a_refusal_leaves_the_process_with_code_2_and_no_traceback(recipe_file):
     assert "no such folder" in door("pipelines.train", recipe_file(data="/no/such/place"), code=2)

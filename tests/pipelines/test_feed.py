@@ -115,6 +115,7 @@ def test_read_ahead_keeps_the_order(shards):
         assert len(batch.mask) == len(rows)
 
 
+@pytest.mark.slow
 def test_loader_processes_give_the_same_batches(plan):
     assert stream(plan, "torch", tasks=2) == stream(plan)
 

@@ -175,6 +175,7 @@ def test_long_parameters_are_whole_in_an_artifact(recipe_file, tmp_path):
     assert not tracker.client.list_artifacts(short)
 
 
+@pytest.mark.slow
 def test_replay_to_another_store_copies_the_run_there(recipe_file, tmp_path, monkeypatch, capsys):
     import mlflow
 

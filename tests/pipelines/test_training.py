@@ -62,6 +62,7 @@ def test_a_finished_run_does_nothing_and_says_so(recipe_file, capsys):
     assert "is finished, nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_loss_falls(recipe_file, tmp_path):
     stages = [{"name": "first", "train": "voc12/train", "steps": 40}]
     run_recipe(load_recipe(recipe_file(stages=stages, optim={"lr": 0.05, "warmup": 2, "head_lr_scale": 1})))
@@ -70,6 +71,7 @@ def test_the_loss_falls(recipe_file, tmp_path):
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
+@pytest.mark.slow
 def test_a_killed_driver_continues_in_mid_epoch_to_the_same_weights(recipe_file, tmp_path):
     recipe = recipe_file(checkpoint_minutes=0.0)  # 18 rows, batch 4: step 3 lies in the middle of an epoch
     run_recipe(load_recipe(recipe, ["name=whole"]))

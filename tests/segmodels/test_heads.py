@@ -119,18 +119,19 @@ def test_norms_become_synchronised_ones(name):
     assert all(type(norm) is nn.SyncBatchNorm for norm in norms)
 
 
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)])
 @every_head
-def test_compiles_without_graph_breaks(name):
-    head, maps = build(name), features(2)
-    for mode in (False, True):
-        torch._dynamo.reset()
-        torch.manual_seed(2)
-        plain = head.train(mode)(maps)["logits"]
-        torch.manual_seed(2)
-        compiled = torch.compile(head, fullgraph=True, backend="eager")(maps)["logits"]
-        assert torch.allclose(compiled, plain, atol=1e-4)
+def test_compiles_without_graph_breaks(name, training):
+    head, maps = build(name).train(training), features(2)
+    torch._dynamo.reset()
+    torch.manual_seed(2)
+    plain = head(maps)["logits"]
+    torch.manual_seed(2)
+    compiled = torch.compile(head, fullgraph=True, backend="eager")(maps)["logits"]
+    assert torch.allclose(compiled, plain, atol=1e-4)
 
 
+@pytest.mark.slow
 @every_head
 def test_exports_with_free_batch_and_where_defined_free_size(name):
     head = build(name).eval()
@@ -168,6 +169,7 @@ def segmentor(name, classes=K):
     )
 
 
+@pytest.mark.slow
 @every_head
 def test_whole_in_a_segmentor(name):
     """Outputs at the image's size, classifiers found, no other parameter bound to the number of classes."""
