@@ -27,6 +27,7 @@ TINY = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests that start Ray follow each other in one process: two sessions at once would fight for the cores."""
     for item in items:
