@@ -59,6 +59,21 @@ def train_batches(plan: Plan, kind: str, tasks: int, task_cpus: float = 1.0) -> 
     return ray_batches(plan, tasks, task_cpus) if kind == "ray" else torch_batches(plan, tasks)
 
 
+def under_way(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the first of them asked for at once, in a thread: tasks start while the model is validated."""
+    pool = ThreadPoolExecutor(1, "first-batch")
+    first = pool.submit(next, batches, None)
+
+    def all_of_them() -> Iterator[Batch]:
+        batch = first.result()
+        pool.shutdown()
+        if batch is not None:
+            yield batch
+            yield from batches
+
+    return all_of_them()
+
+
 def ray_batches(plan: Plan, tasks: int, task_cpus: float) -> Iterator[Batch]:
     """Batches through Ray Data; blocks carry positions to the tasks and bytes back, in order."""
     import ray

@@ -23,7 +23,7 @@ from datasets.transforms import TrainView
 from pipelines import checkpoint, figures
 from pipelines.cluster import Sizes
 from pipelines.door import SetupError, check_names, users_message
-from pipelines.feed import Batch, read_ahead, train_batches, validation_batches
+from pipelines.feed import Batch, read_ahead, train_batches, under_way, validation_batches
 from pipelines.plan import Plan, open_shards
 from pipelines.recipe import InferenceSpec, Recipe, Stage, Workers, to_page
 from pipelines.record import Record, write_text
@@ -168,6 +168,7 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
     net = distribute(model, world, device, recipe.workers.compile)
     micro = micro_batch(recipe, world)
     plan = dataclasses.replace(make_plan(job), world=world, rank=rank, start=state["step"])
+    feed = under_way(train_batches(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus))
     record = Record(job.folder / "record.jsonl") if rank == 0 else None
     meter = Meter(device, recipe.batch, state)
     stop = job.folder.parent / STOP
@@ -214,7 +215,6 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
     if job.val and state["step"] == 0 and state["before"] is None:
         score(0)
     train_mode(model, recipe)
-    feed = train_batches(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus)
     for step, batch in enumerate(meter.waiting(feed), start=plan.start):
         pulse.beat()
         torch.manual_seed(hash((recipe.seed, step, rank)) & 0x7FFFFFFF)  # dropout needs no state in checkpoints

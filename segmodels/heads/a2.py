@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.context_head import ContextHead
-from segmodels.heads.nonlocal_ import tokens
 
 
 class DoubleAttention(nn.Module):
@@ -35,10 +34,10 @@ class DoubleAttention(nn.Module):
         self.widen = nn.Sequential(nn.Conv2d(c_m, channels, 1, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b, v = tokens(self.a_b_v(x)).flatten(1, 2).split(self.widths, -1)  # (B, N, …)
-        gathered = softmax(b, 1).mT @ a  # (B, c_n, c_m)
-        z = softmax(v, 2) @ gathered  # (B, N, c_m)
-        return x + self.widen(z.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2))
+        a, b, v = self.a_b_v(x).flatten(2).split(self.widths, 1)  # (B, …, N): views in either memory layout
+        gathered = a @ softmax(b, 2).mT  # (B, c_m, c_n)
+        z = gathered @ softmax(v, 1)  # (B, c_m, N)
+        return x + self.widen(z.unflatten(2, x.shape[-2:]))
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:

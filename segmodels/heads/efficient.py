@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from segmodels.checks import positive
 from segmodels.heads.a2 import softmax
 from segmodels.heads.context_head import ContextHead
-from segmodels.heads.nonlocal_ import tokens
 
 
 class EfficientAttention(nn.Module):
@@ -35,11 +34,11 @@ class EfficientAttention(nn.Module):
         self.project = nn.Conv2d(value_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = tokens(self.qkv(x)).flatten(1, 2).split(self.widths, -1)
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)  # (B, heads, N, …)
-        contexts = softmax(k, 2).mT @ v
-        y = (softmax(q, 3) @ contexts).transpose(1, 2).flatten(2)  # (B, N, value_channels)
-        return x + self.project(y.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2))
+        parts = self.qkv(x).flatten(2).split(self.widths, 1)
+        q, k, v = (part.unflatten(1, (self.heads, -1)) for part in parts)  # (B, heads, …, N)
+        contexts = softmax(k, 3) @ v.mT
+        y = contexts.mT @ softmax(q, 2)  # (B, heads, value_channels / heads, N)
+        return x + self.project(y.flatten(1, 2).unflatten(2, x.shape[-2:]))
 
 
 def efficient_head(

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from datasets.shards import Shards
 from datasets.transforms import TrainView
-from pipelines.feed import read_ahead, train_batches, validation_batches
+from pipelines.feed import read_ahead, train_batches, under_way, validation_batches
 from pipelines.plan import Plan, row_of
 
 
@@ -44,6 +45,21 @@ def test_64_samples_give_64_crops_and_epochs_differ(plan):
     long = dataclasses.replace(plan, batch=8, steps=8)
     seen = [d for batch in stream(long) for d in batch]
     assert len(set(seen)) == 64  # 18 rows come three or four times: each time in another crop
+
+
+def test_the_first_batch_is_under_way_before_it_is_asked_for(plan):
+    asked = threading.Event()
+
+    def batches():
+        asked.set()
+        yield from train_batches(plan, "torch", 0)
+
+    feed = under_way(batches())
+    assert asked.wait(5)
+    assert [digest(batch) for batch in feed] == stream(plan)
+    assert list(under_way(iter([]))) == []
+    with pytest.raises(ZeroDivisionError):
+        next(under_way(1 / 0 for _ in range(1)))
 
 
 def test_workers_share_the_batch_of_one(plan):
