@@ -4,6 +4,7 @@ import os
 import shutil
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # ray reads it on import, and tests import ray early
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes test at once; a run sets its own number
 
 import pytest

@@ -1,4 +1,4 @@
-"""The main script in all its forms: as a module, as a file, and as a submitted job with and without `python`."""
+"""The main script as a submitted job, a file with and without `python`; as a module, the sample chain runs it."""
 
 import contextlib
 import os
@@ -25,13 +25,6 @@ ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_ENABLE_U
 def run(*words):
     words = list(map(str, words))
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400, env=os.environ | ENVIRONMENT)
-
-
-def test_as_a_file(recipe_file):
-    """As a module, the sample chain's test runs it."""
-    done = run(sys.executable, "pipelines/voc_pretrain.py", recipe_file(workers={"count": 1, "gpus": 0}, feed="ray"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "mIoU before" in done.stdout
 
 
 @pytest.fixture(scope="module")
