@@ -16,8 +16,11 @@ from pyarrow import fs
 from datasets.sample import IGNORE, Benchmark, DataError
 from datasets.storage import exists, is_temporary, locate, names_in, read_bytes, written_whole
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
+SEGMENT = pa.struct(
+    [("number", pa.int32()), ("crowd", pa.bool_()), ("box", pa.list_(pa.float64())), ("rle", pa.binary())]
+)
 COLUMNS = pa.schema(
     [
         ("id", pa.string()),
@@ -27,6 +30,7 @@ COLUMNS = pa.schema(
         ("width", pa.int32()),
         ("sha256", pa.string()),  # of the image's bytes, hexadecimal
         ("histogram", pa.list_(pa.int64())),  # pixels of the K classes, then those of 255; null without a label
+        ("segments", pa.list_(SEGMENT)),  # objects; null in a benchmark of masks alone
     ]
 )
 

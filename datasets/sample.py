@@ -40,6 +40,23 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """One object, or one region of stuff, of a benchmark that names them.
+
+    Args:
+        number: class 0..K-1 of the benchmark.
+        crowd: several objects under one outline.
+        box: x, y of the upper left corner, width, height; pixels, as published.
+        rle: COCO's compressed run lengths of its mask, of the image's size.
+    """
+
+    number: int
+    crowd: bool
+    box: tuple[float, float, float, float]
+    rle: bytes
+
+
+@dataclass(frozen=True)
 class Sample:
     """One row in memory.
 
@@ -47,11 +64,13 @@ class Sample:
         id: the item's.
         image: the original file's bytes, never encoded anew.
         mask: uint8 (H, W), classes 0..K-1 and 255; None in a split without labels.
+        segments: its objects; None in a benchmark of masks alone.
     """
 
     id: str
     image: bytes
     mask: np.ndarray | None
+    segments: tuple[Segment, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,7 @@ class Benchmark:
         tree: a drawing of the expected folder, with counts.
         index: split -> rows, always in the same order. Raises DataError with `tree` and the missing files.
         read: item -> sample; picklable. Raises DataError naming the file at fault.
+        home: where the release is published, for a person to fetch it.
     """
 
     name: str
@@ -75,6 +95,7 @@ class Benchmark:
     tree: str
     index: Callable[[str], list[Item]]
     read: Callable[[Item], Sample]
+    home: str
 
 
 def decode_image(data: bytes) -> np.ndarray:

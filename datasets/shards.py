@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from datasets.manifest import SCHEMA_VERSION, Manifest, read_manifest, write_manifest
-from datasets.sample import DataError, decode_image, decode_mask
+from datasets.sample import DataError, Segment, decode_image, decode_mask
 from datasets.storage import locate, read_bytes
 from datasets.writer import ROW_GROUP, plan_files, row_problems, write_part
 
@@ -102,10 +102,8 @@ class Shards:
             IndexError: no such row.
             DataError: the file of this row is missing or corrupt.
         """
-        if not 0 <= i < len(self):
-            raise IndexError(f"row {i} of {len(self)} rows in {self.uri}")
-        number = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return self._part(number).row(i - int(self._starts[number]))
+        part, place = self._place(i)
+        return part.row(place)
 
     def sample(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Row i decoded: image uint8 (H, W, 3) RGB, mask uint8 (H, W).
@@ -118,6 +116,17 @@ class Shards:
             raise DataError(f"{self.uri}: row {i} has no mask; use encoded() in a split without labels")
         return decode_image(image), decode_mask(mask)
 
+    def segments(self, i: int) -> tuple[Segment, ...] | None:
+        """The objects of row i; None in a benchmark of masks alone.
+
+        Raises:
+            IndexError: no such row.
+            DataError: the file of this row is missing or corrupt.
+        """
+        part, place = self._place(i)
+        found = part.segments(place)
+        return None if found is None else tuple(Segment(**entry | {"box": tuple(entry["box"])}) for entry in found)
+
     def stage(self) -> None:
         """Copy all files to the cache.
 
@@ -126,6 +135,13 @@ class Shards:
         """
         for number in range(len(self.manifest.files)):
             self._staged(number)
+
+    def _place(self, i: int) -> tuple["_Part", int]:
+        """The file of row i, and the row's place in it."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)} rows in {self.uri}")
+        number = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return self._part(number), i - int(self._starts[number])
 
     def _part(self, number: int) -> "_Part":
         if number not in self._parts:
@@ -172,6 +188,9 @@ class _Part:
         chunk = int(np.searchsorted(self._starts, i, side="right")) - 1
         at = i - int(self._starts[chunk])
         return self._images[chunk][at].as_py(), self._masks[chunk][at].as_py()
+
+    def segments(self, i: int) -> list[dict[str, Any]] | None:
+        return self.table["segments"][i].as_py()
 
 
 def verify(uri: str) -> list[str]:

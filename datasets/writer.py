@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -132,9 +133,11 @@ def histogram(mask: np.ndarray, classes: int) -> list[int]:
 
 def _row(sample: Sample, classes: int) -> dict[str, Any]:
     height, width = image_size(sample.image) if sample.mask is None else sample.mask.shape
-    labelled = {} if sample.mask is None else {
+    labelled: dict[str, Any] = {} if sample.mask is None else {
         "mask": encode_mask(sample.mask), "histogram": histogram(sample.mask, classes)
     }  # fmt: skip
+    if sample.segments is not None:
+        labelled["segments"] = [asdict(segment) for segment in sample.segments]
     digest = hashlib.sha256(sample.image).hexdigest()
     return {"id": sample.id, "image": sample.image, "height": height, "width": width, "sha256": digest} | labelled
 

