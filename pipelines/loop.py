@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -163,7 +164,9 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
     note = start_weights(model, job)
     objective = Objective(recipe.loss)
     optimizer = build_optimizer(model, recipe, stage)
-    state = resume(job.folder, model, optimizer)
+    average = ModelEmaV3(model, recipe.optim.ema, use_warmup=True) if recipe.optim.ema else None
+    shown = average.module if average else model  # what is validated, and handed on
+    state = resume(job.folder, model, optimizer, shown)
     note = f"continues from its checkpoint at step {state['step']}" if state["step"] else note
     net = distribute(model, world, device, recipe.workers.compile)
     micro = micro_batch(recipe, world)
@@ -176,8 +179,8 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
 
     def score(step: int) -> None:
         """Validate, record, and keep the weights when they are the best so far."""
-        share_buffers(model, world)
-        counts = validate(model, str(job.val), inference, device, rank, world, precision, validation.batch, pulse.beat)
+        share_buffers(shown, world)
+        counts = validate(shown, str(job.val), inference, device, rank, world, precision, validation.batch, pulse.beat)
         result = scores(torch.from_numpy(counts))
         state["before"] = result.miou if step == 0 else state["before"]
         state["after"], best = result.miou, result.miou > state["best"]
@@ -185,8 +188,8 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
             state.update(best=result.miou, best_step=step)
         if record:
             if best:
-                checkpoint.save(job.folder / "best.pt", content(job, model, state | {"step": step}))
-            overlays = draw_overlays(job, model, inference, device, step)
+                checkpoint.save(job.folder / "best.pt", content(job, shown, state | {"step": step}))
+            overlays = draw_overlays(job, shown, inference, device, step)
             matrix = figures.save_counts(job.folder / "validation" / f"step-{step:08d}.npy", counts)
             values = {"miou": result.miou, "accuracy": result.accuracy, "fwiou": result.fwiou}
             record.add("val", step, **values, iou=result.iou, counts=matrix, overlays=overlays, rows=int(state["val"]))
@@ -198,9 +201,9 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
         state["step"] = step
         meter.store(state)
         if rank == 0:
+            going_on = {"optimizer": optimizer.state_dict()} | ({"trained": model.state_dict()} if average else {})
             checkpoint.save(
-                checkpoint.step_file(job.folder / "checkpoints", step),
-                content(job, model, state) | {"optimizer": optimizer.state_dict()},
+                checkpoint.step_file(job.folder / "checkpoints", step), content(job, shown, state) | going_on
             )
             checkpoint.prune(job.folder / "checkpoints", recipe.keep_last)
         meter.saved = time.monotonic()
@@ -236,6 +239,8 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
         after_step(model)
         meter.add(total)
         done = step + 1
+        if average:
+            average.update(model, step=done)
         log_now, val_now = done % recipe.log_every == 0 or done == job.steps, done in validations
         # on CPUs alone: on a GPU, looking at it would wait for the step
         ending = (log_now or val_now or device.type == "cpu") and bool(asked) and done < job.steps
@@ -310,13 +315,18 @@ def warmup_of(job: Job) -> int:
     return job.recipe.optim.warmup if job.stage.warmup is None else job.stage.warmup
 
 
-def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Continue from the newest checkpoint of the stage; the state of a fresh stage where there is none."""
+def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, shown: nn.Module) -> dict[str, Any]:
+    """Continue from the newest checkpoint of the stage; the state of a fresh stage where there is none.
+
+    `shown` is the model itself, or the average of its weights where the recipe asks for one.
+    """
     found = checkpoint.newest(folder / "checkpoints")
     if found is None:
         return {"step": 0, "before": None, "after": None, "best": -1.0, "best_step": -1, "seconds": 0.0, "images": 0,
                 "losses": []}  # fmt: skip
-    model.load_state_dict(found["model"])
+    shown.load_state_dict(found["model"])
+    if shown is not model:
+        model.load_state_dict(found["trained"])
     optimizer.load_state_dict(found["optimizer"])
     return dict(found["state"])
 

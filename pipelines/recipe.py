@@ -46,6 +46,8 @@ class Optim:
     """SGD. `lr` is the trunk's rate; head and aux run at `lr * head_lr_scale`. `warmup` in steps.
 
     `freeze_norm`: batch norms keep their running statistics and normalise by them (finetuning with few images).
+    `ema`: decay of a running average of the weights, such as 0.999, below it in the first steps; validated, kept and
+    handed on instead of the weights themselves. 0 for none.
     """
 
     lr: float = 0.01
@@ -57,6 +59,7 @@ class Optim:
     warmup: int = 0
     head_lr_scale: float = 10.0
     freeze_norm: bool = False
+    ema: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -314,6 +317,7 @@ def check(recipe: Recipe) -> None:
         demand((stage.epochs or stage.steps or 0) > 0, f"stage {stage.name}: epochs and steps must be above 0")
         demand(stage.val_every >= 0, f"stage {stage.name}: val_every = {stage.val_every} epochs, must be 0 or more")
     demand(recipe.batch >= 1, f"batch = {recipe.batch}: must be 1 or more images")
+    demand(0 <= recipe.optim.ema < 1, f"optim.ema = {recipe.optim.ema}: a decay, 0 (none) to below 1")
     demand(min(recipe.view.crop) >= 8, f"view.crop = {recipe.view.crop}: at least 8 pixels each way")
     demand(0 < recipe.view.scale[0] <= recipe.view.scale[1], f"view.scale = {recipe.view.scale}: 0 < low <= high")
     demand(0 <= recipe.view.flip <= 1, f"view.flip = {recipe.view.flip}: a probability, 0 to 1")
