@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from datasets.readers.ade20k import ade20k
 from datasets.readers.camvid import camvid
+from datasets.readers.cityscapes import cityscapes
 from datasets.readers.coco import coco_voc
 from datasets.readers.folder import folder
 from datasets.readers.voc import voc12, voc12_aug
@@ -14,5 +16,7 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
     "voc12_aug": voc12_aug,
     "coco_voc": coco_voc,
     "camvid": camvid,
+    "cityscapes": cityscapes,
+    "ade20k": ade20k,
     "folder": folder,
 }
