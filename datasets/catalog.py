@@ -7,6 +7,7 @@ from datasets.readers.ade20k import ade20k
 from datasets.readers.camvid import camvid
 from datasets.readers.cityscapes import cityscapes
 from datasets.readers.coco import coco_voc
+from datasets.readers.cocostuff import cocostuff10k, cocostuff164k
 from datasets.readers.folder import folder
 from datasets.readers.voc import voc12, voc12_aug
 from datasets.sample import Benchmark
@@ -18,5 +19,7 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
     "camvid": camvid,
     "cityscapes": cityscapes,
     "ade20k": ade20k,
+    "cocostuff10k": cocostuff10k,
+    "cocostuff164k": cocostuff164k,
     "folder": folder,
 }
