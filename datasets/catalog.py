@@ -9,6 +9,7 @@ from datasets.readers.cityscapes import cityscapes
 from datasets.readers.coco import coco_voc
 from datasets.readers.cocostuff import cocostuff10k, cocostuff164k
 from datasets.readers.folder import folder
+from datasets.readers.pascal_context import pascal_context59, pascal_context60
 from datasets.readers.voc import voc12, voc12_aug
 from datasets.sample import Benchmark
 
@@ -19,6 +20,8 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
     "camvid": camvid,
     "cityscapes": cityscapes,
     "ade20k": ade20k,
+    "pascal_context59": pascal_context59,
+    "pascal_context60": pascal_context60,
     "cocostuff10k": cocostuff10k,
     "cocostuff164k": cocostuff164k,
     "folder": folder,
