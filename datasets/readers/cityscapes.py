@@ -1,5 +1,6 @@
 """Cityscapes with fine labels (Cordts et al., CVPR 2016): 19 classes of street scenes, 2048x1024 pixels."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +35,7 @@ IDS = 34
 LICENSE_PLATE = 255
 """Id -1, in 8 bits. The released masks are drawn without it: such pixels bear what lies below, the car."""
 
-HOME = "https://www.cityscapes-dataset.com/downloads/ (leftImg8bit_trainvaltest, gtFine_trainvaltest)"
+HOME = "https://www.cityscapes-dataset.com/downloads/"
 IMAGE, MASK = "_leftImg8bit.png", "_gtFine_labelIds.png"
 COUNTS: dict[str, int | None] = {"train": 2975, "val": 500, "trainval": 3475, "test": 1525}
 TREE = """\
@@ -72,14 +73,9 @@ def index_cityscapes(source: Path, split: str) -> list[Item]:
     images, masks = (source.absolute() / kind / split for kind in ("leftImg8bit", "gtFine"))
     if split == "test":
         check_present([images], TREE)
-        items = [item for city in _cities(images) for item in unlabelled(images / city, IMAGE)]
+        items = [item for city in sorted(os.listdir(images)) for item in unlabelled(images / city, IMAGE)]
     else:
         check_present([images, masks], TREE)
-        cities = sorted({*_cities(images), *_cities(masks)})
+        cities = sorted({*os.listdir(images), *os.listdir(masks)})  # a stray file among them holds no images
         items = [item for city in cities for item in paired(images / city, masks / city, (IMAGE, MASK), TREE)]
     return check_found(items, images, f"/*{IMAGE}", TREE)
-
-
-def _cities(folder: Path) -> list[str]:
-    """The folders in a split's folder; links to folders as well."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
