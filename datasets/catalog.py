@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from datasets.readers.ade20k import ade20k
 from datasets.readers.camvid import camvid
+from datasets.readers.cityscapes import cityscapes
 from datasets.readers.coco import coco_voc
+from datasets.readers.cocostuff import cocostuff10k, cocostuff164k
 from datasets.readers.folder import folder
+from datasets.readers.pascal_context import pascal_context59, pascal_context60
 from datasets.readers.voc import voc12, voc12_aug
 from datasets.sample import Benchmark
 
@@ -14,5 +18,11 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
     "voc12_aug": voc12_aug,
     "coco_voc": coco_voc,
     "camvid": camvid,
+    "cityscapes": cityscapes,
+    "ade20k": ade20k,
+    "pascal_context59": pascal_context59,
+    "pascal_context60": pascal_context60,
+    "cocostuff10k": cocostuff10k,
+    "cocostuff164k": cocostuff164k,
     "folder": folder,
 }
