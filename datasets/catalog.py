@@ -4,8 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasets.readers.camvid import camvid
+from datasets.readers.camvid_full import camvid_full
 from datasets.readers.coco import coco_voc
+from datasets.readers.coco_instances import coco_instances
+from datasets.readers.coco_panoptic import coco_panoptic
 from datasets.readers.folder import folder
+from datasets.readers.lip import lip
+from datasets.readers.siftflow import siftflow
 from datasets.readers.voc import voc12, voc12_aug
 from datasets.sample import Benchmark
 
@@ -13,6 +18,11 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
     "voc12": voc12,
     "voc12_aug": voc12_aug,
     "coco_voc": coco_voc,
+    "coco_instances": coco_instances,
+    "coco_panoptic": coco_panoptic,
     "camvid": camvid,
+    "camvid_full": camvid_full,
+    "siftflow": siftflow,
+    "lip": lip,
     "folder": folder,
 }

@@ -71,8 +71,8 @@ class TestVoc:
     @pytest.mark.parametrize("inside", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
     def test_splits_from_each_root(self, sample_root: Path, inside: str) -> None:
         voc = voc12(sample_root / inside)
-        assert [len(voc.index(split)) for split in voc.splits] == [8, 6, 14]
-        assert voc.splits == {"train": 1464, "val": 1449, "trainval": 2913}
+        assert [len(voc.index(split)) for split in ("train", "val", "trainval")] == [8, 6, 14]
+        assert voc.splits == {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456}
         assert len(voc12_aug(sample_root / inside).index("train")) == 14
 
     def test_mask_is_the_palette_index(self, sample_root: Path) -> None:
@@ -85,10 +85,11 @@ class TestVoc:
         assert set(np.unique(mask)) <= {*range(21), 255}
 
     def test_unknown_split(self, sample_root: Path) -> None:
-        with pytest.raises(DataError, match=r"no split 'test'; allowed are train, val, trainval"):
-            voc12(sample_root).index("test")
+        with pytest.raises(DataError, match=r"no split 'aug'; allowed are train, val, trainval, test"):
+            voc12(sample_root).index("aug")
 
     def test_wrong_folder_draws_the_tree(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").touch()
         with pytest.raises(DataError, match="1449 ids"):
             voc12(tmp_path).index("val")
 
