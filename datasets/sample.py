@@ -86,6 +86,7 @@ class Benchmark:
         index: split -> rows, always in the same order. Raises DataError with `tree` and the missing files.
         read: item -> sample; picklable. Raises DataError naming the file at fault.
         home: where the release is published, for a person to fetch it.
+        flip_pairs: classes that change places when an image is flipped left to right (left arm, right arm).
     """
 
     name: str
@@ -96,10 +97,11 @@ class Benchmark:
     index: Callable[[str], list[Item]]
     read: Callable[[Item], Sample]
     home: str
+    flip_pairs: tuple[tuple[int, int], ...] = ()
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Decode a JPEG or PNG file; grey and CMYK become RGB.
+    """Decode a JPEG or PNG file; grey and CMYK become RGB, 16 bits their upper 8, transparency is dropped.
 
     EXIF rotation is not applied: masks are drawn on the pixels as stored.
 

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from datasets.readers.files import check_folder, images_in
 from datasets.readers.labels import check_present, check_split, lookup_table, read_png_pair
 from datasets.sample import IGNORE, Benchmark, DataError, Item
 
@@ -43,9 +44,10 @@ def index_camvid(source: Path, split: str) -> list[Item]:
         DataError: an unknown split, no images, or images without a label.
     """
     check_split(split, COUNTS, "camvid")
+    check_folder(source)
     images, masks = source.absolute() / split, source.absolute() / f"{split}annot"
     check_present([images, masks], TREE)
-    found = sorted(p for p in images.iterdir() if p.suffix in (".png", ".jpg"))
+    found = images_in(images)
     if not found:
         raise DataError(f"{images}: no .png or .jpg file in it. Expected is this folder:\n{TREE}")
     items = [Item(p.stem, str(p), str(masks / f"{p.stem}.png")) for p in found]

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_api
 
+from datasets.readers.coco_files import FORM_ERRORS, HOME, SPLITS, image_files, run_lengths, wrong_form
+from datasets.readers.files import check_folder
 from datasets.readers.labels import check_present, check_split, read_pair
 from datasets.readers.voc import CLASSES, PALETTE
 from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample
 
 MIN_PIXELS = 1000
-HOME = "https://cocodataset.org/#download"
-SPLITS = ("train", "val")
 VOC_NAME = {
     "airplane": "aeroplane", "bicycle": "bicycle", "bird": "bird", "boat": "boat", "bottle": "bottle", "bus": "bus",
     "car": "car", "cat": "cat", "chair": "chair", "cow": "cow", "dining table": "diningtable", "dog": "dog",
@@ -58,13 +58,13 @@ def index_coco(source: Path, split: str, min_pixels: int) -> list[Item]:
         DataError: an unknown split, missing images, or an annotation file not of COCO's form.
     """
     check_split(split, SPLITS, "coco_voc")
+    check_folder(source)
     source = source.absolute()
     path = source / "annotations" / f"instances_{split}2017.json"
     check_present([path], TREE)
     images, regions = _parse(path)
-    files = {key: source / f"{split}2017" / image["file_name"] for key, image in images.items()}
-    check_present(files.values(), TREE)
-    ordered = {key: paint_order(regions.get(key, [])) for key in sorted(files)}
+    files = image_files(source, split, path, images.values(), TREE)
+    ordered = {key: paint_order(regions.get(key, [])) for key in files}
     kept = [key for key, painted in ordered.items() if labelled_pixels(painted) >= min_pixels]
     return [Item(files[k].stem, str(files[k]), (images[k]["height"], images[k]["width"], ordered[k])) for k in kept]
 
@@ -77,13 +77,15 @@ def _parse(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Region
         regions: dict[int, list[Region]] = {}
         for note in sorted(content["annotations"], key=lambda n: n["id"]):
             image = images[note["image_id"]]
-            if note["category_id"] in classes and (rle := _rle(note["segmentation"], image["height"], image["width"])):
+            if note["category_id"] not in classes:
+                continue
+            if rle := run_lengths(note["segmentation"], image["height"], image["width"]):
                 region = (classes[note["category_id"]], bool(note["iscrowd"]), rle)
                 regions.setdefault(note["image_id"], []).append(region)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: not COCO's instances file ({type(error).__name__}: {error}); fetch it anew"
-        ) from error
+    except DataError:
+        raise
+    except FORM_ERRORS as error:
+        raise wrong_form(path, "instances", error) from error
     return images, regions
 
 
@@ -93,18 +95,6 @@ def _classes(categories: list[dict[str, Any]], path: Path) -> dict[int, int]:
     if absent := sorted(set(VOC_NAME) - set(ids)):
         raise DataError(f"{path}: no category named {', '.join(absent)}; expected are COCO's 80. Fetch the file anew")
     return {ids[name]: CLASSES.index(voc) for name, voc in VOC_NAME.items()}
-
-
-def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
-    """Compressed run lengths of a polygon list or of either run-length form; None where nothing is enclosed."""
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        if isinstance(counts, list):
-            return rle_api.frPyObjects(segmentation, height, width)
-        return {"size": [height, width], "counts": counts.encode()}
-    # pycocotools takes four numbers for a box; fewer than three corners enclose nothing
-    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-    return rle_api.merge(rle_api.frPyObjects(polygons, height, width)) if polygons else None
 
 
 def paint_order(regions: list[Region]) -> tuple[Region, ...]:

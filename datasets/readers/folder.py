@@ -1,53 +1,55 @@
 """A folder of one's own: images, masks and a list of classes."""
 
+import csv
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
-import yaml
-
-from datasets.readers.labels import (
-    UNKNOWN,
-    check_present,
-    check_split,
-    colour_map,
-    lookup_table,
-    read_list,
-    read_png_pair,
-)
-from datasets.sample import IGNORE, Benchmark, DataError, Item
+from datasets.readers.classes_yaml import read_settings
+from datasets.readers.colours import Colour, read_colour_png, remap_colours
+from datasets.readers.files import IMAGES, check_folder, images_in
+from datasets.readers.labels import check_present, check_split, lookup_table, read_list, read_pair, read_png_pair
+from datasets.sample import Benchmark, DataError, Item, Sample
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = (".jpg", ".jpeg", ".png")
-KEYS = ("classes", "palette", "ignore")
+PAIRS = "pairs.csv"
+COLUMNS = ("image", "mask", "split")
 TREE = """\
 DIR/
   classes.yaml                         classes: [road, car]  or  classes: {0: road, 7: car}  (mask value: name)
-                                       palette: [[128, 64, 128], [0, 0, 142]]   optional
-                                       ignore: [255]                            optional
+                                       palette: [[128, 64, 128], [0, 0, 142]]   optional, colours to show them in
+                                       ignore: [255]                            optional, mask values
+                                       or, for RGB masks (classes may then be left out):
+                                       colours: {road: [128, 64, 128], car: [[0, 0, 142], [0, 0, 70]]}
+                                       ignore: [[0, 0, 0]]                      optional, colours
   images/STEM.jpg                      or .jpeg or .png
-  masks/STEM.png                       grey or palette PNG; the stored value is the class
+  masks/STEM.png                       grey (up to 16 bits, values 0-255) or palette PNG: the stored value is the
+                                       class; with `colours`, RGB PNG: the colour is the class
   train.txt  val.txt  test.txt         optional: one stem per line
                                        without lists: images/train + masks/train, images/val + masks/val, ...;
-                                       without either, all images are split train"""
+                                       without either, all images are split train
+  pairs.csv                            instead of images/, masks/ and lists: image,mask or image,mask,split on the
+                                       first line, then paths relative to DIR; an empty mask: no label"""
 
 
 def folder(source: Path) -> Benchmark:
     """One's own images and masks; a split whose folder of masks does not exist has no labels.
 
     Raises:
-        DataError: `classes.yaml` is missing or wrong.
+        DataError: `classes.yaml` is missing or wrong, or `pairs.csv` is.
     """
     source = Path(source).absolute()
-    settings = _settings(source / "classes.yaml")
-    names, values = _classes(settings["classes"])
-    palette = settings.get("palette")
-    colours = colour_map(len(names)) if palette is None else _palette(palette, len(names))
-    ignored = _ignored(settings.get("ignore", [IGNORE]), values)
-    table = lookup_table({**{value: k for k, value in enumerate(values)}, **dict.fromkeys(ignored, IGNORE)})
+    if source.exists():
+        check_folder(source)
+    settings = read_settings(source / "classes.yaml", TREE)
+    read = (
+        partial(read_colours, classes=settings.colours)
+        if settings.colours
+        else partial(read_png_pair, table=lookup_table(settings.values))
+    )
     splits: dict[str, int | None] = dict.fromkeys(_splits(source))
-    index, read = partial(index_folder, source), partial(read_png_pair, table=table)
-    return Benchmark("folder", names, colours, splits, TREE, index, read, "nowhere: it is your own")
+    index = partial(index_folder, source)
+    return Benchmark("folder", settings.names, settings.palette, splits, TREE, index, read, "nowhere: it is your own")
 
 
 def index_folder(source: Path, split: str) -> list[Item]:
@@ -57,6 +59,8 @@ def index_folder(source: Path, split: str) -> list[Item]:
         DataError: an unknown split, missing files, or two images of one stem.
     """
     check_split(split, _splits(source), "folder")
+    if (source / PAIRS).is_file():
+        return _paired(source, split)
     nested = (source / "images" / split).is_dir() and not _listed(source)
     images, masks = (source / kind / split if nested else source / kind for kind in ("images", "masks"))
     check_present([images], TREE)
@@ -65,9 +69,54 @@ def index_folder(source: Path, split: str) -> list[Item]:
     check_present([images / f"{stem}.jpg" for stem in stems if stem not in by_stem], TREE)
     items = [Item(s, str(by_stem[s]), str(masks / f"{s}.png") if masks.is_dir() else None) for s in stems]
     if not items:
-        raise DataError(f"{images}: no image in it ({', '.join(SUFFIXES)}). Expected is this folder:\n{TREE}")
+        raise DataError(f"{images}: no image in it ({', '.join(IMAGES)}). Expected is this folder:\n{TREE}")
     check_present([str(item.label) for item in items if item.label], TREE)
     return items
+
+
+def read_colours(item: Item, classes: Mapping[Colour, int]) -> Sample:
+    """Read an item whose label is the path of a PNG of colours.
+
+    Raises:
+        DataError: a damaged file, a colour outside the table, or two sizes.
+    """
+    path = str(item.label)
+    return read_pair(item, lambda: remap_colours(read_colour_png(path), classes, path))
+
+
+def _paired(source: Path, split: str) -> list[Item]:
+    """The rows of `pairs.csv`; an id is the image's path without its suffix."""
+    rows = [row for row in _rows(source) if row["split"] == split]
+    items = []
+    for row in rows:
+        key = str(PurePosixPath(row["image"]).with_suffix(""))
+        items.append(Item(key, str(source / row["image"]), str(source / row["mask"]) if row["mask"] else None))
+    check_present([path for item in items for path in (item.image, item.label) if isinstance(path, str)], TREE)
+    if bare := [item.id for item in items if item.label is None and len({i.label is None for i in items}) > 1]:
+        raise DataError(f"{source / PAIRS}: {bare[0]} has no mask, other rows of {split} have one; label all or none")
+    if len({item.id for item in items}) < len(items):
+        twice = next(item.id for item in items if [i.id for i in items].count(item.id) > 1)
+        raise DataError(f"{source / PAIRS}: {twice!r} is listed twice in {split}; remove one of the rows")
+    return items
+
+
+def _rows(source: Path) -> list[dict[str, str]]:
+    path = source / PAIRS
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        table = csv.DictReader(stream)
+        names = [name.strip() for name in table.fieldnames or ()]
+        if names not in (list(COLUMNS), list(COLUMNS[:2])):
+            raise DataError(
+                f"{path}: the first line is {','.join(names)!r}; expected is image,mask or image,mask,split"
+            )
+        table.fieldnames = names
+        rows = [{"split": "train"} | {key: (row[key] or "").strip() for key in names} for row in table]
+    for number, row in enumerate(rows, 2):
+        if not row["image"] or row["split"] not in SPLITS:
+            raise DataError(f"{path}: row {number} is {row}; needed are an image and a split of {', '.join(SPLITS)}")
+    if not rows:
+        raise DataError(f"{path}: no row below the first line; expected is a row per image")
+    return [row | {key: row[key].replace("\\", "/") for key in COLUMNS[:2]} for row in rows]
 
 
 def _listed(source: Path) -> list[str]:
@@ -75,63 +124,24 @@ def _listed(source: Path) -> list[str]:
 
 
 def _splits(source: Path) -> list[str]:
+    if (source / PAIRS).is_file():
+        if lists := _listed(source):
+            raise DataError(f"{source}: {PAIRS} and {lists[0]}.txt both name rows; remove one of them")
+        found = {row["split"] for row in _rows(source)}
+        return [split for split in SPLITS if split in found]
     nested = [split for split in SPLITS if (source / "images" / split).is_dir()]
     return _listed(source) or nested or ["train"]
 
 
 def _stem(line: str) -> str:
     """The stem on a line that may bear an image's suffix; a stem may hold blanks and dots."""
-    return Path(line).stem if Path(line).suffix.lower() in SUFFIXES else line
+    return Path(line).stem if Path(line).suffix.lower() in IMAGES else line
 
 
 def _by_stem(images: Path) -> dict[str, Path]:
     by_stem: dict[str, Path] = {}
-    for path in sorted(images.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
-            if path.stem in by_stem:
-                raise DataError(f"{path} and {by_stem[path.stem].name} share one stem and so one mask; rename one")
-            by_stem[path.stem] = path
+    for path in images_in(images):
+        if path.stem in by_stem:
+            raise DataError(f"{path} and {by_stem[path.stem].name} share one stem and so one mask; rename one")
+        by_stem[path.stem] = path
     return by_stem
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    check_present([path], TREE)
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: no YAML ({error}). Expected is:\n{TREE}") from error
-    if not isinstance(settings, dict) or "classes" not in settings or set(settings) - set(KEYS):
-        found = ", ".join(map(str, settings)) if isinstance(settings, dict) else type(settings).__name__
-        raise DataError(f"{path}: has {found}; needed is classes, allowed are {', '.join(KEYS)}. Expected is:\n{TREE}")
-    return settings
-
-
-def _classes(classes: object) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names in order of their mask values, and those values."""
-    pairs = dict(enumerate(classes)) if isinstance(classes, list) else classes
-    if not isinstance(pairs, dict) or not pairs or len(pairs) > UNKNOWN or not all(map(_is_value, pairs)):
-        raise DataError(f"classes.yaml: classes is {classes!r}; allowed is a list of at most {UNKNOWN} names, or a "
-                        "mapping of mask values (0-255) to names")  # fmt: skip
-    if len(set(map(str, pairs.values()))) < len(pairs):
-        raise DataError(f"classes.yaml: a name occurs twice in {list(pairs.values())}; rename one")
-    values = tuple(sorted(pairs))
-    return tuple(str(pairs[value]) for value in values), values
-
-
-def _ignored(ignore: object, values: tuple[int, ...]) -> list[int]:
-    if not isinstance(ignore, list) or not all(map(_is_value, ignore)):
-        raise DataError(f"classes.yaml: ignore is {ignore!r}; allowed is a list of mask values 0-255")
-    if both := sorted(set(ignore) & set(values)):
-        raise DataError(f"classes.yaml: value {both[0]} is both a class and ignored; remove it from one of them")
-    return ignore
-
-
-def _palette(palette: object, count: int) -> tuple[tuple[int, int, int], ...]:
-    rows = palette if isinstance(palette, list) else []
-    if len(rows) != count or not all(isinstance(c, list) and len(c) == 3 and all(map(_is_value, c)) for c in rows):
-        raise DataError(f"classes.yaml: palette is {palette!r}; expected are {count} colours [R, G, B] of 0-255")
-    return tuple((c[0], c[1], c[2]) for c in rows)
-
-
-def _is_value(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255

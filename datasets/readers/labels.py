@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datasets.readers.files import instead
 from datasets.sample import DataError, Item, Sample, decode_image
 
 UNKNOWN = 254
 """Marks a value outside the table; so a benchmark has at most 254 classes."""
+
+DEEP = ("I;16", "I;16B", "I;16L", "I")
+"""Pillow's modes of grey PNGs of 16 bits."""
 
 
 def lookup_table(values: Mapping[int, int]) -> np.ndarray:
@@ -49,24 +53,36 @@ def remap(labels: np.ndarray, table: np.ndarray, source: str) -> np.ndarray:
 
 
 def read_index_png(path: str) -> np.ndarray:
-    """Read the stored values of a grey or palette PNG: the palette's index, never its colour.
+    """Read the stored values of a grey or palette PNG of 1 to 16 bits: the palette's index, never its colour.
 
     Returns:
         uint8 (H, W).
 
     Raises:
-        DataError: missing, damaged, or a PNG of colours.
+        DataError: missing, damaged, a PNG of colours, or a value above 255.
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1"):
+            if image.mode not in ("P", "L", "1", *DEEP):
                 raise DataError(
-                    f"{path}: a mask of mode {image.mode}; allowed are grey or palette PNGs of at most 8 bits, whose "
-                    "values are classes. Convert each colour to its class number and save it as such"
+                    f"{path}: a mask of mode {image.mode}; allowed are grey or palette PNGs whose values are classes. "
+                    "Convert each colour to its class number and save it as such"
                 )
-            return np.asarray(image).astype(np.uint8)
+            step = _step(image)
+            stored = np.asarray(image)
     except (OSError, SyntaxError) as error:
         raise DataError(f"{path}: the mask does not read ({error}); fetch the file anew") from error
+    if stored.max(initial=0) > 255:
+        row, column = (int(i) for i in np.unravel_index((stored > 255).argmax(), stored.shape))
+        raise DataError(f"{path}: label value {stored[row, column]} at row {row}, column {column}; a mask of 16 bits "
+                        "may hold 0-255. Save it with its classes' numbers")  # fmt: skip
+    return stored.astype(np.uint8) // step
+
+
+def _step(image: Image.Image) -> int:
+    """What Pillow multiplied the values of a grey PNG of 2 or 4 bits by, so that they fill 0..255."""
+    tiles = getattr(image, "tile", [])  # the forms of stored rows; gone once the image is loaded
+    return {"L;2": 85, "L;4": 17}.get(str(tiles[0][3]), 1) if tiles else 1
 
 
 def read_image(path: str) -> tuple[bytes, tuple[int, int]]:
@@ -114,7 +130,10 @@ def check_split(split: str, allowed: Iterable[str], benchmark: str) -> None:
 
 
 def check_present(paths: Iterable[str | Path], tree: str) -> None:
-    """Raise DataError with the count of missing files, the first ten of them, and the expected folder."""
+    """Raise DataError with the count of missing files, the first ten of them, and the expected folder.
+
+    An archive in their place, or a name in other letters (`Images` for `images`), is named with the cure.
+    """
     listings: dict[str, set[str]] = {}
     missing = []
     for path in map(str, paths):
@@ -127,7 +146,8 @@ def check_present(paths: Iterable[str | Path], tree: str) -> None:
         first = "\n  ".join(missing[:10])
         more = "" if len(missing) <= 10 else f"\n  ... and {len(missing) - 10} more"
         count = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
-        raise DataError(f"{count} missing:\n  {first}{more}\nExpected is this folder; unpack it whole:\n{tree}")
+        found = f"\n{cure}." if (cure := instead(missing[0])) else ""
+        raise DataError(f"{count} missing:\n  {first}{more}{found}\nExpected is this folder; unpack it whole:\n{tree}")
 
 
 def read_list(path: Path, stem_of: Callable[[str], str], tree: str) -> list[str]:
@@ -142,7 +162,7 @@ def read_list(path: Path, stem_of: Callable[[str], str], tree: str) -> list[str]
         DataError: the list is missing or empty, or names an id twice.
     """
     check_present([path], tree)
-    stems = [stem_of(line.strip()) for line in path.read_text().splitlines() if line.strip()]
+    stems = [stem_of(line.strip()) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not stems:
         raise DataError(f"{path}: the list is empty; expected is one id per line")
     if twice := [stem for stem, count in Counter(stems).items() if count > 1]:

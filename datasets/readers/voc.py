@@ -1,5 +1,6 @@
 """PASCAL VOC 2012 segmentation (Everingham et al., IJCV 2010), and its SBD extension (Hariharan et al., ICCV 2011)."""
 
+import re
 import zlib
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
+from datasets.readers.files import check_folder, instead, names_in
 from datasets.readers.labels import (
     check_present,
     check_split,
@@ -20,6 +22,8 @@ from datasets.readers.labels import (
 )
 from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample
 
+YEAR = "2012"
+SPLITS: dict[str, int | None] = {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456}
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -41,8 +45,9 @@ DIR/                                   DIR may also be VOCdevkit or VOC2012 itse
       train.txt                        1464 ids
       val.txt                          1449 ids
       trainval.txt                     2913 ids
-    JPEGImages/ID.jpg                  17125 images
-    SegmentationClass/ID.png           2913 palette PNGs"""
+      test.txt                         1456 ids; of the test release, which is unpacked over the other
+    JPEGImages/ID.jpg                  17125 images, and 16135 of the test release
+    SegmentationClass/ID.png           2913 palette PNGs; none for test"""
 
 AUG_TREE = """\
 DIR/                                   DIR may also be VOCdevkit or VOC2012 itself
@@ -57,9 +62,12 @@ DIR/                                   DIR may also be VOCdevkit or VOC2012 itse
 
 
 def voc12(source: Path) -> Benchmark:
-    """VOC 2012: train 1464, val 1449, trainval 2913 images; 21 classes with background; 255 on borders."""
-    splits: dict[str, int | None] = {"train": 1464, "val": 1449, "trainval": 2913}
-    return Benchmark("voc12", CLASSES, PALETTE, splits, VOC_TREE, partial(index_voc, Path(source)), read_voc, HOME)
+    """VOC 2012: train 1464, val 1449, trainval 2913, test 1456 images; 21 classes with background; 255 on borders.
+
+    Split test has no labels: its masks stay with VOC's server.
+    """
+    index = partial(index_voc, Path(source))
+    return Benchmark("voc12", CLASSES, PALETTE, dict(SPLITS), VOC_TREE, index, read_voc, HOME)
 
 
 def voc12_aug(source: Path) -> Benchmark:
@@ -76,15 +84,19 @@ def voc12_aug(source: Path) -> Benchmark:
 
 
 def index_voc(source: Path, split: str) -> list[Item]:
-    """The rows of a VOC list, in the list's order.
+    """The rows of a VOC list, in the list's order; those of test have no label.
 
     Raises:
-        DataError: an unknown split or missing files.
+        DataError: an unknown split, another year's release, or missing files.
     """
-    check_split(split, ("train", "val", "trainval"), "voc12")
+    check_split(split, SPLITS, "voc12")
     root = voc_root(source, VOC_TREE)
     stems = read_list(root / "ImageSets/Segmentation" / f"{split}.txt", _stem, VOC_TREE)
-    return _pairs(root, "SegmentationClass", stems, VOC_TREE)
+    if split != "test":
+        return _pairs(root, "SegmentationClass", stems, VOC_TREE)
+    items = [Item(stem, str(root / "JPEGImages" / f"{stem}.jpg"), None) for stem in stems]
+    check_present([item.image for item in items], VOC_TREE)
+    return items
 
 
 def index_aug(source: Path, split: str) -> list[Item]:
@@ -150,13 +162,31 @@ def voc_root(source: Path, tree: str) -> Path:
     """The folder VOC2012 in or at the source.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it is another year's.
     """
+    check_folder(source)
     candidates = [source / "VOCdevkit/VOC2012", source / "VOC2012", source]
     for path in candidates:
         if (path / "ImageSets/Segmentation").is_dir():
+            if (year := _year(path)) not in ("", YEAR):
+                raise DataError(f"{path}: the release of VOC {year}; needed is that of VOC {YEAR} ({HOME})")
             return path.absolute()
-    raise DataError(f"{source}: no VOC2012/ImageSets/Segmentation in it. Expected is this folder:\n{tree}")
+    others = [name for folder in (source, source / "VOCdevkit") if folder.is_dir() for name in names_in(folder)]
+    years = [f"VOC {name[3:]}" for name in others if re.fullmatch(r"VOC\d{4}", name)]
+    found = f"It holds {', '.join(years)}. " if years else ""
+    cures = [f"{cure}. " for path in candidates if (cure := instead(path / "ImageSets/Segmentation"))]
+    found += "".join(cures[:1])
+    raise DataError(f"{source}: no VOC2012/ImageSets/Segmentation in it. {found}Expected is this folder:\n{tree}")
+
+
+def _year(root: Path) -> str:
+    """The release's year by the folder's name, else by its first annotation; "" where neither tells."""
+    if named := re.fullmatch(r"VOC(\d{4})", root.absolute().name):
+        return named[1]
+    for path in (root / "Annotations").glob("[!.]*.xml"):
+        noted = re.search(r"<folder>VOC(\d{4})</folder>", path.read_text(errors="replace"))
+        return noted[1] if noted else ""
+    return ""
 
 
 def sbd_root(source: Path, root: Path) -> Path:

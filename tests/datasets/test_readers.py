@@ -3,20 +3,16 @@
 import io
 import json
 import pickle
-import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import yaml
-from conftest import write_own
 from PIL import Image
 from scipy.io import savemat
 
 from datasets.catalog import BENCHMARKS
 from datasets.readers.coco import coco_voc
-from datasets.readers.folder import folder
 from datasets.readers.labels import check_present, colour_map
 from datasets.readers.voc import CLASSES, PALETTE, voc12, voc12_aug
 from datasets.sample import DataError, Item, decode_image, decode_mask, encode_mask
@@ -71,8 +67,8 @@ class TestVoc:
     @pytest.mark.parametrize("inside", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
     def test_splits_from_each_root(self, sample_root: Path, inside: str) -> None:
         voc = voc12(sample_root / inside)
-        assert [len(voc.index(split)) for split in voc.splits] == [8, 6, 14]
-        assert voc.splits == {"train": 1464, "val": 1449, "trainval": 2913}
+        assert [len(voc.index(split)) for split in ("train", "val", "trainval")] == [8, 6, 14]
+        assert voc.splits == {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456}
         assert len(voc12_aug(sample_root / inside).index("train")) == 14
 
     def test_mask_is_the_palette_index(self, sample_root: Path) -> None:
@@ -85,12 +81,42 @@ class TestVoc:
         assert set(np.unique(mask)) <= {*range(21), 255}
 
     def test_unknown_split(self, sample_root: Path) -> None:
-        with pytest.raises(DataError, match=r"no split 'test'; allowed are train, val, trainval"):
-            voc12(sample_root).index("test")
+        with pytest.raises(DataError, match=r"no split 'aug'; allowed are train, val, trainval, test"):
+            voc12(sample_root).index("aug")
 
     def test_wrong_folder_draws_the_tree(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").touch()
         with pytest.raises(DataError, match="1449 ids"):
             voc12(tmp_path).index("val")
+
+    def test_test_split_has_no_labels(self, tmp_path: Path) -> None:
+        root = tmp_path / "VOCdevkit/VOC2012"
+        for name in ("ImageSets/Segmentation", "JPEGImages"):
+            (root / name).mkdir(parents=True)
+        (root / "ImageSets/Segmentation/test.txt").write_text("2008_000006\n2008_000011\n")
+        for stem in ("2008_000006", "2008_000011"):
+            cv2.imwrite(str(root / f"JPEGImages/{stem}.jpg"), np.zeros((6, 8, 3), np.uint8))
+        items = voc12(tmp_path).index("test")
+        assert [item.id for item in items] == ["2008_000006", "2008_000011"]
+        assert voc12(tmp_path).read(items[0]).mask is None
+        (root / "JPEGImages/2008_000011.jpg").unlink()
+        with pytest.raises(DataError, match=r"1 file is missing:\n.*2008_000011\.jpg"):
+            voc12(tmp_path).index("test")
+
+    @pytest.mark.parametrize("inside", [".", "VOCdevkit", "VOCdevkit/VOC2007"])
+    def test_another_year_is_named(self, tmp_path: Path, inside: str) -> None:
+        (tmp_path / "VOCdevkit/VOC2007/ImageSets/Segmentation").mkdir(parents=True)
+        with pytest.raises(DataError, match=r"VOC 2007\b"):
+            voc12(tmp_path / inside).index("train")
+
+    @pytest.mark.parametrize(("year", "expected"), [("2010", "release of VOC 2010"), ("2012", "1 file is missing")])
+    def test_a_renamed_year_is_found_in_the_annotations(self, tmp_path: Path, year: str, expected: str) -> None:
+        for name in ("ImageSets/Segmentation", "Annotations"):
+            (tmp_path / "voc" / name).mkdir(parents=True)
+        (tmp_path / "voc/Annotations/._a.xml").write_bytes(b"\0\5\x16\7")
+        (tmp_path / "voc/Annotations/a.xml").write_text(f"<annotation><folder>VOC{year}</folder></annotation>")
+        with pytest.raises(DataError, match=expected):
+            voc12(tmp_path / "voc").index("train")
 
     def test_missing_files_are_counted_and_ten_named(self, tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
@@ -263,80 +289,6 @@ class TestCamvid:
         assert len(items) == rows == camvid.splits[split]
         found = {int(v) for item in items[::10] for v in np.unique(camvid.read(item).mask)}
         assert found == {*range(11), 255}
-
-
-class TestFolder:
-    def test_mapping_of_values(self, tmp_path: Path) -> None:
-        write_own(tmp_path, count=1)
-        settings = {"classes": {2: "tree", 0: "road"}, "ignore": [1, 255], "palette": [[1, 2, 3], [4, 5, 6]]}
-        (tmp_path / "classes.yaml").write_text(yaml.safe_dump(settings))
-        own = folder(tmp_path)
-        assert (own.classes, own.palette) == (("road", "tree"), ((1, 2, 3), (4, 5, 6)))
-        item = own.index("train")[0]
-        stored = cv2.imread(str(item.label), cv2.IMREAD_UNCHANGED)
-        np.testing.assert_array_equal(own.read(item).mask, np.array([0, 255, 1] + [255] * 253, np.uint8)[stored])
-
-    def test_wrong_value_names_pixel_and_allowed(self, tmp_path: Path) -> None:
-        own = folder(write_own(tmp_path, count=1))
-        item = own.index("train")[0]
-        mask = np.zeros((40, 50), np.uint8)
-        mask[12, 34] = mask[20, 1] = 9
-        cv2.imwrite(str(item.label), mask)
-        with pytest.raises(DataError, match=r"000\.png: label value 9 at row 12, column 34 .*allowed are 0-2, 255"):
-            own.read(item)
-
-    def test_two_sizes(self, tmp_path: Path) -> None:
-        own = folder(write_own(tmp_path, count=1))
-        item = own.index("train")[0]
-        cv2.imwrite(str(item.label), np.zeros((50, 40), np.uint8))
-        with pytest.raises(DataError, match=r"image is 50x40 pixels .* its mask 40x50"):
-            own.read(item)
-
-    def test_colour_mask(self, tmp_path: Path) -> None:
-        own = folder(write_own(tmp_path, count=1))
-        item = own.index("train")[0]
-        cv2.imwrite(str(item.label), np.zeros((40, 50, 3), np.uint8))
-        with pytest.raises(DataError, match="mode RGB; allowed are grey or palette"):
-            own.read(item)
-
-    def test_lists(self, tmp_path: Path) -> None:
-        write_own(tmp_path)
-        (tmp_path / "train.txt").write_text("003\n001.jpg\n")
-        (tmp_path / "val.txt").write_text("009\n")
-        own = folder(tmp_path)
-        assert own.splits == {"train": None, "val": None}
-        assert [[item.id for item in own.index(split)] for split in own.splits] == [["003", "001"], ["009"]]
-        (tmp_path / "val.txt").write_text("012\n")
-        with pytest.raises(DataError, match=r"1 file is missing:\n.*012\.jpg"):
-            own.index("val")
-
-    def test_subfolders_and_a_split_without_masks(self, tmp_path: Path) -> None:
-        write_own(tmp_path / "all", count=2)
-        for split in ("train", "test"):
-            (tmp_path / "own/images" / split).mkdir(parents=True)
-            shutil.copy(tmp_path / "all/images/000.jpg", tmp_path / f"own/images/{split}/x.jpg")
-        (tmp_path / "own/masks/train").mkdir(parents=True)
-        (tmp_path / "all/masks/000.png").rename(tmp_path / "own/masks/train/x.png")
-        (tmp_path / "all/classes.yaml").rename(tmp_path / "own/classes.yaml")
-        own = folder(tmp_path / "own")
-        assert list(own.splits) == ["train", "test"]
-        assert own.read(own.index("train")[0]).mask is not None
-        assert own.read(own.index("test")[0]).mask is None
-
-    @pytest.mark.parametrize(
-        ("settings", "match"),
-        [
-            ({"names": ["a"]}, "needed is classes"),
-            ({"classes": {300: "a"}}, "mapping of mask values"),
-            ({"classes": ["a", "a"]}, "occurs twice"),
-            ({"classes": ["a"], "ignore": [0]}, "both a class and ignored"),
-            ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, "expected are 2 colours"),
-        ],
-    )
-    def test_wrong_settings(self, tmp_path: Path, settings: dict, match: str) -> None:
-        (tmp_path / "classes.yaml").write_text(yaml.safe_dump(settings))
-        with pytest.raises(DataError, match=match):
-            folder(tmp_path)
 
 
 def test_benchmarks_pickle(sample_root: Path) -> None:

@@ -1,0 +1,80 @@
+"""Finding a release's files: junk passed over, archives and other cases of letters named with their cure."""
+
+import os
+import shlex
+from pathlib import Path
+
+from datasets.sample import DataError
+
+JUNK = ("Thumbs.db", "desktop.ini", "__MACOSX")
+IMAGES = (".jpg", ".jpeg", ".png")
+UNPACK = {
+    ".zip": "unzip {file} -d {folder}", ".tar": "tar -xf {file} -C {folder}", ".gz": "tar -xf {file} -C {folder}",
+    ".tgz": "tar -xf {file} -C {folder}", ".bz2": "tar -xf {file} -C {folder}", ".xz": "tar -xf {file} -C {folder}",
+    ".7z": "7z x {file} -o{folder}", ".rar": "unrar x {file} {folder}/",
+}  # fmt: skip
+"""Suffix of an archive -> the command that unpacks it."""
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder in order, without what file managers leave there (.DS_Store, ._NAME, Thumbs.db)."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith(".") and name not in JUNK)
+
+
+def images_in(folder: Path, suffixes: tuple[str, ...] = IMAGES) -> list[Path]:
+    """The images of a folder in order of their names; .JPG is .jpg."""
+    return [folder / name for name in names_in(folder) if Path(name).suffix.lower() in suffixes]
+
+
+def check_folder(source: Path) -> None:
+    """Refuse a source that is not an unpacked release at all.
+
+    Raises:
+        DataError: nothing there, a file or archive, an empty folder, or one that holds archives alone.
+    """
+    source = Path(source)
+    if source.is_file():
+        cure = unpack(source) if is_archive(source.name) else "Give the folder of the unpacked release"
+        raise DataError(f"{source}: a file where a folder is expected. {cure}")
+    if not source.is_dir():
+        raise DataError(f"{source}: no such folder. {instead(source) or 'Correct the path'}")
+    names = names_in(source)
+    if not names:
+        raise DataError(f"{source}: the folder is empty. Give the folder of the unpacked release")
+    if all(map(is_archive, names)):
+        raise DataError(f"{source}: holds {', '.join(names)} alone. {unpack(source / names[0])}")
+
+
+def instead(missing: str | Path) -> str:
+    """What stands where a path was expected, and the cure: the name in other letters, or an archive; else ""."""
+    path = Path(missing).absolute()
+    for part in (path, *path.parents):
+        if part.is_file() and part != path and is_archive(part.name):
+            return unpack(part)
+        if part.parent.is_dir():
+            return _instead_in(part.parent, part.name, is_last=part == path)
+    return ""
+
+
+def is_archive(name: str) -> bool:
+    """Whether a name is an archive's."""
+    return Path(name).suffix.lower() in UNPACK
+
+
+def unpack(archive: Path) -> str:
+    """The sentence that tells how to unpack an archive beside itself."""
+    command = UNPACK[archive.suffix.lower()]
+    where = {"file": shlex.quote(str(archive)), "folder": shlex.quote(str(archive.parent))}
+    return f"{archive.name} is an archive; unpack it: {command.format(**where)}"
+
+
+def _instead_in(folder: Path, name: str, is_last: bool) -> str:
+    names = names_in(folder)
+    if other := [n for n in names if n.lower() == name.lower() and n != name]:
+        return f"{folder / other[0]} is there: upper and lower case count, rename it to {name}"
+    archives = [n for n in names if is_archive(n)]
+    # a missing file among others was not forgotten in an archive; a missing folder may have been
+    if archives and (not is_last or len(archives) == len(names)):
+        alike = [n for n in archives if n.lower().startswith(name.lower())]
+        return unpack(folder / (alike or archives)[0])
+    return ""
