@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from datasets.manifest import SCHEMA_VERSION, Manifest, read_manifest, write_manifest
+from datasets.rows import row_problems
 from datasets.sample import DataError, Segment, decode_image, decode_mask
 from datasets.storage import locate, read_bytes
-from datasets.writer import ROW_GROUP, plan_files, row_problems, write_part
+from datasets.writer import ROW_GROUP, plan_files, write_part
 
 __all__ = [
     "ROW_GROUP",
