@@ -14,7 +14,8 @@ STYLE = """\
 body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1080px; padding: 0 1em; color: #222 }
 h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2em; border-top: 1px solid #ccc; padding-top: 1em }
 table { border-collapse: collapse; margin: .6em 0 } th, td { padding: 2px 10px; text-align: right }
-th { border-bottom: 1px solid #999; font-weight: 600 } td:first-child, th:first-child { text-align: left }
+th { border-bottom: 1px solid #999; font-weight: 600 }
+td:first-child, th:first-child { text-align: left; white-space: nowrap }
 tr:nth-child(even) td { background: #f6f6f6 } td.text, th.text { text-align: left }
 .swatch { display: inline-block; width: 12px; height: 12px; border: 1px solid #444; margin-right: 6px }
 .bar { display: inline-block; height: 10px; background: #4a78b5 } td.bars { width: 260px; text-align: left }

@@ -163,7 +163,7 @@ def summarise(facts: Mapping[str, Any], absent: Mapping[str, str]) -> None:
     for line in facts["warnings"]:
         say(f"WARNING  {line}")
     for split, why in absent.items():
-        say(f"left out: {split}. {why.splitlines()[0]}")
+        say(f"left out: {split}. {why.splitlines()[0].rstrip(':')}")
     say(f"look at {facts['path']}")
 
 
