@@ -31,6 +31,16 @@ def locate(uri: str) -> tuple[fs.FileSystem, str]:
     return system, path.rstrip("/")
 
 
+def below(root: str, name: str) -> str:
+    """`name` itself when it is a URI or an absolute path, else below the root, a path or a URI with its options."""
+    if "://" in name or os.path.isabs(name):
+        return name
+    if "://" not in root:
+        return os.path.join(os.path.realpath(os.path.expanduser(root)), name)
+    place, mark, query = root.partition("?")  # s3://BUCKET/FOLDER?region=… keeps its options
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
 def exists(system: fs.FileSystem, path: str) -> bool:
     """Whether a file or folder is there."""
     return system.get_file_info(path).type != fs.FileType.NotFound

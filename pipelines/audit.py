@@ -39,10 +39,10 @@ def main() -> None:
     parser.add_argument("--row", metavar="ID", help="show one row: image, mask, both, and all facts")
     args = parser.parse_args()
     from datasets.shards import Shards, read_manifest
+    from datasets.storage import below
     from pipelines.figures import safe_name
-    from pipelines.preflight import locate
 
-    uri = locate(str(Path.cwd()), args.shards)
+    uri = below(str(Path.cwd()), args.shards)
     if args.row:
         show_row(Shards(uri), args.row, args.sheet or Path(f"{safe_name(args.row)}.png"))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
@@ -31,7 +32,7 @@ ARCHIVES = {
 THREADS = 8  # files that are fetched at once: a bucket answers slowly, but to many
 CHUNK = 8 << 20
 TELL_S = 5.0
-DEPTH, LINES = 3, 40  # of the drawing of what was found
+DEPTH, LINES = 4, 40  # of the drawing of what was found
 
 
 def local_release(source: str, stage: Path | None) -> Path:
@@ -127,10 +128,9 @@ def copy(system: fs.FileSystem, info: fs.FileInfo, path: Path) -> None:
 
 
 def drawn_tree(source: Path) -> str:
-    """What lies in a folder: its folders, three deep, each with its number of files by their endings."""
-    lines = [f"{source}/", *_branches(source, 1)]
-    hidden = len(lines) - LINES
-    return "\n".join(lines if hidden <= 0 else [*lines[:LINES], f"  ... and {hidden} more lines"])
+    """What lies in a folder: its folders, four deep, each with its number of files by their endings."""
+    lines = [f"{source}/", *itertools.islice(_branches(source, 1), LINES)]  # no further: large trees take minutes
+    return "\n".join(lines if len(lines) <= LINES else [*lines[:LINES], "  ... and more"])
 
 
 def _branches(folder: Path, depth: int) -> Iterator[str]:

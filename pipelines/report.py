@@ -32,7 +32,7 @@ def write_report(benchmark: Benchmark, out: str) -> dict[str, Any]:
     Raises:
         DataError: shards that do not read.
     """
-    from datasets.storage import locate, written_whole
+    from datasets.storage import below, locate, written_whole
     from pipelines.page import page
 
     splits = open_splits(benchmark, out)
@@ -42,30 +42,24 @@ def write_report(benchmark: Benchmark, out: str) -> dict[str, Any]:
         "report.html": page(facts, {name: sheet(shards) for name, shards in splits.items()}),
     }
     for name, text in content.items():
-        system, path = locate(_beside(out, name))
+        system, path = locate(below(out, name))
         with written_whole(system, path) as stream:
             stream.write(text.encode())
-    return facts | {"path": _beside(out, "report.html")}
+    return facts | {"path": below(out, "report.html")}
 
 
 def open_splits(benchmark: Benchmark, out: str) -> dict[str, Shards]:
     """The splits of the benchmark that lie below OUT, in the benchmark's order."""
     from datasets.manifest import MANIFEST
     from datasets.shards import Shards
-    from datasets.storage import exists, locate
+    from datasets.storage import below, exists, locate
 
     found = {}
     for split in benchmark.splits:
-        system, path = locate(uri := _beside(out, split))
+        system, path = locate(uri := below(out, split))
         if exists(system, f"{path}/{MANIFEST}"):
             found[split] = Shards(uri)
     return {split: shards for split, shards in found.items() if shards.manifest.benchmark == benchmark.name}
-
-
-def _beside(out: str, name: str) -> str:
-    from pipelines.sharding import split_uri
-
-    return split_uri(out, name)
 
 
 def gather(benchmark: Benchmark, splits: Mapping[str, Shards]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -34,8 +33,9 @@ def write_split(
         DataError: rows that do not read.
     """
     from datasets.shards import plan_files, write_manifest
+    from datasets.storage import below
 
-    uri, groups = split_uri(out, split), plan_files(items)
+    uri, groups = below(out, split), plan_files(items)
     progress = Progress(split, len(items), len(groups), tell)
     steps = on_ray if workers else in_process
     for index, step in steps(uri, groups, benchmark, split, workers):
@@ -43,13 +43,6 @@ def write_split(
     records = [progress.at[index] for index in range(len(groups))]
     progress.end()
     return write_manifest(uri, benchmark, split, records, benchmark.splits[split] not in (None, len(items)))
-
-
-def split_uri(out: str, split: str) -> str:
-    """Where a split's shards lie."""
-    from pipelines.preflight import locate
-
-    return locate(out if "://" in out else str(Path(out).expanduser().resolve()), split)
 
 
 def in_process(uri: str, groups: list[list[Item]], benchmark: Benchmark, split: str, _: int) -> Steps:
