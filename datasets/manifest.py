@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from datasets.facts import REACHES
 from datasets.sample import IGNORE, Benchmark, DataError
 from datasets.storage import exists, is_temporary, locate, names_in, read_bytes, written_whole
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 SEGMENT = pa.struct(
     [("number", pa.int32()), ("crowd", pa.bool_()), ("box", pa.list_(pa.float64())), ("rle", pa.binary())]
@@ -31,6 +32,8 @@ COLUMNS = pa.schema(
         ("sha256", pa.string()),  # of the image's bytes, hexadecimal
         ("histogram", pa.list_(pa.int64())),  # pixels of the K classes, then those of 255; null without a label
         ("segments", pa.list_(SEGMENT)),  # objects; null in a benchmark of masks alone
+        ("boundary", pa.list_(pa.int64())),  # pixels near a change of class, for each of REACHES; null without a label
+        ("digest", pa.string()),  # of the row's content, hexadecimal
     ]
 )
 
@@ -51,7 +54,11 @@ class Manifest:
         partial: only some of the split's rows were asked for.
         labelled: every row has a mask.
         histogram: pixels of the K classes, then those of 255, over all rows.
+        images: rows that hold each of the K classes, then those that hold 255.
+        around: for each of the K classes, the labelled pixels of the rows that hold it.
+        boundary: reach in pixels -> labelled pixels that have one of another class so near.
         duplicates: rows whose image equals an earlier row's byte for byte.
+        digest: sha256 over the rows' digests, in order.
         files: in row order; name, rows, bytes and sha256 of each.
     """
 
@@ -66,13 +73,27 @@ class Manifest:
     partial: bool
     labelled: bool
     histogram: tuple[int, ...]
+    images: tuple[int, ...]
+    around: tuple[int, ...]
+    boundary: dict[str, int]
     duplicates: int
+    digest: str
     files: tuple[dict[str, Any], ...]
 
     @property
     def hash(self) -> str:
-        """sha256 of the canonical JSON: the name of exactly these shards."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        """sha256, hexadecimal: the name of exactly these rows in this order, and of what their masks' values mean.
+
+        It is the same on every machine: files' checksums, which tell when the release was unpacked, are no part of
+        it, nor what other splits were prepared beside this one.
+        """
+        named = [self.benchmark, self.split, list(self.classes), self.ignore, self.rows, self.digest]
+        return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+    @property
+    def unseen(self) -> list[str]:
+        """Classes that no pixel bears; all of them in a split without labels."""
+        return [name for name, pixels in zip(self.classes, self.histogram, strict=False) if not pixels]
 
 
 def write_manifest(
@@ -97,12 +118,12 @@ def write_manifest(
     if labelled not in (0, rows):
         raise DataError(f"{uri}: {labelled} of {rows} rows have a mask; label all rows of a split or none")
     system, folder = locate(uri)
+    facts = _count(system, folder, [record["name"] for record in records], len(benchmark.classes))
+    files = tuple({key: record[key] for key in ("name", "rows", "bytes", "sha256")} for record in records)
     manifest = Manifest(
-        SCHEMA_VERSION, benchmark.name, split, benchmark.classes, benchmark.palette, IGNORE, rows,
-        benchmark.splits[split], partial, labelled == rows,
-        tuple(int(n) for n in np.sum([record["histogram"] for record in records], axis=0)),
-        _count_duplicates(system, folder, [record["name"] for record in records]),
-        tuple({key: record[key] for key in ("name", "rows", "bytes", "sha256")} for record in records),
+        schema_version=SCHEMA_VERSION, benchmark=benchmark.name, split=split, classes=benchmark.classes,
+        palette=benchmark.palette, ignore=IGNORE, rows=rows, official_rows=benchmark.splits[split], partial=partial,
+        labelled=labelled == rows, files=files, **facts,
     )  # fmt: skip
     with written_whole(system, f"{folder}/{MANIFEST}") as stream:
         stream.write((json.dumps(asdict(manifest), indent=1) + "\n").encode())
@@ -125,7 +146,7 @@ def read_manifest(uri: str) -> Manifest:
     if unlike := {field.name for field in fields(Manifest)} ^ set(content):
         raise DataError(f"{uri}/{MANIFEST}: damaged, it lacks or adds {', '.join(sorted(unlike))}. Prepare again")
     content["palette"] = tuple((r, g, b) for r, g, b in content["palette"])
-    lists = {key: tuple(content[key]) for key in ("classes", "histogram", "files")}
+    lists = {key: tuple(content[key]) for key in ("classes", "histogram", "images", "around", "files")}
     return Manifest(**(content | lists))
 
 
@@ -142,15 +163,35 @@ def _instead(system: fs.FileSystem, folder: str) -> str:
     return f"no {MANIFEST} in it, but {', '.join(list(inside)[:10]) or 'nothing'}; run prepare, or correct the path"
 
 
-def _count_duplicates(system: fs.FileSystem, folder: str, names: list[str]) -> int:
-    """Count repeated images over all parts; ids must not repeat at all."""
-    tables = [pq.read_table(f"{folder}/{name}", columns=["id", "sha256"], filesystem=system) for name in names]
-    ids, images = (Counter(value for table in tables for value in table[key].to_pylist()) for key in ("id", "sha256"))
+def _count(system: fs.FileSystem, folder: str, names: list[str], classes: int) -> dict[str, Any]:
+    """What the rows of all parts add up to; their ids must not repeat."""
+    columns = ["id", "sha256", "digest", "histogram", "boundary"]
+    ids: Counter[str] = Counter()
+    seen: set[str] = set()
+    total, images, near = (np.zeros(n, np.int64) for n in (classes + 1, classes + 1, len(REACHES)))
+    around, content = np.zeros(classes, np.int64), hashlib.sha256()
+    for name in names:
+        table = pq.read_table(f"{folder}/{name}", columns=columns, filesystem=system)
+        ids.update(table["id"].to_pylist())
+        seen.update(table["sha256"].to_pylist())
+        content.update("".join(table["digest"].to_pylist()).encode())
+        pixels, edges = (_matrix(table[key], n) for key, n in (("histogram", classes + 1), ("boundary", len(REACHES))))
+        total, images, near = total + pixels.sum(0), images + (pixels > 0).sum(0), near + edges.sum(0)
+        around += (pixels[:, :-1].sum(1, keepdims=True) * (pixels[:, :-1] > 0)).sum(0)
     if twice := [key for key, count in ids.items() if count > 1]:
         raise DataError(
             f"{folder}: {len(twice)} ids occur twice, the first is {twice[0]!r}; make ids unique in a split"
         )
-    return sum(images.values()) - len(images)
+    return {
+        "histogram": tuple(map(int, total)), "images": tuple(map(int, images)), "around": tuple(map(int, around)),
+        "boundary": {str(reach): int(n) for reach, n in zip(REACHES, near, strict=True)},
+        "duplicates": ids.total() - len(seen), "digest": content.hexdigest(),
+    }  # fmt: skip
+
+
+def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """Lists of one length as int64 (n, width), rows without a list left out."""
+    return column.combine_chunks().drop_null().flatten().to_numpy().reshape(-1, width)
 
 
 def _remove_others(system: fs.FileSystem, folder: str, keep: set[str]) -> None:

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from datasets.manifest import SCHEMA_VERSION, Manifest, read_manifest, write_manifest
+from datasets.rows import row_problems
 from datasets.sample import DataError, Segment, decode_image, decode_mask
 from datasets.storage import locate, read_bytes
-from datasets.writer import ROW_GROUP, plan_files, row_problems, write_part
+from datasets.writer import ROW_GROUP, plan_files, write_part
 
 __all__ = [
     "ROW_GROUP",
@@ -127,6 +128,27 @@ class Shards:
         found = part.segments(place)
         return None if found is None else tuple(Segment(**entry | {"box": tuple(entry["box"])}) for entry in found)
 
+    def peek(self, i: int) -> dict[str, Any]:
+        """All columns of row i as stored; of a file that is not in the cache one row group is read, no copy made.
+
+        Raises:
+            IndexError: no such row.
+            DataError: the file of this row is missing or damaged.
+        """
+        number, place = self._number(i)
+        if (path := self._cached(number)).exists():
+            return _Part(path).table.slice(place, 1).to_pylist()[0]
+        system, folder = locate(self.uri)
+        path_there = f"{folder}/{self.manifest.files[number]['name']}"
+        try:
+            with pq.ParquetFile(path_there, filesystem=system) as file:
+                counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+                starts = np.cumsum([0, *counts])
+                group = int(np.searchsorted(starts, place, side="right")) - 1
+                return file.read_row_group(group).slice(place - int(starts[group]), 1).to_pylist()[0]
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path_there}: {error}; run prepare again or copy the shards anew") from error
+
     def stage(self) -> None:
         """Copy all files to the cache.
 
@@ -137,11 +159,16 @@ class Shards:
             self._staged(number)
 
     def _place(self, i: int) -> tuple["_Part", int]:
-        """The file of row i, and the row's place in it."""
+        """The file of row i, mapped, and the row's place in it."""
+        number, place = self._number(i)
+        return self._part(number), place
+
+    def _number(self, i: int) -> tuple[int, int]:
+        """The number of row i's file, and the row's place in it."""
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of {len(self)} rows in {self.uri}")
         number = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return self._part(number), i - int(self._starts[number])
+        return number, i - int(self._starts[number])
 
     def _part(self, number: int) -> "_Part":
         if number not in self._parts:
@@ -197,13 +224,14 @@ def verify(uri: str) -> list[str]:
     """Read all shards of a split and check them against their manifest.
 
     Returns:
-        The problems found, a line each: checksums of files and images, masks' sizes and histograms.
+        The problems found, a line each: checksums of files, images and rows, masks' sizes and histograms, the rows'
+        number and order.
 
     Raises:
         DataError: there is no manifest.
     """
     manifest = read_manifest(uri)
-    problems = []
+    problems, content = [], hashlib.sha256()
     for file in manifest.files:
         try:
             data = _checked(uri, file)
@@ -211,8 +239,12 @@ def verify(uri: str) -> list[str]:
             problems.append(str(error))
             continue
         for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(ROW_GROUP):
-            found = row_problems(batch.to_pylist(), len(manifest.classes))
+            rows = batch.to_pylist()
+            content.update("".join(row["digest"] for row in rows).encode())
+            found = row_problems(rows, len(manifest.classes))
             problems += [f"{file['name']}, row {problem}" for problem in found]
+    if not problems and content.hexdigest() != manifest.digest:
+        problems.append("the rows are not those, or not in the order, that the manifest's hash was made of")
     return problems
 
 

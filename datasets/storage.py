@@ -1,5 +1,6 @@
 """Whole files or none, on a local disk or in a bucket."""
 
+import hashlib
 import os
 import posixpath
 import uuid
@@ -28,6 +29,16 @@ def locate(uri: str) -> tuple[fs.FileSystem, str]:
         cure = "check network, bucket and credentials, or name the region: s3://BUCKET/FOLDER?region=REGION"
         raise DataError(f"{uri}: {error}; {cure}") from error
     return system, path.rstrip("/")
+
+
+def below(root: str, name: str) -> str:
+    """`name` itself when it is a URI or an absolute path, else below the root, a path or a URI with its options."""
+    if "://" in name or os.path.isabs(name):
+        return name
+    if "://" not in root:
+        return os.path.join(os.path.realpath(os.path.expanduser(root)), name)
+    place, mark, query = root.partition("?")  # s3://BUCKET/FOLDER?region=… keeps its options
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
 
 
 def exists(system: fs.FileSystem, path: str) -> bool:
@@ -68,6 +79,45 @@ def written_whole(system: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
         if exists(system, temporary):
             system.delete_file(temporary)
         raise
+
+
+class Hashed:
+    """A stream that knows the checksum of what was written to it, so that nothing is read back for it.
+
+    Args:
+        stream: where the bytes go.
+    """
+
+    closed = False
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self.stream = stream
+        self.bytes = 0
+        self._sum = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of all bytes so far, hexadecimal."""
+        return self._sum.hexdigest()
+
+    def write(self, data: bytes) -> int:
+        """Pass the bytes on."""
+        self._sum.update(data)
+        self.stream.write(data)
+        self.bytes += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        """Bytes so far."""
+        return self.bytes
+
+    def flush(self) -> None:
+        """Pass it on."""
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Leave the stream open: who opened it closes it."""
+        self.closed = True
 
 
 def is_temporary(name: str) -> bool:

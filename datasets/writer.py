@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,43 +14,56 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from datasets.manifest import COLUMNS, SCHEMA_VERSION
-from datasets.sample import (
-    IGNORE,
-    Benchmark,
-    DataError,
-    Item,
-    Sample,
-    decode_mask,
-    encode_mask,
-    image_size,
-)
-from datasets.storage import exists, locate, read_bytes, written_whole
+from datasets.rows import make_row, row_problems
+from datasets.sample import Benchmark, DataError, Item
+from datasets.storage import Hashed, exists, locate, read_bytes, written_whole
 
 ROW_GROUP = 64
+GROUP_BYTES = 32 << 20
+"""A row group ends at so many rows or bytes of images: what a writer holds in memory."""
 TARGET_BYTES = 128 << 20
+LEAST_BYTES = 8 << 20
+FILES = 64
+"""Small splits are cut into so many files, of LEAST_BYTES or more: cores must not wait for the last long one."""
+FAULTS = 10
+TELL_S = 1.0
+"""Seconds between two reports of a file under way."""
 
 
-def plan_files(items: Sequence[Item], target_bytes: int = TARGET_BYTES) -> list[list[Item]]:
+def plan_files(items: Sequence[Item], target_bytes: int | None = None) -> list[list[Item]]:
     """Cut the rows into runs of at most `target_bytes` of images (or one row), one run per file.
 
     Args:
-        items: the split's rows; the cut depends on them and their images' sizes alone.
-        target_bytes: bytes of images per file.
+        items: the split's rows; the cut depends on them and their images' sizes alone, never on who writes them.
+        target_bytes: bytes of images per file; by default a 64th of all, but at least 8 MiB and at most 128 MiB.
     """
-    plan: list[list[Item]] = []
+    sizes = [os.path.getsize(item.image) for item in items]
+    return _cut(items, sizes, target_bytes or min(TARGET_BYTES, max(LEAST_BYTES, -(-sum(sizes) // FILES))), len(items))
+
+
+def _cut(items: Sequence[Item], sizes: Sequence[int], most_bytes: int, most_rows: int) -> list[list[Item]]:
+    """Runs of at most so many bytes and rows, or of one row."""
+    runs: list[list[Item]] = []
     filled = 0
-    for item in items:
-        size = os.path.getsize(item.image)
-        if not plan or filled + size > target_bytes:
-            plan.append([])
+    for item, size in zip(items, sizes, strict=True):
+        if not runs or filled + size > most_bytes or len(runs[-1]) == most_rows:
+            runs.append([])
             filled = 0
-        plan[-1].append(item)
+        runs[-1].append(item)
         filled += size
-    return plan
+    return runs
 
 
 def write_part(uri: str, index: int, items: Sequence[Item], benchmark: Benchmark, split: str) -> dict[str, Any]:
-    """Write one file of shards, or keep the one that holds these very rows.
+    """Write one file of shards, or keep the one that holds these very rows; returns the last of `part_steps`."""
+    *_, record = part_steps(uri, index, items, benchmark, split)
+    return record
+
+
+def part_steps(
+    uri: str, index: int, items: Sequence[Item], benchmark: Benchmark, split: str
+) -> Iterator[dict[str, Any]]:
+    """Write one file of shards, or keep the one that holds these very rows, and tell how far it is.
 
     The file gets its name when it is whole, so a killed run leaves no half file; its footer bears a fingerprint of
     the sources, so the next run keeps what is done. A kept file's rows are checked as `verify` does.
@@ -62,31 +75,73 @@ def write_part(uri: str, index: int, items: Sequence[Item], benchmark: Benchmark
         benchmark: reads the items.
         split: the split's name.
 
-    Returns:
-        name, rows, bytes, sha256, histogram (K + 1), labelled (rows with a mask), kept.
+    Yields:
+        rows and bytes (of images and masks) so far, every second or so; at last the record: name, rows, bytes,
+        sha256, histogram (K + 1), labelled (rows with a mask), kept.
 
     Raises:
-        DataError: a source that does not read.
+        DataError: sources that do not read, up to ten of them.
     """
     system, folder = locate(uri)
     path, mark = f"{folder}/part-{index:05d}.parquet", fingerprint(items, benchmark, split)
     if _is_done(system, path, mark):
-        return _record(system, path, kept=True)
+        yield _kept(system, path)
+        return
     meta = {"schema_version": str(SCHEMA_VERSION), "fingerprint": mark, "classes": json.dumps(benchmark.classes)}
-    with (
-        written_whole(system, path) as stream,
-        pq.ParquetWriter(
-            stream,
+    total, labelled = np.zeros(len(benchmark.classes) + 1, np.int64), 0
+    with written_whole(system, path) as stream:
+        hashed = Hashed(stream)
+        with pq.ParquetWriter(
+            hashed,
             COLUMNS.with_metadata(meta),
             compression={name: "none" if name in ("image", "mask") else "zstd" for name in COLUMNS.names},
             use_dictionary=False,
             write_statistics=False,
-        ) as writer,
-    ):
-        for start in range(0, len(items), ROW_GROUP):
-            rows = [_row(benchmark.read(item), len(benchmark.classes)) for item in items[start : start + ROW_GROUP]]
-            writer.write_table(pa.Table.from_pylist(rows, COLUMNS), row_group_size=ROW_GROUP)
-    return _record(system, path, kept=False)
+        ) as writer:
+            for entry in _groups(items, benchmark):
+                if isinstance(entry, dict):
+                    yield entry
+                    continue
+                writer.write_table(pa.Table.from_pylist(entry, COLUMNS), row_group_size=ROW_GROUP)
+                counted = [row["histogram"] for row in entry if "histogram" in row]
+                total, labelled = total + np.sum(counted, axis=0, dtype=np.int64), labelled + len(counted)
+    yield _record(path, len(items), hashed.bytes, hashed.sha256, total, labelled, kept=False)
+
+
+def _groups(items: Sequence[Item], benchmark: Benchmark) -> Iterator[dict[str, int] | list[dict[str, Any]]]:
+    """The rows, a row group at a time, and between them how far it is.
+
+    After a fault the rest is still read, for the message to name more than one at a time.
+    """
+    faults: list[str] = []
+    rows = size = 0
+    told = time.monotonic()
+    for group in _cut(items, [os.path.getsize(item.image) for item in items], GROUP_BYTES, ROW_GROUP):
+        done = []
+        for item in group:
+            try:
+                done.append(make_row(benchmark.read(item), len(benchmark.classes)))
+            except DataError as error:
+                faults.append(str(error))
+                if len(faults) == FAULTS:
+                    raise DataError(_told(faults)) from error
+                continue
+            rows, size = rows + 1, size + len(done[-1]["image"]) + len(done[-1].get("mask", b""))
+            if time.monotonic() - told >= TELL_S:
+                told = time.monotonic()
+                yield {"rows": rows, "bytes": size}
+        if not faults:
+            yield done
+    if faults:
+        raise DataError(_told(faults))
+
+
+def _told(faults: list[str]) -> str:
+    """One message of several faults."""
+    if len(faults) == 1:
+        return faults[0]
+    more = " or more" if len(faults) == FAULTS else ""
+    return f"{len(faults)}{more} rows of one file do not read:\n  " + "\n  ".join(faults)
 
 
 def fingerprint(items: Sequence[Item], benchmark: Benchmark, split: str) -> str:
@@ -98,48 +153,6 @@ def fingerprint(items: Sequence[Item], benchmark: Benchmark, split: str) -> str:
         label = os.stat(item.label).st_mtime_ns if isinstance(item.label, str) else item.label
         parts += [item.id, image.st_size, image.st_mtime_ns, label]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def row_problems(rows: Iterable[dict[str, Any]], classes: int) -> list[str]:
-    """What is wrong with rows: checksum, mask, size, histogram; one line per row at fault."""
-    found = []
-    for row in rows:
-        try:
-            _check_row(row, classes)
-        except DataError as error:
-            found.append(f"{row['id']}: {error}")
-    return found
-
-
-def _check_row(row: dict[str, Any], classes: int) -> None:
-    if hashlib.sha256(row["image"]).hexdigest() != row["sha256"]:
-        raise DataError("the image's bytes do not match their sha256")
-    size = row["height"], row["width"]
-    if image_size(row["image"]) != size:  # from the header: the sha256 vouches for the pixels
-        raise DataError(f"the image is not of the stated {size[0]}x{size[1]} pixels (height x width)")
-    if row["mask"] is not None:
-        mask = decode_mask(row["mask"])
-        if mask.shape != size:
-            raise DataError(f"the mask is of {mask.shape} pixels, the image of {size} (height, width)")
-        if histogram(mask, classes) != row["histogram"]:
-            raise DataError("the mask's pixels do not match their histogram")
-
-
-def histogram(mask: np.ndarray, classes: int) -> list[int]:
-    """Pixels of each of the K classes, then those of 255."""
-    counts = np.bincount(mask.reshape(-1), minlength=256)
-    return [int(n) for n in (*counts[:classes], counts[IGNORE])]
-
-
-def _row(sample: Sample, classes: int) -> dict[str, Any]:
-    height, width = image_size(sample.image) if sample.mask is None else sample.mask.shape
-    labelled: dict[str, Any] = {} if sample.mask is None else {
-        "mask": encode_mask(sample.mask), "histogram": histogram(sample.mask, classes)
-    }  # fmt: skip
-    if sample.segments is not None:
-        labelled["segments"] = [asdict(segment) for segment in sample.segments]
-    digest = hashlib.sha256(sample.image).hexdigest()
-    return {"id": sample.id, "image": sample.image, "height": height, "width": width, "sha256": digest} | labelled
 
 
 def _is_done(system: fs.FileSystem, path: str, mark: str) -> bool:
@@ -157,12 +170,19 @@ def _is_done(system: fs.FileSystem, path: str, mark: str) -> bool:
         return False
 
 
-def _record(system: fs.FileSystem, path: str, kept: bool) -> dict[str, Any]:
+def _kept(system: fs.FileSystem, path: str) -> dict[str, Any]:
+    """The record of a file that was there already."""
     data = read_bytes(system, path)
     table = pq.read_table(pa.BufferReader(data), columns=["histogram"])
     classes = len(json.loads(table.schema.metadata[b"classes"]))
     counts = [row for row in table["histogram"].to_pylist() if row is not None]
-    total = np.sum(counts, axis=0, dtype=np.int64).tolist() if counts else [0] * (classes + 1)
-    name, digest = path.rsplit("/", 1)[1], hashlib.sha256(data).hexdigest()
-    facts = {"name": name, "rows": table.num_rows, "bytes": len(data), "sha256": digest}
-    return facts | {"histogram": total, "labelled": len(counts), "kept": kept}
+    total = np.array([[0] * (classes + 1), *counts], np.int64).sum(0)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return _record(path, table.num_rows, len(data), sha256, total, len(counts), kept=True)
+
+
+def _record(
+    path: str, rows: int, size: int, sha256: str, total: np.ndarray, labelled: int, kept: bool
+) -> dict[str, Any]:
+    facts = {"name": path.rsplit("/", 1)[1], "rows": rows, "bytes": size, "sha256": sha256}
+    return facts | {"histogram": total.tolist(), "labelled": labelled, "kept": kept}

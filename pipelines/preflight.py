@@ -15,6 +15,7 @@ import pyarrow.fs
 import torch
 
 from datasets.shards import Manifest, Shards, read_manifest
+from datasets.storage import below
 from pipelines.cluster import Sizes
 from pipelines.loop import inference_of, micro_batch, train_mode
 from pipelines.recipe import InferenceSpec, Recipe, RecipeError, Stage
@@ -135,12 +136,7 @@ def plan_legs(recipe: Recipe, root: str) -> list[Leg]:
 
 def locate(root: str, name: str) -> str:
     """Where shards lie: `name` itself when it is a URI or an absolute path, else below the root (a path or URI)."""
-    if "://" in name or Path(name).is_absolute():
-        return name
-    if "://" not in root:
-        return str(Path(root).expanduser().resolve() / name)
-    place, mark, query = root.partition("?")  # s3://BUCKET/FOLDER?region=… keeps its options
-    return f"{place.rstrip('/')}/{name}{mark}{query}"
+    return below(root, name)
 
 
 def digests(shards: Shards) -> np.ndarray:

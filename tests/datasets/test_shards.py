@@ -10,16 +10,21 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_own
 
+from datasets.balance import UNSEEN, enet, median_frequency
+from datasets.facts import REACHES, boundary_pixels
 from datasets.readers.folder import folder
 from datasets.readers.voc import voc12
 from datasets.sample import Benchmark, DataError, Item, Sample, Segment, decode_image
 from datasets.shards import Manifest, Shards, plan_files, read_manifest, verify, write_manifest, write_part
 from datasets.storage import locate
+from datasets.writer import part_steps
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,7 +121,116 @@ def test_rewrite_gives_the_same_bytes(own: Benchmark, tmp_path: Path) -> None:
     for a, b in zip(parts(str(tmp_path / "one")), parts(str(tmp_path / "two")), strict=True):
         assert a.read_bytes() == b.read_bytes()
     assert read_manifest(str(tmp_path / "one")) == first
-    assert replace(first, partial=True).hash != first.hash
+
+
+def test_hash_names_rows_and_classes_not_their_files(own: Benchmark, tmp_path: Path) -> None:
+    three, one = (prepare(own, str(tmp_path / str(n)), files=n) for n in (3, 1))
+    os.utime(own.index("train")[0].image, ns=(1, 1))  # the release was unpacked at another time
+    later = prepare(own, str(tmp_path / "later"), files=1)
+    assert [len(m.files) for m in (three, one, later)] == [4, 1, 1]
+    assert later.files[0]["sha256"] != one.files[0]["sha256"]
+    assert three.hash == one.hash == later.hash
+    path = Path(own.index("train")[7].label)  # type: ignore[arg-type]
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    mask[0, 0], mask[0, 1] = mask[0, 1], mask[0, 0]
+    assert mask[0, 0] != mask[0, 1]  # the same histogram, other pixels
+    cv2.imwrite(str(path), mask)
+    assert prepare(own, str(tmp_path / "other")).hash != one.hash
+    assert replace(one, split="val").hash != one.hash
+    assert replace(one, classes=("a", "b", "c")).hash != one.hash
+
+
+def test_manifest_counts_images_surroundings_and_boundaries(tmp_path: Path) -> None:
+    root = write_own(tmp_path / "own", count=2, size=(8, 9))
+    first, second = np.zeros((8, 9), np.uint8), np.full((8, 9), 255, np.uint8)
+    first[:, 4:], first[0] = 2, 255  # 7 rows: columns 0-3 road, 4-8 tree
+    second[3, 3] = 0
+    for name, mask in (("000", first), ("001", second)):
+        cv2.imwrite(str(root / f"masks/{name}.png"), mask)
+    manifest = prepare(folder(root), str(tmp_path / "out"), files=2)
+    assert manifest.histogram == (29, 0, 35, 9 + 71)
+    assert manifest.images == (2, 0, 1, 2)
+    assert manifest.around == (63 + 1, 0, 63)
+    assert manifest.boundary == {"1": 14, "5": 63}  # column 8 is 5 from column 3, column 0 is 4 from column 4
+    assert manifest.unseen == ["car"]
+    assert read_manifest(str(tmp_path / "out")) == manifest
+
+
+def test_boundaries_are_those_of_the_loss_term() -> None:
+    import torch
+
+    from segmodels.terms import near_boundary
+
+    rng = np.random.default_rng(0)
+    for size in ((1, 1), (7, 30), (40, 33)):
+        mask = cv2.resize(rng.choice([0, 1, 9, 255], (4, 4)).astype(np.uint8), size[::-1], interpolation=0)
+        expected = [int(near_boundary(torch.from_numpy(mask)[None], reach).sum()) for reach in REACHES]
+        assert boundary_pixels(mask) == expected
+
+
+def test_small_splits_make_many_files_and_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {}
+    monkeypatch.setattr("os.path.getsize", lambda path: sizes[path])
+    for count, size, files in ((1000, 100 << 10, 13), (10_000, 100 << 10, 65), (2000, 8 << 20, 125), (3, 900 << 20, 3)):
+        items = [Item(str(i), str(i), None) for i in range(count)]
+        sizes |= dict.fromkeys(map(str, range(count)), size)
+        plan = plan_files(items)
+        assert [item for part in plan for item in part] == items
+        assert len(plan) == files
+
+
+def test_row_groups_end_at_rows_or_bytes(own: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def groups(name: str) -> list[int]:
+        write_part(str(tmp_path / name), 0, own.index("train"), own, "train")
+        meta = pq.ParquetFile(tmp_path / name / "part-00000.parquet").metadata
+        return [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+
+    assert groups("whole") == [10]
+    monkeypatch.setattr("datasets.writer.ROW_GROUP", 4)
+    assert groups("rows") == [4, 4, 2]
+    monkeypatch.setattr("datasets.writer.GROUP_BYTES", 1)
+    assert groups("bytes") == [1] * 10
+
+
+def test_a_file_under_way_tells_how_far_it_is(own: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.writer.TELL_S", 0.0)
+    *told, record = part_steps(str(tmp_path), 0, own.index("train"), own, "train")
+    assert [step["rows"] for step in told] == list(range(1, 11))
+    assert 0 < told[0]["bytes"] < told[-1]["bytes"] < record["bytes"]
+
+
+def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
+    root = write_own(tmp_path / "own", count=14)
+    for i in (3, 5, 8):
+        (root / f"images/{i:03d}.jpg").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"^3 rows of one file .*\n.*003\.jpg.*\n.*005\.jpg.*\n.*008\.jpg"):
+        prepare(folder(root), str(tmp_path / "out"), files=1)
+    for i in range(14):
+        (root / f"images/{i:03d}.jpg").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"^10 or more rows"):
+        prepare(folder(root), str(tmp_path / "out"), files=1)
+    assert parts(str(tmp_path / "out")) == []
+
+
+def test_peek_reads_a_row_without_a_copy(own: Benchmark, uri: str, tmp_path: Path) -> None:
+    shards = Shards(uri, tmp_path / "cache")
+    rows = [shards.peek(i) for i in range(len(shards))]
+    assert not (tmp_path / "cache").exists()
+    assert [row["id"] for row in rows] == [item.id for item in own.index("train")]
+    shards.stage()
+    assert [Shards(uri, tmp_path / "cache").peek(i) for i in range(len(shards))] == rows
+    assert rows[9]["image"] == shards.encoded(9)[0]
+    parts(uri)[-1].unlink()
+    with pytest.raises(DataError, match="run prepare again"):
+        Shards(uri, tmp_path / "empty").peek(9)
+
+
+def test_median_frequency_and_enet_by_hand(own: Benchmark, uri: str) -> None:
+    counted = replace(read_manifest(uri), histogram=(60, 30, 0, 10), around=(90, 45, 0))  # f: 2/3, 2/3
+    assert median_frequency(counted) == [1.0, 1.0, UNSEEN]
+    counted = replace(counted, histogram=(60, 20, 10, 10), around=(80, 80, 40))  # f: 3/4, 1/4, 1/4
+    assert median_frequency(counted) == pytest.approx([1 / 3, 1.0, 1.0])
+    assert enet(counted) == pytest.approx([1 / np.log(1.02 + p) for p in (60 / 90, 20 / 90, 10 / 90)])
 
 
 def test_finished_parts_are_kept_and_changed_sources_are_not(own: Benchmark, uri: str) -> None:
@@ -195,7 +309,7 @@ own = folder(Path(sys.argv[1]))
 items = own.index("train")
 writer.ROW_GROUP = 2
 writer.write_part(sys.argv[2], 0, items[:5], own, "train")
-row, seen = writer._row, []
+row, seen = writer.make_row, []
 
 def slow(sample, classes):
     seen.append(sample.id)
@@ -204,7 +318,7 @@ def slow(sample, classes):
         time.sleep(60)
     return row(sample, classes)
 
-writer._row = slow
+writer.make_row = slow
 writer.write_part(sys.argv[2], 1, items[5:], own, "train")
 """
 
@@ -268,6 +382,32 @@ def test_verify_finds_a_wrong_row_under_right_file_sums(own: Benchmark, uri: str
     assert "histogram" in problems[1]
 
 
+def test_verify_finds_swapped_masks_and_swapped_rows(uri: str) -> None:
+    """Each file and each row is as its own checksum says, but not as the manifest's hash."""
+    import hashlib
+
+    path, part = Path(uri) / "manifest.json", parts(uri)[0]
+    content, table = json.loads(path.read_text()), pq.read_table(part)
+
+    def put(changed: pa.Table) -> list[str]:
+        pq.write_table(changed, part)
+        content["files"][0]["sha256"] = hashlib.sha256(part.read_bytes()).hexdigest()
+        path.write_text(json.dumps(content))
+        return verify(uri)
+
+    assert put(table) == []
+    (problem,) = put(table.take([1, 0, *range(2, len(table))]))
+    assert "order" in problem
+    facts = {
+        name: table[name].take(pa.array([1, 0, *range(2, len(table))])) for name in ("mask", "histogram", "boundary")
+    }
+    for name, column in facts.items():
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+    problems = put(table)
+    assert len(problems) == 2
+    assert all("digest" in problem for problem in problems)
+
+
 def test_missing_part(uri: str, tmp_path: Path) -> None:
     parts(uri)[1].unlink()
     with pytest.raises(DataError, match="part-00001"):
@@ -293,7 +433,7 @@ def test_segments_survive(own: Benchmark, tmp_path: Path, monkeypatch: pytest.Mo
 def test_other_schema_version(uri: str) -> None:
     path = Path(uri) / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(DataError, match=r"schema version 99; this code reads 2\. Prepare again"):
+    with pytest.raises(DataError, match=r"schema version 99; this code reads 3\. Prepare again"):
         read_manifest(uri)
 
 
@@ -335,6 +475,7 @@ STAGING = """
 import sys, time
 from datasets.shards import Shards
 from datasets.storage import locate
+from datasets.writer import part_steps
 while time.time() < float(sys.argv[3]):
     pass
 shards = Shards(sys.argv[1], sys.argv[2])

@@ -115,9 +115,9 @@ def test_prepare_audit_train_evaluate(ray_session, release, tmp_path, recipe_fil
     assert "18 rows found, official 1464" in shown
     assert read_manifest(str(out / "val")).partial
     again = opened("prepare", "voc12", "--source", release, "--out", out, "--partial", "--splits", "val")
-    assert "was there already" in again
+    assert "1 of them there already" in again
 
-    shown = opened("audit", out / "val", "--sheet", tmp_path / "sheet.png", "--images", "4")
+    shown = opened("audit", out / "val", "--verify", "--sheet", tmp_path / "sheet.png", "--images", "4")
     assert "all 1 file(s) and 11 rows verified" in shown
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
@@ -150,7 +150,7 @@ def test_prepare_audit_train_evaluate(ray_session, release, tmp_path, recipe_fil
     data[len(data) // 2] ^= 1
     (damaged / "part-00000.parquet").write_bytes(data)
     monkeypatch.setenv("SHARD_CACHE", str(tmp_path / "fresh"))
-    assert "corrupt shard" in refused("audit", damaged, "--sheet", tmp_path / "x.png")
+    assert "corrupt shard" in refused("audit", damaged, "--verify")
 
 
 @pytest.mark.parametrize(

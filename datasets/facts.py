@@ -1,0 +1,57 @@
+"""What is counted of each row once, when it is written, so that nobody decodes a mask to know it."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+
+from datasets.sample import IGNORE
+
+REACHES = (1, 5)
+"""How far a boundary reaches, in pixels: its very edge, and what the loss term `boundary` takes by default."""
+
+
+def histogram(mask: np.ndarray, classes: int) -> list[int]:
+    """Pixels of each of the K classes, then those of 255."""
+    counts = np.bincount(mask.reshape(-1), minlength=256)
+    return [int(n) for n in (*counts[:classes], counts[IGNORE])]
+
+
+def boundary_pixels(mask: np.ndarray) -> list[int]:
+    """For each of REACHES, the labelled pixels with one of another class within so many rows and columns.
+
+    Unlabelled pixels make no boundary, as in the loss term `boundary`.
+
+    Args:
+        mask: uint8 (H, W), classes and 255.
+    """
+    labelled = mask != IGNORE
+    high, low = mask * labelled, mask  # 255 is never the least label of a square that holds a labelled one
+    counts, reached = [], 0
+    for reach in REACHES:
+        square = np.ones((2 * (reach - reached) + 1,) * 2, np.uint8)
+        high, low, reached = cv2.dilate(high, square), cv2.erode(low, square), reach
+        counts.append(int(np.count_nonzero(labelled & (high != low))))
+    return counts
+
+
+def digest(name: str, sha256: str, mask: np.ndarray | None, segments: Iterable[Mapping[str, Any]] | None) -> str:
+    """sha256 of a row's content: the same on every machine, however masks are packed and rows are laid into files.
+
+    Args:
+        name: the row's id.
+        sha256: of its image file.
+        mask: uint8 (H, W), or None.
+        segments: its objects, with the keys of `Segment`, or None.
+    """
+    objects = None if segments is None else [
+        [int(s["number"]), bool(s["crowd"]), *map(float, s["box"]), s["rle"].hex()] for s in segments
+    ]  # fmt: skip
+    head = [name, sha256, None if mask is None else list(mask.shape), objects]
+    content = hashlib.sha256(json.dumps(head).encode())
+    if mask is not None:
+        content.update(mask.tobytes())
+    return content.hexdigest()

@@ -1,0 +1,141 @@
+"""The report of a benchmark as one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STYLE = """\
+body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1080px; padding: 0 1em; color: #222 }
+h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2em; border-top: 1px solid #ccc; padding-top: 1em }
+table { border-collapse: collapse; margin: .6em 0 } th, td { padding: 2px 10px; text-align: right }
+th { border-bottom: 1px solid #999; font-weight: 600 }
+td:first-child, th:first-child { text-align: left; white-space: nowrap }
+tr:nth-child(even) td { background: #f6f6f6 } td.text, th.text { text-align: left }
+.swatch { display: inline-block; width: 12px; height: 12px; border: 1px solid #444; margin-right: 6px }
+.bar { display: inline-block; height: 10px; background: #4a78b5 } td.bars { width: 260px; text-align: left }
+.warning { background: #fff3cd; border-left: 4px solid #d39e00; padding: 4px 10px; margin: 4px 0 }
+.fine { background: #e6f4ea; border-left: 4px solid #3c8d50; padding: 4px 10px }
+code { font-size: 12px; overflow-wrap: anywhere } img { max-width: 100%; border: 1px solid #ccc } .never { color: #a00 }
+"""
+
+
+def page(facts: Mapping[str, Any], sheets: Mapping[str, np.ndarray]) -> str:
+    """The page.
+
+    Args:
+        facts: of `report.gather`.
+        sheets: split -> pictures, RGB uint8 (H, W, 3).
+    """
+    title = escape(f"{facts['benchmark']}: {', '.join(facts['splits'])}")
+    warned = "".join(f'<div class="warning">{escape(text)}</div>' for text in facts["warnings"])
+    parts = [
+        f"<h1>{title}</h1><p>Published at {escape(facts['home'])}</p>",
+        warned or '<div class="fine">Nothing to warn of.</div>',
+        overview(facts),
+        shared(facts["overlaps"], len(facts["splits"])),
+        *(split_section(facts, name, sheets[name]) for name in facts["splits"]),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of cells that are HTML already."""
+    head = "".join(f"<th>{column}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(c if c.startswith('<td') else f'<td>{c}</td>' for c in row)}</tr>\n" for row in rows)
+    return f"<table><tr>{head}</tr>\n{body}</table>"
+
+
+def overview(facts: Mapping[str, Any]) -> str:
+    """A line per split: rows against the official count, and what names its shards."""
+    columns = ["split", "rows", "official", "files", "size", "same image twice", "image and mask of two sizes", "hash"]
+    rows = [
+        [
+            escape(name), f"{s['rows']:,}", count(s["official_rows"]) + (" (partial)" if s["partial"] else ""),
+            str(s["files"]), f"{s['bytes'] / 1e6:,.1f} MB", str(s["duplicates"]), str(s["size_mismatches"]),
+            f'<td class="text"><code>{s["hash"]}</code></td>',
+        ]
+        for name, s in facts["splits"].items()
+    ]  # fmt: skip
+    rows += [
+        [escape(name), "not prepared", count(official), *[""] * 5] for name, official in facts["not_prepared"].items()
+    ]
+    note = "<p>A row whose image and mask differ in size stops the preparation, with the names of both: so it is 0.</p>"
+    return table(columns, rows) + note
+
+
+def count(rows: int | None) -> str:
+    """A published number of rows."""
+    return "none published" if rows is None else f"{rows:,}"
+
+
+def shared(overlaps: Iterable[Mapping[str, Any]], splits: int) -> str:
+    """The images that two splits share."""
+    rows = [
+        [
+            f"{escape(a)} and {escape(b)}",
+            f"{pair['rows'][0]} of {escape(a)}, {pair['rows'][1]} of {escape(b)}",
+            f'<td class="text">{MEANINGS[pair["kind"]]}</td>',
+            '<td class="text">' + escape(", ".join(x if x == y else f"{x} = {y}" for x, y in pair["first"])) + "</td>",
+        ]
+        for pair in overlaps
+        for a, b in [pair["splits"]]
+    ]
+    if not rows:
+        return f"<p>No two of the {splits} splits share an image.</p>" if splits > 1 else ""
+    return "<h2>Images in two splits</h2>" + table(["splits", "rows", "what it is", "first ids"], rows)
+
+
+MEANINGS = {
+    "by design": "by design: one is the union of the other and further splits",
+    "leak": "<b>a leak</b>: one is for training, the other is not",
+    "shared": "shared, both for training or neither",
+}
+
+
+def split_section(facts: Mapping[str, Any], name: str, sheet: np.ndarray) -> str:
+    """Classes and pictures of a split."""
+    split = facts["splits"][name]
+    sizes = ", ".join(f"{s['width']}x{s['height']} ({s['rows']})" for s in split["sizes"])
+    least, greatest = ("x".join(map(str, reversed(split[f"{key}_size"]))) for key in ("least", "greatest"))
+    edges = "; ".join(f"{share:.1%} within {reach} pixel(s)" for reach, share in split["boundary"].items())
+    body = class_table(facts, split) if split["labelled"] else "<p>No labels.</p>"
+    return (
+        f"<h2>{escape(name)}</h2><p>Sizes (width x height), the commonest: {sizes}; least {least}, "
+        f"greatest {greatest}. Labelled pixels that have another class: {edges}.</p>{body}"
+        f'<p><img alt="rows of {escape(name)}" src="data:image/jpeg;base64,{jpeg(sheet)}"></p>'
+    )
+
+
+def class_table(facts: Mapping[str, Any], split: Mapping[str, Any]) -> str:
+    """Pixels, images and weights of each class, those never seen in red."""
+    pixels, total = split["histogram"], max(1, sum(split["histogram"]))
+    colours, weights = [*facts["palette"], (255, 255, 255)], list(split["weights"].values())
+    rows = []
+    for k, name in enumerate([*facts["classes"], "(ignored)"]):
+        red, green, blue = colours[k]
+        label = f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>{escape(name)}'
+        width = 250 * pixels[k] / max(1, *pixels)
+        share = f'<td class="bars"><span class="bar" style="width:{width:.1f}px"></span></td>'
+        if name in split["unseen"]:
+            share = '<td class="bars never">never</td>'
+        weight = [f"{values[k]:.4f}" if k < len(values) else "" for values in weights]
+        rows.append([label, f"{pixels[k]:,}", f"{pixels[k] / total:.3%}", share, f"{split['images'][k]:,}", *weight])
+    names = [f"weight: {escape(name)}" for name in split["weights"]]
+    return table(["class", "pixels", "share", "", "images that hold it", *names], rows)
+
+
+def jpeg(sheet: np.ndarray) -> str:
+    """An RGB picture as a JPEG file in base64."""
+    import cv2
+
+    data = cv2.imencode(".jpg", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    return base64.b64encode(data.tobytes()).decode()

