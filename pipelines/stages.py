@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pipelines import checkpoint
-from pipelines.cluster import Sizes, check_nodes, machine, quiet, ray_cluster
+from pipelines.cluster import Sizes, check_nodes, machine, quiet, ray_cluster, start_early
 from pipelines.door import RunFailed, Stopped, users_message
 from pipelines.loop import FAULT, OUTCOME, Job, inference_of
 from pipelines.preflight import Leg, check_model, check_share, localise, meta_model_of, plan_legs
@@ -59,6 +59,8 @@ def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:
         needs_ray = not (recipe.workers.count == 0 and recipe.feed == "torch" and legs)
         with timeline.part("start of Ray"):
             sizes = session.enter_context(ray_cluster(recipe.workers, store_bytes(recipe)) if needs_ray else alone())
+        if needs_ray:
+            start_early(sizes)
         if legs is None:
             from pipelines.prepare import sample_shards
 
