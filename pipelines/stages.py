@@ -19,6 +19,7 @@ import torch
 from pipelines import checkpoint
 from pipelines.cluster import Sizes, check_nodes, machine, quiet, ray_cluster, start_early
 from pipelines.door import RunFailed, Stopped, users_message
+from pipelines.feed import BLOCK_ROWS
 from pipelines.loop import FAULT, OUTCOME, Job, inference_of
 from pipelines.preflight import Leg, check_model, check_share, localise, meta_model_of, plan_legs
 from pipelines.recipe import Recipe, RecipeError, flatten
@@ -94,9 +95,9 @@ def alone() -> Iterator[Sizes]:
 
 def store_bytes(recipe: Recipe) -> int:
     """Object store of a local session: the blocks in flight, several times over."""
-    block = 64 * recipe.view.crop[0] * recipe.view.crop[1] * 4
+    block = BLOCK_ROWS * recipe.view.crop[0] * recipe.view.crop[1] * 4
     tasks = max(1, recipe.workers.count or 1) * (recipe.workers.feed_tasks or 2)
-    return max(256 << 20, min(8 << 30, 12 * tasks * block))
+    return max(256 << 20, min(8 << 30, 24 * tasks * block))
 
 
 def run_legs(recipe: Recipe, legs: Sequence[Leg], folder: Path, sizes: Sizes, tracker: Tracker) -> None:

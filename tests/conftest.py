@@ -32,8 +32,8 @@ TINY = {
 
 
 def pytest_itemcollected(item):
-    """Tests that start Ray follow each other in one process: two sessions at once would fight for the cores."""
-    if item.get_closest_marker("ray"):
+    """Tests that start Ray follow each other in one process, on one session, but for those of a group of their own."""
+    if item.get_closest_marker("ray") and not item.get_closest_marker("xdist_group"):
         item.add_marker(pytest.mark.xdist_group("ray"))
 
 

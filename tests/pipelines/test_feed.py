@@ -16,7 +16,7 @@ import pytest
 from datasets.shards import Shards
 from datasets.transforms import TrainView
 from pipelines.door import ROOT
-from pipelines.feed import RAY_THREADS, read_ahead, train_batches, under_way, validation_batches
+from pipelines.feed import BLOCK_ROWS, RAY_THREADS, read_ahead, train_batches, under_way, validation_batches
 from pipelines.plan import Plan, row_of
 
 
@@ -98,7 +98,8 @@ def test_a_resume_at_any_step_continues_the_stream(plan):
 
 def test_feeding_tasks_and_rays_controller_need_no_torch():
     """Each of their processes would be seconds later."""
-    code = "import sys, pipelines.plan, pipelines.group; sys.exit(' '.join({'torch', 'matplotlib'} & set(sys.modules)) or 0)"
+    code = "import sys, pipelines.plan, pipelines.group\n"
+    code += "sys.exit(' '.join({'torch', 'matplotlib'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
@@ -197,6 +198,6 @@ def test_the_object_store_holds_a_bounded_number_of_blocks(plan, ray_session, mo
     with StorePeak() as peak:
         for _ in train_batches(long, "ray", 2):
             time.sleep(0.02)  # the model's step
-    block = 64 // 6 * 6 * 256 * 256 * 4
+    block = BLOCK_ROWS // 6 * 6 * 256 * 256 * 4
     assert block < peak.bytes < store_bytes(recipe)
     assert not peak.spilled
