@@ -12,11 +12,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from datasets.absent import absent
 from datasets.sample import IGNORE, DataError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import unless this is set before
-import albumentations as A
-from albumentations.core.transforms_interface import BaseTransformInitSchema
+with absent("albumentations.pytorch", "huggingface_hub"):  # torch and a web client: two thirds of the import's time
+    import albumentations as A
+    from albumentations.core.transforms_interface import BaseTransformInitSchema
 
 
 def sample_seed(seed: int, epoch: int, sample_id: str) -> int:

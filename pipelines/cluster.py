@@ -22,7 +22,10 @@ ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "NO_ALBUMENTATIONS_UPDATE": "1",
 }
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # keeps every listener of a local Ray on 127.0.0.1
+LOCAL = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps every listener of a local Ray on 127.0.0.1
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that looks out for nodes to be taken away
+}
 T = TypeVar("T")
 SUBMIT = "ray job submit --working-dir . -- python pipelines/voc_pretrain.py"
 
@@ -52,10 +55,9 @@ def ray_cluster(workers: Workers, store_bytes: int = 512 << 20) -> Iterator[Size
     """
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     cores, gpus = machine()
-    joins = bool(os.environ.get("RAY_ADDRESS"))
-    if not joins:
+    if not joins():
         sizes = size_workers(workers, cores=cores, gpus=gpus, logical=None)
-        os.environ.update({k: v for k, v in (LOOPBACK | own_folder()).items() if k not in os.environ})
+        os.environ.update({k: v for k, v in (LOCAL | own_folder()).items() if k not in os.environ})
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     import ray
 
@@ -63,7 +65,7 @@ def ray_cluster(workers: Workers, store_bytes: int = 512 << 20) -> Iterator[Size
     if ray.is_initialized():  # a session of the caller's (a study, a test): its owner ends it
         yield size_workers(workers, **totals())
         return
-    if joins:
+    if joins():
         join()
         sizes = size_workers(workers, **totals())
     else:
@@ -72,6 +74,7 @@ def ray_cluster(workers: Workers, store_bytes: int = 512 << 20) -> Iterator[Size
             address="local",
             num_cpus=max(cores, logical),
             object_store_memory=store_bytes,
+            include_dashboard=False,  # a dozen processes, for a page that MLflow's replaces
             log_to_driver=False,
             configure_logging=True,
             logging_level=logging.ERROR,
@@ -81,6 +84,36 @@ def ray_cluster(workers: Workers, store_bytes: int = 512 << 20) -> Iterator[Size
         yield sizes
     finally:
         ray.shutdown()
+
+
+def joins() -> bool:
+    """Whether Ray is a cluster's, not this process' own."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def start_early(sizes: Sizes) -> None:
+    """In a local session, start what a training waits for while the driver still looks at its input.
+
+    These are two of Ray's own actors, which it would start one after the other, and the processes of feeding tasks.
+    """
+    if joins():
+        return
+    import ray
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+    from ray.data._internal.stats import get_or_create_stats_actor
+
+    get_or_create_autoscaling_coordinator()
+    get_or_create_stats_actor()
+    task = ray.remote(num_cpus=0)(import_feed)
+    for _ in range(max(1, sizes.count) * sizes.feed_tasks):
+        task.remote()
+
+
+def import_feed() -> None:
+    """What a feeding task imports; its process is then taken for one."""
+    import ray.data  # noqa: F401
+
+    import pipelines.plan  # noqa: F401
 
 
 def own_folder() -> dict[str, str]:

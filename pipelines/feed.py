@@ -6,7 +6,9 @@ that decodes is up in half the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import threading
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,9 @@ from torch import Tensor
 from datasets.shards import Shards
 from pipelines.plan import Plan, read_block, read_sample
 
-BLOCK_ROWS = 64  # samples in a Ray block: smaller ones drown in scheduling, larger ones delay the first batch
+BLOCK_ROWS = 32  # samples in a Ray block: smaller ones drown in scheduling, larger ones delay the first batch
+RAY_THREADS = ("StreamingExecutor", "iter_threaded")  # how the names of Ray Data's threads that ask Ray begin
+ENDING_S = 10.0  # seconds that they get
 SPAN_BLOCKS = 2048  # blocks of one Ray Data execution, so that its bookkeeping stays small in a run of weeks
 
 
@@ -47,8 +51,8 @@ def make_batch(images: np.ndarray, masks: np.ndarray) -> Batch:
     return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks))
 
 
-def train_batches(plan: Plan, kind: str, tasks: int, task_cpus: float = 1.0) -> Iterator[Batch]:
-    """This worker's batches from step `plan.start` to the end of the stage.
+def train_batches(plan: Plan, kind: str, tasks: int, task_cpus: float = 1.0) -> Generator[Batch]:
+    """This worker's batches from step `plan.start` to the end of the stage; who leaves earlier closes it.
 
     Args:
         plan: the plan of the stage.
@@ -59,23 +63,41 @@ def train_batches(plan: Plan, kind: str, tasks: int, task_cpus: float = 1.0) -> 
     return ray_batches(plan, tasks, task_cpus) if kind == "ray" else torch_batches(plan, tasks)
 
 
-def under_way(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, the first of them asked for at once, in a thread: tasks start while the model is validated."""
-    pool = ThreadPoolExecutor(1, "first-batch")
-    first = pool.submit(next, batches, None)
+@contextlib.contextmanager
+def under_way(batches: Generator[Batch]) -> Iterator[Iterator[Batch]]:
+    """The same batches, the first of them asked for at once, in a thread: tasks start while the model is validated.
 
-    def all_of_them() -> Iterator[Batch]:
-        batch = first.result()
-        pool.shutdown()
-        if batch is not None:
-            yield batch
-            yield from batches
+    They are closed with the body, however many of them it took.
+    """
+    with contextlib.closing(batches), ThreadPoolExecutor(1, "first-batch") as pool:
+        first = pool.submit(next, batches, None)
 
-    return all_of_them()
+        def all_of_them() -> Iterator[Batch]:
+            batch = first.result()
+            if batch is not None:
+                yield batch
+                yield from batches
+
+        yield all_of_them()
 
 
-def ray_batches(plan: Plan, tasks: int, task_cpus: float) -> Iterator[Batch]:
+def ray_batches(plan: Plan, tasks: int, task_cpus: float) -> Generator[Batch]:
     """Batches through Ray Data; blocks carry positions to the tasks and bytes back, in order."""
+    try:
+        yield from executions(plan, tasks, task_cpus)
+    finally:
+        end_threads()
+
+
+def end_threads() -> None:
+    """Wait for Ray Data's threads: one that wakes after `ray.shutdown()` would end the process with exit code 1."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(RAY_THREADS):
+            thread.join(ENDING_S)
+
+
+def executions(plan: Plan, tasks: int, task_cpus: float) -> Generator[Batch]:
+    """The batches, by one Ray Data execution after the other."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -135,7 +157,7 @@ def collate(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tenso
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
 
 
-def torch_batches(plan: Plan, tasks: int) -> Iterator[Batch]:
+def torch_batches(plan: Plan, tasks: int) -> Generator[Batch]:
     """The same batches through a torch DataLoader."""
     options: dict[str, Any] = {"multiprocessing_context": "forkserver", "prefetch_factor": 4} if tasks else {}
     loader = torch.utils.data.DataLoader(

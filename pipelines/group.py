@@ -13,16 +13,15 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray.train
-import torch
-import torch.distributed as dist
-from ray.train.backend import Backend
-from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchConfig, TorchTrainer
+import ray.train  # and no torch up here: Ray's controller reads this module too, and trains nothing
+from ray.train.backend import Backend, BackendConfig
 
-from pipelines.cluster import Sizes
+from pipelines.cluster import Sizes, joins
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 LOOPBACK = "127.0.0.1"
 
@@ -34,12 +33,21 @@ class NoRendezvous(Backend):
 
 
 @dataclass
-class Group(TorchConfig):
-    """Ray's configuration of PyTorch, but for the rendezvous."""
+class Group(BackendConfig):
+    """What `TorchTrainer` asks of Ray's `TorchConfig`, without the rendezvous and its import of torch."""
+
+    backend: str = "pipelines.group.connected"
 
     @property
     def backend_cls(self) -> type[Backend]:
         return NoRendezvous
+
+    @property
+    def train_func_context(self) -> Any:
+        """Ray's own, in which each worker's GPU is PyTorch's current one."""
+        from ray.train.torch import TorchConfig
+
+        return TorchConfig().train_func_context
 
 
 def trainer(
@@ -51,10 +59,19 @@ def trainer(
     failures: int,
 ) -> TorchTrainer:
     """A trainer that runs `enter(config)` on `sizes.count` workers, or in this process when that is 0."""
-    return TorchTrainer(
+    from ray.train.torch import TorchTrainer
+
+    class Lean(TorchTrainer):
+        """Without the actors that do nothing for us: each is a process whose imports take seconds."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # ray.train has two of that name
+            return [callback for callback in callbacks if type(callback).__name__ not in idle()]
+
+    return Lean(
         enter,  # type: ignore[arg-type]
         train_loop_config=config,
-        torch_config=Group(),
+        torch_config=Group(),  # type: ignore[arg-type]
         scaling_config=ray.train.ScalingConfig(
             num_workers=sizes.count,
             use_gpu=bool(sizes.gpus),
@@ -66,6 +83,14 @@ def trainer(
     )
 
 
+def idle() -> tuple[str, ...]:
+    """Names of Ray Train's callbacks that would start actors with nothing to do.
+
+    Datasets are the workers' own here, and a local session takes its placement groups with it.
+    """
+    return ("DatasetsCallback",) if joins() else ("DatasetsCallback", "PlacementGroupCleanerCallback")
+
+
 @contextlib.contextmanager
 def connected(minutes: float = 30.0) -> Iterator[None]:
     """The process group of this worker and the others, where there are others.
@@ -73,6 +98,11 @@ def connected(minutes: float = 30.0) -> Iterator[None]:
     Args:
         minutes: how long a collective may wait for a worker.
     """
+    import ray.train.torch
+    import torch
+    import torch.distributed as dist
+    from ray.train.collective import broadcast_from_rank_zero
+
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     if world < 2:

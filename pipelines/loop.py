@@ -96,8 +96,11 @@ def train_stage(job: Job, note: Path) -> dict[str, Any]:
 
     rank = ray.train.get_context().get_world_rank()
     try:
-        with Pulse(job.folder / f"hang-worker{rank}.txt", job.recipe.workers) as pulse:
-            outcome = train(job, pulse)
+        with (
+            Pulse(job.folder / f"hang-worker{rank}.txt", job.recipe.workers) as pulse,
+            contextlib.ExitStack() as opened,
+        ):
+            outcome = train(job, pulse, opened)
     except Exception as error:
         if message := users_message(error):
             with contextlib.suppress(OSError):  # a full disk, perhaps
@@ -141,8 +144,8 @@ class Pulse:
             self.path.unlink()
 
 
-def train(job: Job, pulse: Pulse) -> dict[str, Any]:
-    """One stage on one worker: read, forward, backward, step, report.
+def train(job: Job, pulse: Pulse, opened: contextlib.ExitStack) -> dict[str, Any]:
+    """One stage on one worker: read, forward, backward, step, report. What it opens is closed with `opened`.
 
     Returns:
         `{"failure": message}` where the loss stopped being finite, `{"stopped": signal, "text": …}` after SIGTERM or
@@ -171,7 +174,8 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
     net = distribute(model, world, device, recipe.workers.compile)
     micro = micro_batch(recipe, world)
     plan = dataclasses.replace(make_plan(job), world=world, rank=rank, start=state["step"])
-    feed = under_way(train_batches(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus))
+    batches = train_batches(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus)
+    feed = opened.enter_context(under_way(batches))
     record = Record(job.folder / "record.jsonl") if rank == 0 else None
     meter = Meter(device, recipe.batch, state)
     stop = job.folder.parent / STOP

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from pipelines import checkpoint
-from pipelines.cluster import Sizes, check_nodes, machine, quiet, ray_cluster
+from pipelines.cluster import Sizes, check_nodes, machine, quiet, ray_cluster, start_early
 from pipelines.door import RunFailed, Stopped, users_message
+from pipelines.feed import BLOCK_ROWS
 from pipelines.loop import FAULT, OUTCOME, Job, inference_of
 from pipelines.preflight import Leg, check_model, check_share, localise, meta_model_of, plan_legs
 from pipelines.recipe import Recipe, RecipeError, flatten
@@ -59,6 +60,8 @@ def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:
         needs_ray = not (recipe.workers.count == 0 and recipe.feed == "torch" and legs)
         with timeline.part("start of Ray"):
             sizes = session.enter_context(ray_cluster(recipe.workers, store_bytes(recipe)) if needs_ray else alone())
+        if needs_ray:
+            start_early(sizes)
         if legs is None:
             from pipelines.prepare import sample_shards
 
@@ -92,9 +95,9 @@ def alone() -> Iterator[Sizes]:
 
 def store_bytes(recipe: Recipe) -> int:
     """Object store of a local session: the blocks in flight, several times over."""
-    block = 64 * recipe.view.crop[0] * recipe.view.crop[1] * 4
+    block = BLOCK_ROWS * recipe.view.crop[0] * recipe.view.crop[1] * 4
     tasks = max(1, recipe.workers.count or 1) * (recipe.workers.feed_tasks or 2)
-    return max(256 << 20, min(8 << 30, 12 * tasks * block))
+    return max(256 << 20, min(8 << 30, 24 * tasks * block))
 
 
 def run_legs(recipe: Recipe, legs: Sequence[Leg], folder: Path, sizes: Sizes, tracker: Tracker) -> None:

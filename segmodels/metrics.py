@@ -9,7 +9,6 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 IGNORE = 255
 
@@ -23,6 +22,8 @@ class Confusion:
     """
 
     def __init__(self, num_classes: int, *, ignore: int = IGNORE) -> None:
+        from torchmetrics.classification import MulticlassConfusionMatrix  # seconds: it loads its plots and signals too
+
         # Checks of the values stay on: in deterministic mode a class of K or more would silently be lost otherwise.
         self._matrix = MulticlassConfusionMatrix(num_classes, ignore_index=ignore, validate_args=True)
 

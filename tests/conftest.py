@@ -1,7 +1,10 @@
 """What tests share: a small sample in shards, a recipe that trains on it in seconds, one Ray session."""
 
+import contextlib
+import io
 import os
 import shutil
+import sys
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # ray reads it on import, and tests import ray early
@@ -29,8 +32,8 @@ TINY = {
 
 
 def pytest_itemcollected(item):
-    """Tests that start Ray follow each other in one process: two sessions at once would fight for the cores."""
-    if item.get_closest_marker("ray"):
+    """Tests that start Ray follow each other in one process, on one session, but for those of a group of their own."""
+    if item.get_closest_marker("ray") and not item.get_closest_marker("xdist_group"):
         item.add_marker(pytest.mark.xdist_group("ray"))
 
 
@@ -99,11 +102,37 @@ def recipe_file(tmp_path, shards, empty_store):
     return write
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_session():
-    """A local Ray session for the tests of a module, on loopback alone."""
+    """One local Ray session for all tests that need one, on loopback alone."""
     from pipelines.cluster import ray_cluster
     from pipelines.recipe import Workers
 
     with ray_cluster(Workers(count=2, gpus=0)) as sizes:
         yield sizes
+
+
+@pytest.fixture(scope="session")
+def two_workers():
+    """Keys of a recipe for two workers fed by Ray Data, with a checkpoint after each of 16 steps."""
+    return {
+        "stages": [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 16, "val_every": 0}],
+        "workers": {"count": 2, "gpus": 0},
+        "feed": "ray",
+        "checkpoint_minutes": 0.0,
+    }
+
+
+@pytest.fixture(scope="session")
+def pair(ray_session, two_workers, shards, empty_store, tmp_path_factory):
+    """A run of two workers, by its door and undisturbed: its folder, and what the screen showed."""
+    from pipelines.train import train
+
+    out, shown = tmp_path_factory.mktemp("pair"), io.StringIO()
+    shutil.copy(empty_store, out / "mlflow.db")
+    page = out / "pair.yaml"
+    page.write_text(yaml.safe_dump({**TINY, **two_workers, "data": str(shards), "output": str(out), "name": "pair"}))
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown):
+        patch.setattr(sys, "argv", ["train", str(page)])
+        train("the door")
+    return out / "runs/pair", shown.getvalue()

@@ -82,7 +82,7 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
     from datasets.transforms import TrainView
     from pipelines.bench.drain import merge, steady
     from pipelines.bench.store import StorePeak
-    from pipelines.cluster import ray_cluster
+    from pipelines.cluster import ray_cluster, start_early
     from pipelines.feed import BLOCK_ROWS
     from pipelines.plan import Plan, open_shards
     from pipelines.recipe import RecipeError
@@ -99,6 +99,7 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
         )
     folder.mkdir(parents=True)
     with ray_cluster(recipe.workers, store_bytes(recipe)) as sizes, StorePeak() as peak:
+        start_early(sizes)
         began = time.time()
         fit(plan, sizes, args.repeats, args.pace, folder)
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(count)]
@@ -108,21 +109,18 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
 
 
 def fit(plan: Plan, sizes: Sizes, repeats: int, pace: float, folder: Path) -> None:
-    """Run `consume` on Ray Train's workers."""
-    import ray.train
-    from ray.train.torch import TorchTrainer
+    """Run `consume` on the workers that a training would have."""
+    from pipelines.group import trainer
 
     def enter(config: dict[str, Any]) -> None:
         from pipelines.bench.drain import consume
+        from pipelines.group import connected
 
-        consume(**config)
+        with connected():
+            consume(**config)
 
-    TorchTrainer(
-        enter,
-        train_loop_config={"plan": plan, "sizes": sizes, "repeats": repeats, "pace": pace, "folder": folder},
-        scaling_config=ray.train.ScalingConfig(num_workers=sizes.count, resources_per_worker={"CPU": sizes.cpus}),
-        run_config=ray.train.RunConfig(name="feed", storage_path=str(folder / "ray")),
-    ).fit()
+    config = {"plan": plan, "sizes": sizes, "repeats": repeats, "pace": pace, "folder": folder}
+    trainer(enter, config, sizes, "feed", folder / "ray", failures=0).fit()
 
 
 def report(args: argparse.Namespace, measured: dict[int, dict[str, Any]]) -> Report:

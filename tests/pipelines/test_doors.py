@@ -15,6 +15,7 @@ import pytest
 from datasets.shards import read_manifest
 from pipelines.door import ROOT, run
 from pipelines.recipe import load_recipe
+from pipelines.record import read_record
 from pipelines.stages import run_recipe
 
 
@@ -108,8 +109,7 @@ def opened(monkeypatch, capsys):
 
 
 @pytest.mark.ray
-def test_prepare_audit_train_evaluate(ray_session, release, tmp_path, recipe_file, opened, refused, monkeypatch):
-    """The whole walk by its doors, with two DDP workers fed by Ray Data, and one score for 1, 2 and 3 workers."""
+def test_prepare_and_audit(ray_session, release, tmp_path, opened, refused, monkeypatch):
     out = tmp_path / "voc12"
     shown = opened("prepare", "voc12", "--source", release, "--out", out, "--partial")
     assert "18 rows found, official 1464" in shown
@@ -121,29 +121,6 @@ def test_prepare_audit_train_evaluate(ray_session, release, tmp_path, recipe_fil
     assert "all 1 file(s) and 11 rows verified" in shown
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
-    page = recipe_file(workers={"count": 2, "gpus": 0}, feed="ray", data=str(tmp_path))
-    shown = opened("train", page)
-    assert re.search(r"first +18 +5 +11 +\d+\.\d\d +\d+\.\d\d", shown)
-    assert "data wait" in shown
-
-    best = tmp_path / "out/runs/tiny/first/best.pt"
-    lines = set()
-    for workers in (None, 2, 3):
-        if workers == 3:  # more than this session's cores, yet an honest third share
-            monkeypatch.setattr("pipelines.cluster.totals", lambda: {"cores": 3, "gpus": 0, "logical": 3.0})
-            monkeypatch.setattr("pipelines.cluster.machine", lambda: (3, 0))
-        words = [] if workers is None else ["--workers", workers]
-        shown = opened("evaluate", best, out / "val", *words, "--out", tmp_path / f"scores{workers}")
-        lines.add(next(line for line in shown.splitlines() if "mIoU" in line))
-    assert len(lines) == 1, lines
-    assert "voc12 val, 11 rows, whole, scales 1.0, no flip" in lines.pop()
-    counts = [json.loads((tmp_path / f"scores{n}/scores.json").read_text())["confusion"] for n in (None, 2, 3)]
-    assert all(matrix == counts[0] for matrix in counts)
-    assert sum(map(sum, counts[0])) == sum(read_manifest(str(out / "val")).histogram[:-1])
-
-    assert "18 of the 18 images" in refused("evaluate", best, out / "train")
-    assert "18 OF THEM WERE TRAINED ON" in opened("evaluate", best, out / "train", "--allow-seen")
-
     damaged = tmp_path / "damaged"
     shutil.copytree(out / "val", damaged)
     data = bytearray((damaged / "part-00000.parquet").read_bytes())
@@ -151,6 +128,32 @@ def test_prepare_audit_train_evaluate(ray_session, release, tmp_path, recipe_fil
     (damaged / "part-00000.parquet").write_bytes(data)
     monkeypatch.setenv("SHARD_CACHE", str(tmp_path / "fresh"))
     assert "corrupt shard" in refused("audit", damaged, "--verify")
+
+
+@pytest.mark.ray
+def test_train_and_evaluate_with_one_score_for_1_2_and_3_workers(pair, shards, tmp_path, opened, refused, monkeypatch):
+    """Two workers count as they train, one and three as they evaluate what was trained: the same to the last digit."""
+    run, shown = pair
+    assert re.search(r"first +18 +16 +11 +\d+\.\d\d +\d+\.\d\d", shown)
+    assert "data wait" in shown
+    best, val = run / "first/best.pt", shards / "voc12/val"
+    monkeypatch.setattr("pipelines.cluster.totals", lambda: {"cores": 3, "gpus": 0, "logical": 3.0})  # an honest third
+    monkeypatch.setattr("pipelines.cluster.machine", lambda: (3, 0))
+    scores = {}
+    for workers in (1, 3):
+        words = [] if workers == 1 else ["--workers", workers]
+        shown = opened("evaluate", best, val, *words, "--out", tmp_path / f"scores{workers}")
+        assert "voc12 val, 11 rows, whole, scales 1.0, no flip" in shown
+        scores[workers] = json.loads((tmp_path / f"scores{workers}/scores.json").read_text())
+        assert f"{scores[workers]['miou'] * 100!r} %" in shown
+    lines = read_record(run / "first/record.jsonl")[0]
+    (two,) = (x for x in lines if x["kind"] == "val" and x["step"] == scores[1]["step"])
+    assert scores[1]["miou"] == two["miou"] == scores[3]["miou"]
+    assert scores[1]["confusion"] == np.load(two["counts"]).tolist() == scores[3]["confusion"]
+    assert sum(map(sum, scores[1]["confusion"])) == sum(read_manifest(str(val)).histogram[:-1])
+
+    assert "18 of the 18 images" in refused("evaluate", best, shards / "voc12/train")
+    assert "18 OF THEM WERE TRAINED ON" in opened("evaluate", best, shards / "voc12/train", "--allow-seen")
 
 
 @pytest.mark.parametrize(
