@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from segmodels.checks import choose, positive
 from segmodels.heads.maps import Maps
+from segmodels.heads.nonlocal_ import few_keys
 from segmodels.layers import Classifier, ConvNormReLU
 
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -124,17 +125,12 @@ class SpatialContext(nn.Module):
         self.fuse = ConvNormReLU(channels, channels, 3)
 
     def forward(self, x: Tensor, m: Tensor, maps: Maps | None = None) -> Tensor:
-        query, m = self.query(x), m.unsqueeze(3)
-        # (B, 1, N or n, k); fused kernels take contiguous rows alone
-        q, k, v = (y.flatten(2).mT.contiguous().unsqueeze(1) for y in (query, self.key(m), self.value(m)))
-        context = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        m = m.unsqueeze(3)
+        q, k, v = (y.flatten(2) for y in (self.query(x), self.key(m), self.value(m)))
+        relation = few_keys(q, k, self.scale)  # E: (B, n, N)
         if maps is not None:
-            logits = self.scale * (k.squeeze(1) @ query.flatten(2))
-            maps.add(
-                "class_relation",
-                logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).unflatten(2, query.shape[2:]),
-            )
-        return self.fuse(self.up(context.squeeze(1).mT.unflatten(2, query.shape[2:])) + x)
+            maps.add("class_relation", relation.unflatten(2, x.shape[2:]))
+        return self.fuse(self.up((v @ relation).unflatten(2, x.shape[2:])) + x)
 
 
 class CTNet(nn.Module):
