@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from segmodels.backbone import Backbone, build_backbone
 from segmodels.checks import check_keywords, choose, keywords_of, positive
+from segmodels.cost import on_meta
 from segmodels.heads.catalog import HEADS, build_head
 from segmodels.jpu import JPU, build_neck
 from segmodels.layers import Classifier
@@ -101,7 +102,7 @@ def build_segmentor(
         aux: likewise, and `stage` (3 of 1 to 4: res4); 256 channels unless it says otherwise. None for none.
 
     Raises:
-        ValueError: an unknown name or keyword, or a bad value.
+        ValueError: an unknown name or keyword, a bad value, or a head whose parts are larger than the crop's map.
     """
     height, width = crop
     crop = positive("crop", height), positive("crop", width)
@@ -149,7 +150,23 @@ def stage_head(
             f"head {name!r}: feature_size is {bound}, but a crop of {crop} at stride {stride} gives {size}; "
             "leave feature_size out, or set resample: true"
         )
+    try_size(head, name, source, stage, crop)
     return head
+
+
+def try_size(head: nn.Module, name: str, source: Backbone | JPU, stage: int, crop: tuple[int, int]) -> None:
+    """Run a head on the crop's maps without computing anything.
+
+    Raises:
+        ValueError: it does not take them.
+    """
+    shapes = zip(source.channels[:stage], source.strides[:stage], strict=True)
+    features = [torch.empty(1, c, -(-crop[0] // s), -(-crop[1] // s), device="meta") for c, s in shapes]
+    try:
+        with torch.no_grad():
+            on_meta(head)(features)
+    except ValueError as error:
+        raise ValueError(f"head {name!r} on a crop of {crop} at strides {source.strides[:stage]}: {error}") from None
 
 
 def classifier_keys(model: nn.Module) -> list[str]:

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from pipelines.bench.rounds import Measured
     from pipelines.bench.units import Unit
 
-REPEATS = 5
+REPEATS = 7
 SMALL = (2, 128, 48, 48)  # B, C, H, W on a CPU; two images, as the batch norms of pooled vectors need
 COLUMNS = (
     "unit", "form", "type", "B x C x H x W", "forward, ms", "forward + backward, ms", "peak, MiB", "GMACs an image",
-    "forward, plain / ours", "both, plain / ours", "peak, plain / ours", "difference",
+    "forward, plain / ours", "both, plain / ours", "peak, plain / ours", "ours is", "difference",
 )  # fmt: skip
 TYPES = ("fp32", "bf16")
-FASTER, SMALLER, NOISE = 2.0, 4.0, 0.95
+FASTER, SMALLER = 2.0, 4.0
+NOISE, BYTES = 0.03, 0.005  # what a time's and a peak's ratio may be off 1 and count as equal
 NOTES = (
     "times: medians of rounds in turn, on a GPU by the wall clock, on a CPU with one thread of the processor's time, "
     "which other work hardly lengthens, with more threads by the wall clock; ratios: medians of the rounds' own, and "
@@ -34,6 +35,8 @@ NOTES = (
     "passes, beside weights and inputs, with gradients",
     "peak on a CPU: the most bytes of storages alive at once that operations returned (memory.py), so without a "
     "kernel's own workspace; on a GPU: the allocator's peak above what was held before",
+    f"ours is: forward, both, peak; equal within noise: a time whose median ratio is within {NOISE:.0%} of 1 and whose "
+    f"rounds lie on both sides of 1, a peak within {BYTES:.1%}",
     "GMACs: convolutions and products of matrices alone; difference: of the outputs in float32, relative to the "
     "greatest",
 )
@@ -118,7 +121,7 @@ def unit_rows(
             if wrong := shortfall(against):
                 behind.append(f"{key} ({wrong})")
     listing = ", ".join(behind) or "none"
-    verdict = f"goal: none slower or larger than its plain form, {1 - NOISE:.0%} being noise: {listing}"
+    verdict = f"goal: none slower or larger than its plain form: {listing}"
     return rows, [*notes, f"{verdict}, {'MISSED' if behind else 'met'}"], measured
 
 
@@ -142,7 +145,8 @@ def two_rows(
     case: Any, dtype: str, pair: Sequence[Measured], against: dict[str, list[float]], apart: float
 ) -> Iterable[list[str]]:
     """The row of ours and the row of its peer, which has the ratios."""
-    ends = [[""] * 4, [*(spread(values, 2) for values in against.values()), f"{apart:.0e}"]]
+    found = ", ".join(verdicts(against).values())
+    ends = [[""] * 5, [*(spread(values, 2) for values in against.values()), found, f"{apart:.0e}"]]
     for form, m, macs, end in zip(("ours", "plain"), pair, case.macs(), ends, strict=True):
         times = (f"{1e3 * median(values):.1f}" for values in (m.forward, m.both))
         yield [case.name, form, dtype, case.label, *times, f"{m.peak / 2**20:.1f}", f"{macs:.3f}", *end]
@@ -162,7 +166,21 @@ def goals(key: str, unit: Unit, against: dict[str, list[float]]) -> list[str]:
     return [f"goal: {key} {FASTER:g}x faster or {SMALLER:g}x smaller: {reached} (smaller at {size})"]
 
 
+def verdicts(against: dict[str, list[float]]) -> dict[str, str]:
+    """What ours is in each respect: by the median ratio, and equal where the rounds do not agree on a side."""
+    words = {"forward": ("faster", "slower"), "both": ("faster", "slower"), "peak": ("smaller", "larger")}
+    return {
+        what: "equal" if equal(what, values) else words[what][median(values) < 1] for what, values in against.items()
+    }
+
+
+def equal(what: str, values: list[float]) -> bool:
+    """Whether ratios are 1 but for noise."""
+    apart = abs(median(values) - 1)
+    return apart <= BYTES if what == "peak" else apart <= NOISE and min(values) <= 1 <= max(values)
+
+
 def shortfall(against: dict[str, list[float]]) -> str:
     """Where ours is behind, with the ratio."""
-    middle = {what: median(values) for what, values in against.items()}
-    return ", ".join(f"{what} {ratio:.2f}" for what, ratio in middle.items() if ratio < NOISE)
+    behind = [what for what, found in verdicts(against).items() if found in ("slower", "larger")]
+    return ", ".join(f"{what} {median(against[what]):.2f}" for what in behind)

@@ -6,11 +6,11 @@ as a segmentation head; batch norm follows the last one.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.context_head import ContextHead
+from segmodels.heads.nonlocal_ import softmax
 
 
 class DoubleAttention(nn.Module):
@@ -38,11 +38,6 @@ class DoubleAttention(nn.Module):
         gathered = a @ softmax(b, 2).mT  # (B, c_m, c_n)
         z = gathered @ softmax(v, 1)  # (B, c_m, N)
         return x + self.widen(z.unflatten(2, x.shape[-2:]))
-
-
-def softmax(x: Tensor, dim: int) -> Tensor:
-    """Softmax in float32 or better, over thousands of cells too; the result in the precision of x."""
-    return x.softmax(dim, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
 
 
 def a2_head(

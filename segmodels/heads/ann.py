@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
+from segmodels.heads.nonlocal_ import few_keys
 from segmodels.layers import Classifier
 
 
@@ -67,15 +68,13 @@ class AsymmetricBlock(nn.Module):
         """What the queries of `high` gather from the sampled values of `low`, projected."""
         query = self.query(high)
         key = query if self.key is None else self.key(low)
-        # Fused kernels take one head of contiguous channels: (B, 1, N, C).
-        q = query.flatten(2).mT.contiguous().unsqueeze(1)
-        k, v = (self.sample(m).unsqueeze(1) for m in (key, self.value(low)))
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.project(y.squeeze(1).mT.unflatten(2, high.shape[2:]))
+        k, v = self.sample(key), self.sample(self.value(low))
+        y = v @ few_keys(query.flatten(2), k, k.shape[1] ** -0.5)
+        return self.project(y.unflatten(2, high.shape[2:]))
 
     def sample(self, x: Tensor) -> Tensor:
-        """Averages over the bins of all grids: (B, C, h, w) -> (B, Σ size², C)."""
-        return torch.cat([F.adaptive_avg_pool2d(x, size).flatten(2) for size in self.sizes], 2).mT.contiguous()
+        """Averages over the bins of all grids: (B, C, h, w) -> (B, C, Σ size²)."""
+        return torch.cat([F.adaptive_avg_pool2d(x, size).flatten(2) for size in self.sizes], 2)
 
 
 class ANN(nn.Module):

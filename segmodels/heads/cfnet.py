@@ -7,12 +7,12 @@ the code takes sides for even.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.context_head import ContextHead
 from segmodels.heads.encnet import EncModule
+from segmodels.heads.nonlocal_ import attention
 from segmodels.heads.reconet import GlobalPooling
 
 
@@ -63,7 +63,7 @@ class CoOccurrence(nn.Module):
         v = split(self.value(pooled), self.heads).unsqueeze(2).expand(-1, -1, self.mixtures, -1, -1)
         v = v.flatten(1, 2)  # the same values for every mixture of a head
         scale = (q.shape[-1] * self.mixtures) ** -0.5  # of a head's whole key, as in the public code
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, scale=scale)
+        y = attention(q, k, v, dropout=self.dropout if self.training else 0.0, scale=scale)
         if self.prior is not None:
             y = self.mix(y, q, self.prior)
         return x + self.norm(self.out(y.mT.flatten(1, 2).unflatten(2, x.shape[2:])))

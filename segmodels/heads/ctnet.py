@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from segmodels.checks import choose, positive
 from segmodels.heads.maps import Maps
+from segmodels.heads.nonlocal_ import few_keys
 from segmodels.layers import Classifier, ConvNormReLU
 
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -40,17 +41,26 @@ class ChannelConvolution(nn.Module):
 
     Args:
         channels: C.
-        kernels: lengths in channels; an even one reaches one further to the right.
+        kernels: lengths in channels.
+        even: allow even kernels, which reach one channel further to the right.
         mix: have the mixing layer.
         bias: of the mixing layer, one per channel (the paper), one shared by all channels, or none (the code).
 
     Shape: (B, C) -> (B, C).
 
     Raises:
-        ValueError: no kernel, or one longer than the channel axis.
+        ValueError: no kernel, one longer than the channel axis, or an even one that is not allowed.
     """
 
-    def __init__(self, channels: int, kernels: Sequence[int], *, mix: bool = True, bias: str = "channel") -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernels: Sequence[int],
+        *,
+        even: bool = False,
+        mix: bool = True,
+        bias: str = "channel",
+    ) -> None:
         super().__init__()
         choose(GATE_BIASES, bias, "gate_bias")
         for kernel in kernels:
@@ -58,6 +68,11 @@ class ChannelConvolution(nn.Module):
                 raise ValueError(
                     f"kernels has {kernel}, longer than the channel axis; allowed: 1 to channels={channels}. "
                     "Leave it out, or widen channels"
+                )
+            if kernel % 2 == 0 and not even:
+                raise ValueError(
+                    f"kernels has {kernel}, which reaches further to one side; allowed: odd lengths, or with "
+                    "even_kernels: true, as in the paper's sweep of single kernels, even ones too"
                 )
         if not kernels or (len(kernels) > 1 and not mix):
             raise ValueError(f"kernels is {tuple(kernels)}; allowed: one or more for gate 'mce', one for 'eca' ([9])")
@@ -124,17 +139,12 @@ class SpatialContext(nn.Module):
         self.fuse = ConvNormReLU(channels, channels, 3)
 
     def forward(self, x: Tensor, m: Tensor, maps: Maps | None = None) -> Tensor:
-        query, m = self.query(x), m.unsqueeze(3)
-        # (B, 1, N or n, k); fused kernels take contiguous rows alone
-        q, k, v = (y.flatten(2).mT.contiguous().unsqueeze(1) for y in (query, self.key(m), self.value(m)))
-        context = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        m = m.unsqueeze(3)
+        q, k, v = (y.flatten(2) for y in (self.query(x), self.key(m), self.value(m)))
+        relation = few_keys(q, k, self.scale)  # E: (B, n, N)
         if maps is not None:
-            logits = self.scale * (k.squeeze(1) @ query.flatten(2))
-            maps.add(
-                "class_relation",
-                logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).unflatten(2, query.shape[2:]),
-            )
-        return self.fuse(self.up(context.squeeze(1).mT.unflatten(2, query.shape[2:])) + x)
+            maps.add("class_relation", relation.unflatten(2, x.shape[2:]))
+        return self.fuse(self.up((v @ relation).unflatten(2, x.shape[2:])) + x)
 
 
 class CTNet(nn.Module):
@@ -185,6 +195,7 @@ def ctnet_head(
     key_channels: int = 128,
     gate: str = "mce",
     kernels: tuple[int, ...] = (9, 17, 33, 65),
+    even_kernels: bool = False,
     gate_bias: str = "channel",
     se_reduction: int = 16,
     pooling: str = "avg",
@@ -202,6 +213,7 @@ def ctnet_head(
         key_channels: k, see `SpatialContext`.
         gate: "mce", "eca" (one kernel, such as [9]) or "se" (two linear layers).
         kernels: lengths of the gate's convolutions in channels; not for "se".
+        even_kernels: allow even lengths, see `ChannelConvolution`; Fig. 7 sweeps them.
         gate_bias: "channel", "shared" or "none", see `ChannelConvolution`; for "mce".
         se_reduction: C over the width between the two layers of "se"; the paper does not state it.
         pooling: "avg", "max" or "mix".
@@ -226,7 +238,7 @@ def ctnet_head(
     if gate == "se":
         logits = squeeze_excitation(channels, positive("se_reduction", se_reduction))
     else:
-        logits = ChannelConvolution(channels, tuple(kernels), mix=gate == "mce", bias=gate_bias)
+        logits = ChannelConvolution(channels, tuple(kernels), even=even_kernels, mix=gate == "mce", bias=gate_bias)
     ccm = ChannelContext(channels, num_classes, logits, pooling)
     sources = choose(ARRANGEMENTS, arrangement, "arrangement")
     scm = SpatialContext(channels, key_channels, scale=scale) if sources[0] is not None else None

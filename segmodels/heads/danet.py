@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
+from segmodels.heads.nonlocal_ import attention
 from segmodels.layers import Classifier, ConvNormReLU
 
 
@@ -42,7 +43,7 @@ class PositionAttention(nn.Module):
         q, k, v = (p(x).flatten(2).mT.contiguous().unsqueeze(1) for p in (self.query, self.key, self.value))
         if x.device.type == "cpu":  # whose fused kernel wants one width for all; else it holds the N x N weights
             q, k = (F.pad(part, (0, max(0, v.shape[3] - part.shape[3]))) for part in (q, k))
-        y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        y = attention(q, k, v, scale=1.0)
         if maps is not None:
             row, column = maps.cell((x.shape[2], x.shape[3]))
             pixel = q[:, 0, row * x.shape[3] + column]

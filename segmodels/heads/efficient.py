@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from segmodels.checks import positive
-from segmodels.heads.a2 import softmax
 from segmodels.heads.context_head import ContextHead
+from segmodels.heads.nonlocal_ import softmax
 
 
 class EfficientAttention(nn.Module):

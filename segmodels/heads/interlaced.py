@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segmodels.checks import choose
 from segmodels.heads.maps import Maps
-from segmodels.heads.nonlocal_ import relation, tokens
+from segmodels.heads.nonlocal_ import attention, relation, tokens
 from segmodels.heads.object_attention import SelfAttention, Size, divides, known, tiled
 
 ORDERS: dict[str, tuple[str, ...]] = {
@@ -105,14 +105,14 @@ class Regrouping:
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             keys = None if keys is None else keys.mT
         if keys is not None:  # a group of padding alone, cropped away later, may see itself: no division 0 / 0
-            keys = (keys | ~keys.any(1, keepdim=True)).unsqueeze(1)
+            keys = (keys | ~keys.any(1, keepdim=True))[None, :, None]  # (1, P, 1, Q): fused kernels take four axes
         if self.maps is not None:
             self.keep(stage, q, k, keys, self.maps)
         if stage == "global" and keys is None:
             # Every group an image, not a head: then all kernels lay out the result as it comes in.
             q, k, y = (t.flatten(0, 1).unsqueeze(1) for t in (q, k, v))
-            return F.scaled_dot_product_attention(q, k, y).reshape(v.shape)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+            return attention(q, k, y).reshape(v.shape)
+        y = attention(q, k, v, keys)
         return y.transpose(1, 2) if stage == "local" else y
 
     def keep(self, stage: str, q: Tensor, k: Tensor, keys: Tensor | None, maps: Maps) -> None:
@@ -189,7 +189,8 @@ class InterlacedAttention(nn.Module):
         sides = (tiles * self.partition[0], tiles * self.partition[1])
         if self.mask_padding and not divides(x.shape[-2:], sides):
             for stage, unit in self.stages:
-                x = unit.gather(x, partial(tiled, partial(self.masked, stage, whole), tiles=tiles))
+                # Computed again, queries and keys would take more time than the regrouping of three maps leaves.
+                x = unit.gather(x, partial(tiled, partial(self.masked, stage, whole), tiles=tiles), lean=False)
         else:
             x = tiled(partial(self.regrouped, whole), x, tiles=tiles)
         if maps is not None and whole is not None:

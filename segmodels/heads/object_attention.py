@@ -1,50 +1,18 @@
 """Self-attention between all cells of a map, or of each tile of it: the unit SA of OCNet (arXiv:1809.00916)."""
 
-import weakref
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmodels.heads.lean import LeanConvNormReLU, plainly
 from segmodels.heads.maps import Maps
-from segmodels.heads.nonlocal_ import relation, tokens
-from segmodels.layers import ConvNormReLU
+from segmodels.heads.nonlocal_ import attention, relation, tokens
 
 Size = Sequence[int]  # (rows, columns)
-
-
-class LeanConvNormReLU(ConvNormReLU):
-    """A 1x1 `ConvNormReLU` that keeps for the backward pass its output, but not the input of its batch norm.
-
-    That is computed again from the map before: 1x1 convolutions are cheap, and memory bounds the crop. First
-    derivatives only.
-
-    Shape: (B, in, H, W) -> (B, out, H, W).
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv, norm, relu = self
-        y = conv(x)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler itself weighs what to keep
-            return relu(norm(y))
-        source, dtype, norm_input = x.detach(), y.dtype, weakref.ref(y)  # autograd holds on to the hooks
-
-        def unpack(saved: Tensor | None) -> Tensor:
-            if saved is not None:
-                return saved
-            with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
-                return F.conv2d(source.to(dtype), cast("Tensor", conv.weight).to(dtype))
-
-        with torch.autograd.graph.saved_tensors_hooks(lambda saved: None if saved is norm_input() else saved, unpack):
-            z = norm(y)
-        return relu(z)
 
 
 class SelfAttention(nn.Module):
@@ -76,9 +44,14 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, maps: Maps | None = None, *, tiles: int = 1) -> Tensor:
         return self.gather(x, partial(tiled, partial(dense, maps=maps), tiles=tiles))
 
-    def gather(self, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
-        """The unit with the keys of each query chosen by `attend`: maps of query, key and value -> their context."""
-        return self.out(attend(self.query(x), self.key(x), self.value(x)))
+    def gather(self, x: Tensor, attend: Callable[..., Tensor], *, lean: bool = True) -> Tensor:
+        """The unit with the keys of each query chosen by `attend`: maps of query, key and value -> their context.
+
+        Without `lean` nothing before `attend` is computed again.
+        """
+        with contextlib.nullcontext() if lean else plainly():
+            parts = self.query(x), self.key(x), self.value(x)
+        return self.out(attend(*parts))
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, maps: Maps | None = None) -> Tensor:
@@ -89,7 +62,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, maps: Maps | None = None) -> Tensor:
         row, column = maps.cell(size)
         at = row * size[1] + column
         maps.add("relation", relation(q[:, 0, at : at + 1], k[:, 0], q.shape[-1] ** -0.5).view(-1, *size))
-    y = F.scaled_dot_product_attention(q, k, v).squeeze(1).unflatten(1, size).permute(0, 3, 1, 2)
+    y = attention(q, k, v).squeeze(1).unflatten(1, size).permute(0, 3, 1, 2)
     return y if known(size) else y.contiguous()  # an export cannot always order the strides of free sizes
 
 

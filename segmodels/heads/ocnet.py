@@ -8,6 +8,7 @@ cells are no keys: in the code they are, see `mask_padding`.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from segmodels.checks import choose, positive
 from segmodels.heads.context_head import ContextHead
 from segmodels.heads.interlaced import ORDERS, InterlacedAttention
+from segmodels.heads.lean import recomputed, recording
 from segmodels.heads.maps import Maps
 from segmodels.heads.object_attention import SelfAttention, known
 from segmodels.heads.pyramid_head import dropout_classifier, sizes
@@ -75,6 +77,9 @@ class BaseOC(nn.Module):
 class PyramidOC(nn.Module):
     """Pyramid-OC: a unit per scale, shared by its k x k tiles, beside x widened to as many channels; 1x1 fused.
 
+    In training the fusion is a sum over the units and over C channels of the widened x at a time, each of which is
+    computed again for the backward pass; neither they nor their concatenation are kept.
+
     Args:
         units: one for each scale, which take the number of tiles per side.
         scales: k of each.
@@ -90,15 +95,27 @@ class PyramidOC(nn.Module):
     def __init__(self, units: Sequence[nn.Module], scales: Sequence[int], channels: int) -> None:
         super().__init__()
         self.units, self.scales = nn.ModuleList(units), tuple(scales)
-        self.widen = ConvNormReLU(channels, len(scales) * channels, 1)
+        self.widen = nn.ModuleList(ConvNormReLU(channels, channels, 1) for _ in scales)
         self.fuse = ConvNormReLU(2 * len(scales) * channels, channels, 1)
 
     def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
-        contexts = [
-            unit(x, maps if tiles == 1 else None, tiles=tiles)
-            for unit, tiles in zip(self.units, self.scales, strict=True)
-        ]
-        return self.fuse(torch.cat([*contexts, self.widen(x)], 1))
+        branches = [*map(self.context(maps), self.units, self.scales), *self.widen]
+        if not recording(self, x):
+            return self.fuse(torch.cat([branch(x) for branch in branches], 1))
+        conv, norm, relu = self.fuse
+        weights = cast("Tensor", conv.weight).chunk(len(branches), 1)
+        y = sum(recomputed(partial(fused, branch), self, x, w) for branch, w in zip(branches, weights, strict=True))
+        return relu(norm(y))
+
+    @staticmethod
+    def context(maps: Maps | None) -> Callable[[nn.Module, int], Callable[[Tensor], Tensor]]:
+        """From a unit and its k to the function from x to its context."""
+        return lambda unit, tiles: partial(unit, maps=maps if tiles == 1 else None, tiles=tiles)
+
+
+def fused(branch: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
+    """A branch's part of the fusion, before its norm."""
+    return F.conv2d(branch(x), weight)
 
 
 class AspOCHead(nn.Module):

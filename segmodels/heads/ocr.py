@@ -7,11 +7,11 @@ also where a batch norm makes it redundant.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
+from segmodels.heads.nonlocal_ import few_keys
 from segmodels.layers import Classifier, resize
 
 
@@ -40,13 +40,9 @@ class ObjectContext(nn.Module):
         if maps is not None:
             maps.add("regions", regions.unflatten(2, coarse.shape[2:]))
         objects = (x.flatten(2) @ regions.to(x.dtype).mT).unsqueeze(3)  # (B, C, K, 1)
-        q, k, v = (
-            # Fused kernels take one head of contiguous channels: (B, 1, N or K, C).
-            y.flatten(2).mT.contiguous().unsqueeze(1)
-            for y in (self.query(x), self.key(objects), self.value(objects))
-        )
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.project(y.squeeze(1).mT.unflatten(2, x.shape[2:]))
+        q, k, v = (y.flatten(2) for y in (self.query(x), self.key(objects), self.value(objects)))
+        y = v @ few_keys(q, k, k.shape[1] ** -0.5)
+        return self.project(y.unflatten(2, x.shape[2:]))
 
 
 class OCR(nn.Module):

@@ -5,12 +5,15 @@ divides a plain sum by their number. Its own operator, which reads the over-comp
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import choose, positive
 from segmodels.heads.maps import Maps
+from segmodels.heads.nonlocal_ import tokens
 from segmodels.layers import Classifier, ConvNormReLU, resize
 
 KINDS = {"bi": ("collect", "distribute"), "collect": ("collect",), "distribute": ("distribute",)}
@@ -20,8 +23,8 @@ class PointAttention(nn.Module):
     """One branch of PSA: pixel i predicts, for each of (2h − 1)(2w − 1) offsets, how it relates to the pixel there.
 
     Collecting, i is the target and gathers from all sources; distributing, i is the source and gives to all targets.
-    Each target's weights sum to 1. Of the over-complete map, the entries whose offsets stay on the map are read by an
-    index that is built once.
+    Each target's weights sum to 1. Of the over-complete map, what stays on the map is read in place,
+    see `windows`.
 
     Args:
         in_channels: width of the input.
@@ -35,8 +38,6 @@ class PointAttention(nn.Module):
     Shape: (B, in_channels, H, W) -> (B, channels, h, w).
     """
 
-    index: Tensor
-
     def __init__(self, in_channels: int, channels: int, size: tuple[int, int], *, collect: bool) -> None:
         super().__init__()
         self.size, self.collect = size, collect
@@ -45,14 +46,13 @@ class PointAttention(nn.Module):
             ConvNormReLU(channels, channels, 1),
             nn.Conv2d(channels, (2 * size[0] - 1) * (2 * size[1] - 1), 1, bias=False),
         )
-        self.register_buffer("index", offset_index(size), persistent=False)
 
     def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
         x = resize(self.reduce(x), self.size)
-        # (B, i, offset) -> (B, i, j); neighbouring j read neighbouring memory.
-        overcomplete = self.offsets(x).flatten(2).mT
-        relation = overcomplete.gather(2, self.index.expand(x.shape[0], -1, -1))
-        weights = relation.softmax(2 if self.collect else 1)
+        # The last convolution as a product of matrices, which puts all offsets of a pixel side by side.
+        weight = cast("Tensor", self.offsets[1].weight).flatten(1)
+        overcomplete = F.linear(tokens(self.offsets[0](x)), weight)  # (B, h, w, offsets)
+        weights = windows(overcomplete, self.size).softmax(2 if self.collect else 1)
         if maps is not None:
             row, column = maps.cell(self.size)
             pixel = weights[:, row * self.size[1] + column].unflatten(1, self.size)
@@ -145,11 +145,17 @@ def psanet_head(
     return PSANet(in_channels[-1], num_classes, channels, kinds, size, shrink, dropout)
 
 
-def offset_index(size: tuple[int, int]) -> Tensor:
-    """Which of the (2h − 1)(2w − 1) offsets leads from pixel i to pixel j: (h·w, h·w)."""
-    height, width = size
-    rows, columns = torch.arange(height), torch.arange(width)
-    down = rows - rows[:, None] + height - 1  # (i, j)
-    right = columns - columns[:, None] + width - 1
-    index = down[:, None, :, None] * (2 * width - 1) + right[None, :, None, :]  # (i's row, column, j's row, column)
-    return index.flatten(2).flatten(0, 1)
+def windows(overcomplete: Tensor, size: tuple[int, int]) -> Tensor:
+    """What of its (2h − 1)(2w − 1) offsets each pixel needs: those that stay on the map.
+
+    They are a window of h x w offsets, which moves against the pixel: one row or column less down or right for each
+    that the pixel is further. So steps from pixel to pixel, shortened by one offset, read all windows without an index.
+
+    Shape: (B, h, w, (2h − 1)(2w − 1)), contiguous -> (B, i, j), the relation of pixel i to pixel j.
+    """
+    (height, width), offsets = size, overcomplete.shape[3]
+    line = 2 * width - 1  # offsets of one row
+    steps = (height * width * offsets, width * offsets - line, offsets - 1, line, 1)
+    first = (height - 1) * line + width - 1  # the offset (0, 0): of the first pixel to itself
+    shape = (overcomplete.shape[0], height, width, height, width)
+    return overcomplete.as_strided(shape, steps, first).flatten(3).flatten(1, 2)

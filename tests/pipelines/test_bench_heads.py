@@ -8,7 +8,7 @@ import torch
 
 from pipelines.bench import heads
 from pipelines.bench.memory import LiveStorages, peak_bytes
-from pipelines.bench.rounds import Disagreement, agreement
+from pipelines.bench.rounds import Disagreement, agreement, in_turns
 from pipelines.bench.unit_case import Case, drawn_peaks
 from pipelines.bench.units import UNITS
 from pipelines.recipe import RecipeError
@@ -99,6 +99,29 @@ def test_table_has_both_forms_and_the_heads_beside():
     text = report.markdown()
     assert "goal: tgm+trm fp32 2x faster or 4x smaller:" in text
     assert text.count("\n|---") == 2
+
+
+@pytest.mark.parametrize(
+    ("both", "peak", "found"),
+    [
+        ([0.95, 0.98, 1.01], 1.004, ["equal", "equal"]),
+        ([0.97, 0.98, 0.99], 0.994, ["slower", "larger"]),  # near, but all rounds agree
+        ([0.90, 0.96, 1.10], 1.006, ["slower", "smaller"]),  # the rounds do not, but it is far
+        ([1.01, 1.02, 1.02], 4.0, ["faster", "smaller"]),
+    ],
+)
+def test_equal_is_near_one_and_on_both_sides_of_it(both, peak, found):
+    against = {"both": both, "peak": [peak]}
+    assert list(heads.verdicts(against).values()) == found
+    behind = heads.shortfall(against)
+    assert ("both" in behind, "peak" in behind) == ("slower" in found, "larger" in found)
+
+
+def test_turns_go_both_ways_after_one_that_is_not_counted():
+    calls = []
+    cases = {name: lambda name=name: calls.append(name) or float(len(calls)) for name in "ab"}
+    assert in_turns(cases, 2) == {"a": [4.0, 5.0], "b": [3.0, 6.0]}
+    assert "".join(calls) == "abbaab"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from segmodels.heads.ctnet import ChannelConvolution, ctnet_head
 from segmodels.heads.maps import Maps
 
 B, IN, C, H, W, KEY, N = 2, 5, 8, 5, 3, 4, 3
+SMALL = {"channels": C, "key_channels": KEY, "kernels": (3, 4, 5), "even_kernels": True}
 
 HEADS = [
     {},
@@ -27,7 +28,8 @@ every_head = pytest.mark.parametrize("keywords", HEADS, ids=lambda k: "-".join(m
 
 def build(**keywords):
     """A head in float64, every weight and statistic far from its start."""
-    head = ctnet_head([7, IN], N, **{"channels": C, "key_channels": KEY, "kernels": (3, 4, 5)} | keywords).double()
+    head = ctnet_head([7, IN], N, **SMALL | keywords)
+    head = head.double()
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3 if parameter.ndim > 1 else 1)
     for norm in head.modules():
@@ -179,7 +181,7 @@ def test_class_vectors_are_parallel_so_the_relation_starts_near_uniform():
 
 
 def test_even_kernels_reach_one_further_right():
-    gate = ChannelConvolution(C, (4,), mix=False)
+    gate = ChannelConvolution(C, (4,), even=True, mix=False)
     torch.nn.init.ones_(gate.reaches[0].weight)
     p = torch.zeros(1, C)
     p[0, 4] = 1
@@ -207,6 +209,10 @@ def test_published_increment(golden):
         ({"gate": "eca"}, r"kernels is \(3, 4, 5\); allowed: one or more for gate 'mce', one for 'eca' \(\[9\]\)"),
         ({"kernels": []}, r"kernels is \(\); allowed"),
         ({"kernels": [3, 9]}, "kernels has 9, longer than the channel axis; allowed: 1 to channels=8.*widen channels"),
+        (
+            {"kernels": [3, 4], "even_kernels": False},
+            "kernels has 4, .*allowed: odd .* with even_kernels: true",
+        ),
         ({"kernels": [0]}, "kernels is 0; allowed: an integer of at least 1"),
         ({"gate_bias": "all"}, "unknown gate_bias 'all'; allowed: channel, shared, none"),
         ({"gate": "se", "se_reduction": 9}, "se_reduction is 9; allowed: 1 to channels=8"),
@@ -220,4 +226,9 @@ def test_published_increment(golden):
 )
 def test_bad_values(keywords, message):
     with pytest.raises(ValueError, match=message):
-        build_head("ctnet", [IN], N, **{"channels": C, "key_channels": KEY, "kernels": (3, 4, 5)} | keywords)
+        build_head(
+            "ctnet",
+            [IN],
+            N,
+            **SMALL | keywords,
+        )

@@ -4,6 +4,7 @@ import torch
 from segmodels.segmentor import build_segmentor
 
 CROP = (64, 96)
+OCNET = {"name": "ocnet", "channels": 8}
 
 
 def build(crop=CROP, stride=16, **parts):
@@ -72,6 +73,15 @@ def test_builds_on_the_meta_device():
         ({"crop": (0, 64)}, "crop is 0"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"head": {"name": "reconet", "feature_size": [7, 7]}}, r"feature_size is \(7, 7\).*gives \(4, 6\)"),
+        (
+            {"head": {"name": "ocnet", "channels": 8, "partition": [5, 2]}},
+            r"'ocnet' on a crop of .*partition is \(5, 2\)",
+        ),
+        ({"head": OCNET | {"scheme": "pyramid", "attention": "sa"}}, "pyramid has 6 x 6 tiles"),
+        (
+            {"head": OCNET | {"scheme": "asp", "pool": 5}},
+            "pool is 5, .* Lower pool, or enlarge",
+        ),
     ],
 )
 def test_bad_recipes(parts, message):

@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "channels": 16,
         "key_channels": 8,
         "kernels": [16],
+        "even_kernels": True,
         "gate_bias": "shared",
         "scale": False,
     },

@@ -15,7 +15,8 @@ def pyramid_plain(module: PyramidOC, x: Tensor) -> Tensor:
     """`PyramidOC` of units `SelfAttention`, with its weights: (B, C, H, W) -> (B, C, H, W)."""
     units: Any = module.units
     contexts = [tiled_plain(unit, x, tiles) for unit, tiles in zip(units, module.scales, strict=True)]
-    return run([module.fuse], torch.cat([*contexts, run([module.widen], x)], 1))
+    wide = torch.cat([run([layer], x) for layer in module.widen], 1)
+    return run([module.fuse], torch.cat([*contexts, wide], 1))
 
 
 def tiled_plain(module: SelfAttention, x: Tensor, tiles: int) -> Tensor:

@@ -1,0 +1,116 @@
+"""Layers that keep less for the backward pass and compute it again: memory bounds the crop, 1x1 convolutions are cheap.
+
+All of it gives first derivatives only, and steps aside in a compiler, which weighs by itself what to keep.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from segmodels.layers import ConvNormReLU
+
+WITHIN: ContextVar[bool] = ContextVar("WITHIN", default=False)  # `plainly`
+
+
+class LeanConvNormReLU(ConvNormReLU):
+    """A 1x1 `ConvNormReLU` that keeps its output, but computes the input of its batch norm again.
+
+    Shape: (B, in, H, W) -> (B, out, H, W).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, relu = self
+        y = conv(x)
+        if WITHIN.get() or not recording(self, x):
+            return relu(norm(y))
+        source, dtype, norm_input = x.detach(), y.dtype, weakref.ref(y)  # autograd holds on to the hooks
+
+        def unpack(saved: Tensor | None) -> Tensor:
+            if saved is not None:
+                return saved
+            with torch.no_grad(), torch.autocast(source.device.type, enabled=False):
+                return F.conv2d(source.to(dtype), cast("Tensor", conv.weight).to(dtype))
+
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: None if saved is norm_input() else saved, unpack):
+            z = norm(y)
+        return relu(z)
+
+
+def recomputed(function: Callable[..., Tensor], module: nn.Module, *inputs: Tensor) -> Tensor:
+    """`function(*inputs)`, computed again for the backward pass, but for fused attention, whose result is kept.
+
+    Args:
+        function: without random numbers.
+        module: has the parameters and the batch norms that it uses; these count each batch once.
+        inputs: what is kept.
+    """
+    if WITHIN.get() or not recording(module, *inputs):
+        return function(*inputs)
+
+    def contexts() -> tuple[Any, Any]:
+        first, again = create_selective_checkpoint_contexts(keep_attention)
+        return first, second_pass(module, again)
+
+    def within(*tensors: Tensor) -> Tensor:
+        with plainly():
+            return function(*tensors)
+
+    return cast(
+        "Tensor",
+        checkpoint(
+            within,
+            *inputs,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            determinism_check="none",
+            context_fn=contexts,
+        ),
+    )
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Within it nothing is computed again."""
+    token = WITHIN.set(True)
+    try:
+        yield
+    finally:
+        WITHIN.reset(token)
+
+
+def recording(module: nn.Module, *inputs: Tensor) -> bool:
+    """Whether autograd keeps anything of this pass."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    return any(t.requires_grad for t in (*inputs, *module.parameters()))
+
+
+def keep_attention(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """What becomes of an operation's result."""
+    fused = "scaled_dot_product" in str(operation)
+    return CheckpointPolicy.MUST_SAVE if fused else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@contextlib.contextmanager
+def second_pass(module: nn.Module, again: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+    """The second pass, whose running statistics are thrown away: the first has counted the batch."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm in norms:
+        norm._buffers.update({name: None if b is None else b.clone() for name, b in norm._buffers.items()})
+    try:
+        with again:
+            yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)

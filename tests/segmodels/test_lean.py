@@ -1,0 +1,129 @@
+"""What is computed again for the backward pass: the same gradients, batches counted once, less that is kept."""
+
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipelines.bench.memory import peak_bytes
+from pipelines.bench.plain.pyramid import pyramid_plain
+from pipelines.bench.rounds import training_passes
+from segmodels.heads.catalog import build_head
+from segmodels.heads.lean import LeanConvNormReLU, recomputed
+from segmodels.heads.object_attention import SelfAttention
+from segmodels.heads.ocnet import PyramidOC
+from segmodels.layers import ConvNormReLU
+
+
+def gradients(y, leaves):
+    return torch.autograd.grad(y, leaves, torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y))
+
+
+def test_lean_layer_keeps_its_output_alone():
+    lean, full = LeanConvNormReLU(3, 4).double(), ConvNormReLU(3, 4, 1).double()
+    full.load_state_dict(lean.state_dict())
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    kept = []
+    lean[0].register_forward_hook(lambda module, given, output: kept.append(weakref.ref(output)))
+    fast, slow = lean(x), full(x)
+    assert kept[0]() is None
+    probe = torch.randn_like(fast)
+    pairs = (torch.autograd.grad(y, [x, *m.parameters()], probe) for y, m in ((fast, lean), (slow, full)))
+    assert all(torch.allclose(a, b) for a, b in zip(*pairs, strict=True))
+    assert lean[1].num_batches_tracked == 1
+    assert torch.equal(lean[1].running_var, full[1].running_var)
+
+
+def test_lean_layer_under_autocast():
+    lean, full = LeanConvNormReLU(3, 4), ConvNormReLU(3, 4, 1)
+    full.load_state_dict(lean.state_dict())
+    x = torch.randn(2, 3, 4, 5)
+    for layer in (lean, full):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+    assert all(torch.allclose(a.grad, b.grad) for a, b in zip(lean.parameters(), full.parameters(), strict=True))
+
+
+class Names(TorchDispatchMode):
+    """The operations that run within it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.name().partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def count(self, name):
+        return self.seen.count(name)
+
+
+class Attention(nn.Module):
+    """A layer with a norm, and fused attention within its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = ConvNormReLU(3, 4, 1)
+
+    def forward(self, x):
+        y = self.layer(x).flatten(2).mT.contiguous().unsqueeze(1)
+        return F.scaled_dot_product_attention(y, y, y)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_computed_again_with_fused_attention_kept(training):
+    module, x = Attention().double().train(training), torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *module.parameters()]
+    expected = gradients(module(x), leaves)
+    before = {k: v.clone() for k, v in module.named_buffers()}
+    with Names() as names:
+        y = recomputed(module, module, x)
+        moved = {k: v.clone() for k, v in module.named_buffers()}
+        found = gradients(y, leaves)
+    assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
+    assert names.count("aten::convolution") == 2
+    assert names.count("aten::_scaled_dot_product_flash_attention_for_cpu") == 1
+    assert all(torch.equal(v, moved[k]) for k, v in module.named_buffers())
+    assert moved["layer.1.num_batches_tracked"] == before["layer.1.num_batches_tracked"] + training
+
+
+def test_nothing_is_computed_again_without_gradients():
+    module, calls = Attention(), []
+    module.layer[0].register_forward_hook(lambda *_: calls.append("layer"))
+    with torch.no_grad():
+        recomputed(module, module, torch.randn(2, 3, 4, 5))
+    assert calls == ["layer"]
+
+
+@pytest.mark.parametrize("attention", ["sa", "isa"])
+@pytest.mark.parametrize("training", [True, False])
+def test_pyramid_oc_in_training_is_its_form_with_all_maps_side_by_side(attention, training):
+    keywords = {"channels": 4, "key_channels": 4, "scheme": "pyramid", "attention": attention, "pyramid": [1, 2]}
+    context = build_head("ocnet", [6], 3, partition=[2, 2], **keywords).context.double().train(training)
+    x = torch.randn(2, 4, 5, 7, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *context.parameters()]
+    before = {k: v.clone() for k, v in context.state_dict().items()}
+    y = context(x)
+    moved = {k: v.clone() for k, v in context.state_dict().items()}
+    found = gradients(y, leaves)
+    assert all(torch.equal(v, moved[k]) for k, v in context.state_dict().items())
+    context.load_state_dict(before)
+    branches = [unit(x, tiles=k) for unit, k in zip(context.units, context.scales, strict=True)]
+    slow = context.fuse(torch.cat([*branches, *(layers(x) for layers in context.widen)], 1))
+    assert torch.allclose(y, slow)
+    assert all(torch.allclose(a, b) for a, b in zip(found, gradients(slow, leaves), strict=True))
+    assert all(torch.allclose(v, moved[k]) for k, v in context.state_dict().items())
+
+
+def test_pyramid_oc_holds_a_third_of_its_peer():
+    units = [SelfAttention(16, 8, 8, 2) for _ in range(4)]
+    module, x = PyramidOC(units, (1, 2, 3, 6), 16), torch.randn(2, 16, 12, 12, requires_grad=True)
+    ours, plain = (
+        peak_bytes(training_passes(module, form, [x]), "cpu") for form in (PyramidOC.__call__, pyramid_plain)
+    )
+    assert 3 * ours < plain
