@@ -42,12 +42,13 @@ class Sizes:
 
 
 @contextlib.contextmanager
-def ray_cluster(workers: Workers, store_bytes: int = 512 << 20) -> Iterator[Sizes]:
+def ray_cluster(workers: Workers, store_bytes: int = 512 << 20, slots: int = 1) -> Iterator[Sizes]:
     """A Ray session sized for `workers`: the cluster of RAY_ADDRESS, else a local one on loopback alone.
 
     Args:
         workers: the recipe's wishes.
         store_bytes: object store of a local session, in bytes.
+        slots: runs of that size that a local session has room for, an equal part of the machine each.
 
     Raises:
         SetupError: a submitted job without its working directory, or packages shadowed on the nodes.
@@ -56,7 +57,7 @@ def ray_cluster(workers: Workers, store_bytes: int = 512 << 20) -> Iterator[Size
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     cores, gpus = machine()
     if not joins():
-        sizes = size_workers(workers, cores=cores, gpus=gpus, logical=None)
+        sizes = size_workers(workers, cores=max(1, cores // slots), gpus=gpus // slots, logical=None)
         os.environ.update({k: v for k, v in (LOCAL | own_folder()).items() if k not in os.environ})
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     import ray
@@ -69,7 +70,7 @@ def ray_cluster(workers: Workers, store_bytes: int = 512 << 20) -> Iterator[Size
         join()
         sizes = size_workers(workers, **totals())
     else:
-        logical = sizes.count * (1 + sizes.feed_tasks) + 1
+        logical = slots * (sizes.count * (1 + sizes.feed_tasks) + 1)
         ray.init(
             address="local",
             num_cpus=max(cores, logical),

@@ -173,18 +173,34 @@ def load_recipe(source: str | Path, overrides: typing.Sequence[str] = ()) -> Rec
         RecipeError: no such file, not YAML, an unknown key, a wrong type or an impossible value.
     """
     path = find_recipe(str(source))
+    page = read_page(path, f"a recipe is a mapping of keys; see {RECIPES}")
+    for override in overrides:
+        apply_override(page, override)
+    recipe = make_recipe(page)
+    if recipe.name is None:
+        recipe = dataclasses.replace(recipe, name=f"{path.stem}-{fingerprint(recipe)[:8]}")
+    return recipe
+
+
+def read_page(path: Path, wanted: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds; `wanted` ends the message when it holds something else.
+
+    Raises:
+        RecipeError: not YAML, or no mapping.
+    """
     try:
         page = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {error}") from None
     if not isinstance(page, dict):
-        raise RecipeError(f"{path} holds {type(page).__name__}, a recipe is a mapping of keys; see {RECIPES}")
-    for override in overrides:
-        apply_override(page, override)
+        raise RecipeError(f"{path} holds {type(page).__name__}, {wanted}")
+    return page
+
+
+def make_recipe(page: dict[str, Any]) -> Recipe:
+    """The recipe of a page, its keys, types and values checked; its name stays open where the page has none."""
     recipe = typing.cast(Recipe, convert(Recipe, page, ""))
     check(recipe)
-    if recipe.name is None:
-        recipe = dataclasses.replace(recipe, name=f"{path.stem}-{fingerprint(recipe)[:8]}")
     return recipe
 
 
@@ -199,13 +215,29 @@ def find_recipe(source: str) -> Path:
 
 def apply_override(page: dict[str, Any], override: str) -> None:
     """Set `a.b=value` (value in YAML) in the page; list entries by position, stages by name too."""
+    set_key(page, *read_override(override))
+
+
+def read_override(override: str) -> tuple[str, Any]:
+    """Key and value of `a.b=value`."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise RecipeError(f"override {override!r} is not of the form key=value, e.g. head.rank=32")
-    *parents, last = key.split(".")
     try:
-        value = yaml.safe_load(text)
-        node: Any = page
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r} cannot be applied: {error}") from None
+
+
+def set_key(page: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a page to a value as YAML gives it.
+
+    Raises:
+        RecipeError: the key leads nowhere.
+    """
+    *parents, last = key.split(".")
+    node: Any = page
+    try:
         for part in parents:
             if isinstance(node, dict):
                 if node.get(part) is None:
@@ -214,8 +246,8 @@ def apply_override(page: dict[str, Any], override: str) -> None:
             else:
                 node = node[position(node, part, key)]
         node[last if isinstance(node, dict) else position(node, last, key)] = value
-    except (yaml.YAMLError, TypeError, IndexError) as error:
-        raise RecipeError(f"override {override!r} cannot be applied: {error}") from None
+    except (TypeError, IndexError) as error:
+        raise RecipeError(f"override {f'{key}={value}'!r} cannot be applied: {error}") from None
 
 
 def position(entries: Any, part: str, key: str) -> int:

@@ -10,7 +10,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,24 +107,41 @@ def run_legs(recipe: Recipe, legs: Sequence[Leg], folder: Path, sizes: Sizes, tr
         RecipeError: a worker found its input at fault.
         RunFailed: the workers failed for good, or the loss stopped being finite.
     """
-    jobs, parts, system = [], [], System()
+    jobs, parts = prepare_legs(recipe, legs, folder, sizes, tracker.output, System().sample)
+    tracker.resume()
+    with tracker.sending([part.folder for part in parts]), shown(parts):
+        fit(jobs, folder)
+
+
+def prepare_legs(
+    recipe: Recipe,
+    legs: Sequence[Leg],
+    folder: Path,
+    sizes: Sizes,
+    output: Path,
+    sample: Callable[[Path], None] = lambda path: None,
+) -> tuple[list[Job], list[Part]]:
+    """What the workers do of the stages that are not done, and how the driver follows and finishes each.
+
+    Args:
+        output: where downloaded weights lie.
+        sample: notes what the machine does in a stage's system.jsonl.
+    """
+    jobs, parts = [], []
     for index, leg in enumerate(legs):
         place = folder / leg.stage.name
         if (place / "done.json").exists():
             print(f"{leg.stage.name:>18}  is finished, not run again")
             continue
         place.mkdir(exist_ok=True)
-        weights, digest = localise(recipe.backbone.weights, tracker.output) if index == 0 else (None, None)
+        weights, digest = localise(recipe.backbone.weights, output) if index == 0 else (None, None)
         initial = last_checkpoint(folder, legs[index - 1]) if index else None
         jobs.append(make_job(recipe, leg, place, sizes, weights, initial))
         facts = about(recipe, leg, digest)
         write_text(place / "about.json", json.dumps(facts))
         finish = functools.partial(finish_leg, recipe, leg, folder)
-        sample = functools.partial(system.sample, place / "system.jsonl")
-        parts.append(Part(place, place / OUTCOME, facts, finish, sample))
-    tracker.resume()
-    with tracker.sending([part.folder for part in parts]), shown(parts):
-        fit(jobs, folder)
+        parts.append(Part(place, place / OUTCOME, facts, finish, functools.partial(sample, place / "system.jsonl")))
+    return jobs, parts
 
 
 def make_job(recipe: Recipe, leg: Leg, place: Path, sizes: Sizes, weights: str | None, initial: Path | None) -> Job:

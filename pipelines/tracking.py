@@ -1,5 +1,7 @@
 """MLflow, and the only importer of it: a parent run per chain, a child per stage, fed from the local record.
 
+Of a study's trial the chain's run is a child of the study's, and a trial of one stage has no run below it.
+
 The record (record.jsonl) is the truth. A `Sender` in the driver reads it while the workers write and sends it on; how
 far it sent is kept in the run's folder. So a resumed run continues the same MLflow runs without a doubled step, a
 server that was away is caught up with, and `python -m pipelines.replay` sends what it did not come back for.
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,64 @@ def default_uri(output: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output / 'mlflow.db'}"
 
 
+@contextlib.contextmanager
+def connected(uri: str) -> Iterator[Any]:
+    """A client of the tracking server, and within the body what shows whether it answers.
+
+    Raises:
+        SetupError: the server does not answer, or its address holds a secret.
+    """
+    # a server that is away should cost seconds: the record keeps everything, and the next try comes soon
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    import mlflow
+
+    for name in ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    if holds_secret(uri):
+        raise SetupError(f"MLflow's address {hide_secret(uri)} holds a user or password. {CURE}")
+    try:
+        yield mlflow.MlflowClient(tracking_uri=uri)
+    except Exception as error:
+        raise SetupError(
+            f"MLflow at {uri} cannot be used: {first_line(error)} Start the server, or unset "
+            "MLFLOW_TRACKING_URI (and the recipe's `tracking`) to log into a local sqlite file."
+        ) from error
+
+
+def find_experiment(client: Any, name: str, uri: str, output: Path) -> str:
+    """Id of an experiment, created when missing; artifacts of a local store lie beside it."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    place = (output / "mlartifacts" / name).as_uri() if uri.startswith("sqlite:") else None
+    return client.create_experiment(name, artifact_location=place)
+
+
+def send_params(client: Any, run: str, params: Mapping[str, Any]) -> None:
+    """Parameters of a run; those that MLflow would cut are kept whole in params.json."""
+    from mlflow.entities import Param
+
+    texts = {key: str(value) for key, value in params.items()}
+    values = [Param(key, cut(text)) for key, text in texts.items()]
+    for first in range(0, len(values), 100):
+        client.log_batch(run, params=values[first : first + 100])
+    if any(len(text) > PARAM_CHARS for text in texts.values()):
+        client.log_dict(run, texts, "params.json")
+
+
 class Tracker:
     """The MLflow runs of one chain. Creating them fails early; what comes later never stops a training."""
 
-    def __init__(self, recipe: Recipe, output: Path, folder: Path, uri: str | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        output: Path,
+        folder: Path,
+        uri: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         """Find the runs of `folder` (a resume, a replay) or create the parent.
 
         Args:
@@ -54,61 +110,31 @@ class Tracker:
             output: where the default store and the artifacts of a local one lie.
             folder: the run's.
             uri: the tracking server, if not the recipe's, the environment's or the default.
+            tags: of a study's trial: the study's run as its parent, variant and seed.
 
         Raises:
             SetupError: the tracking server does not answer.
         """
-        # a server that is away should cost seconds: the record keeps everything, and the next try comes soon
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        import mlflow
-
-        for name in ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.uri = uri or recipe.tracking or default_uri(output)
-        if holds_secret(self.uri):
-            raise SetupError(f"MLflow's address {hide_secret(self.uri)} holds a user or password. {CURE}")
         self.recipe, self.output, self.folder, self.path = recipe, output, folder, folder / "mlflow.json"
         known = json.loads(self.path.read_text()) if self.path.exists() else {}
         fresh: dict[str, Any] = {"uri": self.uri, "stages": {}, "sent": {}, "ended": []}
-        self.state: dict[str, Any] = known if known.get("uri") == self.uri else fresh
-        try:
-            self.client = mlflow.MlflowClient(tracking_uri=self.uri)
+        fresh["flat"] = bool(tags) and len(recipe.stages) == 1
+        self.state: dict[str, Any] = fresh | known if known.get("uri") == self.uri else fresh
+        self.flat = self.state["flat"]  # one stage: its metrics go to the trial's own run
+        with connected(self.uri) as self.client:
             if "parent" not in self.state:
-                self.experiment = self.find_experiment()
-                self.state["parent"] = self.create(str(recipe.name), {}, flatten(to_page(recipe)))
+                self.experiment = find_experiment(self.client, recipe.experiment, self.uri, output)
+                self.state["parent"] = self.create(str(recipe.name), dict(tags or {}), flatten(to_page(recipe)))
+                self.client.log_text(self.state["parent"], to_yaml(recipe), "recipe.yaml")
                 self.save()
             else:
                 self.experiment = self.client.get_run(self.state["parent"]).info.experiment_id
-        except Exception as error:
-            raise SetupError(
-                f"MLflow at {self.uri} cannot be used: {first_line(error)} Start the server, or unset "
-                "MLFLOW_TRACKING_URI (and the recipe's `tracking`) to log into a local sqlite file."
-            ) from error
-
-    def find_experiment(self) -> str:
-        """Id of the recipe's experiment, created when missing; artifacts of a local store lie beside it."""
-        found = self.client.get_experiment_by_name(self.recipe.experiment)
-        if found is not None:
-            return found.experiment_id
-        local = self.uri.startswith("sqlite:")
-        place = (self.output / "mlartifacts" / self.recipe.experiment).as_uri() if local else None
-        return self.client.create_experiment(self.recipe.experiment, artifact_location=place)
 
     def create(self, name: str, tags: dict[str, str], params: dict[str, Any]) -> str:
-        """A new run with its parameters; those that MLflow would cut are kept whole in params.json. Returns its id."""
-        from mlflow.entities import Param
-
+        """A new run with its parameters. Returns its id."""
         run = self.client.create_run(self.experiment, run_name=name, tags=tags | git_tags()).info.run_id
-        texts = {key: str(value) for key, value in params.items()}
-        values = [Param(key, cut(text)) for key, text in texts.items()]
-        for first in range(0, len(values), 100):
-            self.client.log_batch(run, params=values[first : first + 100])
-        if any(len(text) > PARAM_CHARS for text in texts.values()):
-            self.client.log_dict(run, texts, "params.json")
-        if not tags:
-            self.client.log_text(run, to_yaml(self.recipe), "recipe.yaml")
+        send_params(self.client, run, params)
         return run
 
     def save(self) -> None:
@@ -116,11 +142,21 @@ class Tracker:
         write_text(self.path, json.dumps(self.state, indent=1))
 
     def run_of(self, place: Path) -> str:
-        """Id of a stage's run, a child of the chain's; created where it is missing, the same one after a resume."""
+        """Id of a stage's run, a child of the chain's (or that one itself, of a study's trial of one stage).
+
+        Created where it is missing, the same one after a resume.
+        """
         if place.name not in self.state["stages"]:
             about = read_about(place)
-            tags = about["tags"] | {"mlflow.parentRunId": self.state["parent"]}
-            self.state["stages"][place.name] = self.create(f"{self.recipe.name}/{place.name}", tags, about["params"])
+            if self.flat:
+                run = self.state["parent"]
+                send_params(self.client, run, about["params"])
+                for key, value in about["tags"].items():
+                    self.client.set_tag(run, key, value)
+            else:
+                tags = about["tags"] | {"mlflow.parentRunId": self.state["parent"]}
+                run = self.create(f"{self.recipe.name}/{place.name}", tags, about["params"])
+            self.state["stages"][place.name] = run
             self.save()
         return self.state["stages"][place.name]
 
@@ -149,7 +185,8 @@ class Tracker:
         done = json.loads((place / "done.json").read_text())
         self.client.log_artifact(run, done["best_checkpoint"] or done["checkpoint"], "checkpoint")
         scores = {"mIoU": done["miou"], "mIoU_before": done["miou_before"]} if done["val_rows"] else {}
-        points = [Metric(f"{place.name}/{key}", value * 100, done["time"], 0) for key, value in scores.items()]
+        head = "" if self.flat else f"{place.name}/"
+        points = [Metric(f"{head}{key}", value * 100, done["time"], 0) for key, value in scores.items()]
         self.client.log_batch(self.state["parent"], metrics=points)
         self.client.set_terminated(run, "FINISHED", end_time=done["time"])
 

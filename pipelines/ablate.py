@@ -1,0 +1,98 @@
+#!/usr/bin/env python
+"""Run a study: every variant under every seed, and the table of what they gained beside what was published.
+
+The same command continues a study that was interrupted: what has ended is not run again, what failed is tried anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipelines.door import run
+
+if TYPE_CHECKING:
+    from pipelines.study import Plan
+
+EXAMPLES = """\
+examples:
+  python -m pipelines.ablate sample/rank
+  python -m pipelines.ablate reconet/rank --recipe reconet/camvid_resnet50s --seeds 3 data=/data/shards
+  python -m pipelines.ablate my_study.yaml --at-once 2 workers.count=2 --print
+  ray job submit --working-dir . -- python pipelines/ablate.py reconet/rank data=s3://BUCKET/shards output=/shared
+"""
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("study", help="a YAML file, or a name below pipelines/studies")
+    add("overrides", nargs="*", metavar="key=value", help="replaces a key of the recipe, for all variants")
+    add("--recipe", help="replaces the study's recipe")
+    add("--benchmark", metavar="B", help="train on B/train, validate on B/val; for recipes of one stage")
+    add("--seeds", type=int, metavar="N", help="seeds 0 to N-1 instead of the study's")
+    add("--interval", type=float, metavar="PERCENT", help="confidence of the intervals (default 95; two seeds or more)")
+    add("--at-once", type=int, metavar="N", help="trials at the same time (default: as many as the cluster carries)")
+    add("--name", help="the study's folder, OUTPUT/studies/NAME (default: from its file and its recipe)")
+    add("--print", action="store_true", help="show the study with its trials; end")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse()
+    from pipelines.study import load_study
+
+    plan = load_study(args.study, recipe=args.recipe, benchmark=args.benchmark, seeds=args.seeds, name=args.name,
+                      overrides=args.overrides)  # fmt: skip
+    check_wishes(args, plan)
+    if args.print:
+        show(plan)
+        return
+    from pipelines.studying import run_study  # after the names were checked, and not for --help
+
+    run_study(plan, at_once=args.at_once, confidence=(args.interval or 95.0) / 100)
+
+
+def check_wishes(args: argparse.Namespace, plan: Plan) -> None:
+    """What the command line asks of the study.
+
+    Raises:
+        RecipeError: an interval of one number, or impossible numbers.
+    """
+    from pipelines.recipe import RecipeError
+
+    seeds = list(plan.study.seeds)
+    if args.interval is not None and not 0 < args.interval < 100:
+        raise RecipeError(f"--interval {args.interval:g}: a confidence in percent, above 0 and below 100")
+    if args.interval is not None and len(seeds) < 2:
+        raise RecipeError(
+            f"--interval {args.interval:g} with the seeds {seeds}: one number has no interval; give two seeds or more, "
+            "e.g. --seeds 3"
+        )
+    if args.at_once is not None and args.at_once < 1:
+        raise RecipeError(f"--at-once {args.at_once}: one trial or more")
+
+
+def show(plan: Plan) -> None:
+    """The page with all that the command line set, and the names of the trials."""
+    from pipelines.fair import check_fair, check_models, expand
+    from pipelines.study import to_yaml
+
+    trials: list[Any] = expand(plan)
+    check_models(plan, trials)
+    check_fair(plan, trials)
+    print(to_yaml(plan), end="")
+    count = len(trials) or (plan.study.search.trials if plan.study.search else 0)
+    print(f"# {plan.name}: {count} trials: {', '.join(trial.name for trial in trials) or 'points of the search'}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,162 @@
+"""A study in MLflow: a parent, a child per trial, and a grandchild per stage where a trial has several stages.
+
+MLflow knows four ends. A trial that was stopped early, or that waits for the study to go on, is KILLED there, with what
+happened in its tag `trial`; one that failed for good is FAILED.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.recipe import Recipe, flatten
+from pipelines.record import write_text
+from pipelines.study import Plan, Trial
+from pipelines.tracking import Tracker, connected, default_uri, find_experiment, first_line, git_tags, send_params
+from pipelines.trials import Place, ended
+
+POLL_S = 1.0
+RETRY_S = 15.0
+STATUSES = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "waiting": "KILLED"}
+
+
+class StudyTracker(threading.Thread):
+    """Sends the trials' records while they grow. Creating it fails early; what comes later never stops a study."""
+
+    def __init__(self, plan: Plan, base: Recipe, place: Place) -> None:
+        """Find the study's run in its folder, or create it.
+
+        Raises:
+            SetupError: the tracking server does not answer.
+        """
+        super().__init__(name="mlflow-study", daemon=True)
+        self.plan, self.place, self.path = plan, place, place.folder / "mlflow.json"
+        self.uri = base.tracking or default_uri(place.output)
+        known = json.loads(self.path.read_text()) if self.path.exists() else {}
+        with connected(self.uri) as self.client:
+            if known.get("uri") != self.uri:
+                experiment = find_experiment(self.client, base.experiment, self.uri, place.output)
+                tags = {"mlflow.note.content": plan.study.title, "study": plan.name} | git_tags()
+                run = self.client.create_run(experiment, run_name=plan.name, tags=tags).info.run_id
+                send_params(self.client, run, {"seeds": list(plan.study.seeds), "recipe": plan.study.recipe} | fixed(base))
+                known = {"uri": self.uri, "run": run}
+                write_text(self.path, json.dumps(known))
+            self.client.update_run(known["run"], "RUNNING")
+        self.run_id: str = known["run"]
+        self.trials: dict[str, Trial] = {}
+        self.trackers: dict[str, Tracker] = {}
+        self.ending, self.lock, self.away = threading.Event(), threading.Lock(), False
+
+    def add(self, trial: Trial) -> None:
+        """A trial whose record may grow from now on, or stands already and has not arrived."""
+        path = self.place.trial(trial.name) / "mlflow.json"
+        state = json.loads(path.read_text()) if path.exists() else {}
+        end = ended(trial.recipe, path.parent)
+        if end and state.get("uri") == self.uri and state.get("settled") == end["status"]:
+            return
+        with self.lock:
+            self.trials[trial.name] = trial
+
+    def run(self) -> None:
+        while not self.ending.wait(RETRY_S if self.away else POLL_S):
+            self.deliver()
+
+    def stop(self) -> None:
+        """Take what is still there, then end."""
+        self.ending.set()
+        self.join()
+        self.deliver()
+
+    def deliver(self) -> None:
+        """What MLflow lacks of each trial that has begun; a trial that has ended and arrived is not looked at again."""
+        with self.lock:
+            trials = list(self.trials.values())
+        try:
+            for trial in trials:
+                self.deliver_trial(trial)
+        except Exception as error:  # whatever a client can raise
+            if not self.away:
+                print(f"warning: MLflow at {self.uri}: {first_line(error)}; the study goes on", file=sys.stderr, flush=True)
+            self.away = True
+        else:
+            self.away = False
+
+    def deliver_trial(self, trial: Trial) -> None:
+        """One trial's records, and its end once it has one."""
+        folder = self.place.trial(trial.name)
+        end = ended(trial.recipe, folder)
+        places = [folder / stage.name for stage in trial.recipe.stages]
+        if not (begun := [place for place in places if (place / "record.jsonl").exists()]) and end is None:
+            return
+        tracker = self.tracker_of(trial, folder)
+        for place in begun:
+            tracker.deliver(place)
+        if end is not None:
+            self.settle(tracker, end)
+            with self.lock:
+                del self.trials[trial.name]
+
+    def tracker_of(self, trial: Trial, folder: Path) -> Tracker:
+        """The trial's run, a child of the study's."""
+        if trial.name not in self.trackers:
+            tags = {"mlflow.parentRunId": self.run_id, "variant": trial.variant, "seed": str(trial.seed)}
+            recipe, output = trial.recipe, self.place.output
+            self.trackers[trial.name] = tracker = Tracker(recipe, output, folder, self.uri, tags)
+            tracker.resume()
+        return self.trackers[trial.name]
+
+    def settle(self, tracker: Tracker, end: Mapping[str, Any]) -> None:
+        """How a trial ended: status, tag, mIoU in percent."""
+        run, status = tracker.state["parent"], STATUSES[end["status"]]
+        if end.get("miou") is not None:
+            self.client.log_metric(run, "mIoU", end["miou"] * 100, timestamp=end["time"], step=0)
+        why = f": {end['why']}" if "why" in end else f" at {end['progress']:.0%}" if "progress" in end else ""
+        self.client.set_tag(run, "trial", f"{end['status']}{why}"[:5000])
+        tracker.settle(status)
+        tracker.state["settled"] = end["status"]
+        tracker.save()
+
+    def close(self, files: Mapping[str, Path], best: str | None, status: str) -> None:
+        """Put table, pictures, page and the best trial's whereabouts on the study's run, and end it.
+
+        Args:
+            files: artifacts by the folder they go to.
+            best: name of the best trial; None where none was scored.
+            status: MLflow's, of the study.
+        """
+        try:
+            for name, path in files.items():
+                self.client.log_artifact(self.run_id, str(path), name.rpartition("/")[0] or None)
+            if best:
+                self.name_best(best)
+            for name, tracker in self.trackers.items():
+                if name in self.trials:  # begun and not ended: the study was interrupted
+                    self.settle(tracker, {"status": "waiting"})
+            self.client.set_terminated(self.run_id, status)
+        except Exception as error:
+            print(f"warning: MLflow at {self.uri}, ending the study: {first_line(error)}", file=sys.stderr, flush=True)
+
+    def name_best(self, best: str) -> None:
+        """Which trial did best, and where its checkpoint lies: an artifact of its run, and a file."""
+        folder = self.place.trial(best)
+        state = json.loads((folder / "mlflow.json").read_text())
+        stage, run = list(state["stages"].items())[-1]
+        done = json.loads((folder / stage / "done.json").read_text())
+        path = Path(done["best_checkpoint"] or done["checkpoint"])
+        uri = self.client.get_run(run).info.artifact_uri
+        tags = {"best.trial": best, "best.run": run, "best.checkpoint": f"{uri}/checkpoint/{path.name}"}
+        for key, value in (tags | {"best.checkpoint_file": str(path)}).items():
+            self.client.set_tag(self.run_id, key, value)
+        self.client.log_text(self.run_id, json.dumps(tags | {"file": str(path)}, indent=1), "best_trial.json")
+        self.client.log_metric(self.run_id, "best/mIoU", done["miou"] * 100)
+
+
+def fixed(base: Recipe) -> dict[str, Any]:
+    """The base recipe's keys, as parameters of the study."""
+    page = {k: v for k, v in dataclasses.asdict(base).items() if k not in ("seed", "name")}
+    return flatten(json.loads(json.dumps(page)), "base")

@@ -1,0 +1,158 @@
+"""A study from its checks to its table: everything found wrong before the first trial, then trials, then files."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.cluster import check_nodes, machine, ray_cluster, totals
+from pipelines.door import RunFailed, Stopped
+from pipelines.fair import check_fair, check_models, check_samples, corners, expand
+from pipelines.preflight import Leg, check_share, localise
+from pipelines.published.results import ResultTable, published_values, results_table
+from pipelines.recipe import Recipe, RecipeError, load_recipe, make_recipe
+from pipelines.record import write_text
+from pipelines.runs import keep_recipe, locked, settle
+from pipelines.searching import Listed, Queue, Searched, Source
+from pipelines.stages import SAMPLE, how, store_bytes
+from pipelines.study import Plan, Search, Trial, to_yaml
+from pipelines.study_tracking import StudyTracker
+from pipelines.tracking import default_uri
+from pipelines.trials import ENDED, Place, ended, row_of
+from pipelines.tuning import Watch, fit_trials, room, slots_of, stoppable_trials
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A study that nothing stands against: its trials (none yet of a search), their shards, a word for the caption."""
+
+    plan: Plan
+    base: Recipe
+    trials: list[Trial]
+    legs: dict[str, list[Leg]]
+    root: str
+    caption: str
+
+
+def run_study(plan: Plan, at_once: int | None = None, confidence: float = 0.95) -> Path:
+    """Run what has not ended of a study, print its table, write it with its pictures, send all of it to MLflow.
+
+    Args:
+        at_once: trials at the same time; None for as many as the cluster carries.
+        confidence: of the intervals.
+
+    Returns:
+        The study's folder.
+
+    Raises:
+        RecipeError, DataError, SetupError: bad input, found before a trial starts.
+        RunFailed: some trials failed for good; the table of the others is there.
+        Stopped: SIGTERM or Ctrl-C ended it, resumable.
+    """
+    trials = expand(plan)
+    check_models(plan, trials)
+    check_fair(plan, trials)
+    base = make_recipe(plan.page | {"seed": plan.study.seeds[0], "name": "base"})
+    output = Path(base.output).expanduser().resolve()
+    folder = output / "studies" / plan.name
+    with locked(folder), contextlib.ExitStack() as session:
+        for trial in trials:
+            settle(trial.recipe, folder / "trials" / trial.name)
+        checked = None if base.data == SAMPLE else check(plan, base, trials, base.data)
+        slots = at_once or slots_of(base.workers, *machine())
+        session.enter_context(ray_cluster(base.workers, slots * store_bytes(base), slots))
+        if checked is None:
+            from pipelines.prepare import sample_shards
+
+            checked = check(plan, base, trials, str(sample_shards(output)))
+        sizes, at_once = room(base.workers, **totals(), wanted=at_once)
+        for trial in checked.trials:
+            check_share(trial.recipe, sizes)
+        localise(base.backbone.weights, output)
+        check_nodes(folder, base.tracking or default_uri(output))
+        place = Place(folder, checked.root, output, sizes)
+        write_text(folder / "study.yaml", to_yaml(plan))
+        failed = run_trials(checked, place, at_once, confidence)
+    if failed:
+        raise RunFailed(
+            f"{len(failed)} trial(s) failed for good: {', '.join(failed)}. Why stands in {folder}/trials/NAME/{ENDED}; "
+            "the same command tries them again, from their last checkpoints."
+        )
+    return folder
+
+
+def check(plan: Plan, base: Recipe, trials: list[Trial], root: str) -> Checked:
+    """Open the shards of all variants, or of one point of a search."""
+    seen = trials
+    if plan.study.search:
+        point = next(corners(plan.study.search))
+        seen = [Trial("corner", "corner", plan.study.seeds[0], plan.recipe("corner", point, plan.study.seeds[0]))]
+    legs, caption = check_samples(plan, seen, root)
+    return Checked(plan, base, trials, legs, root, caption)
+
+
+def run_trials(checked: Checked, place: Place, at_once: int, confidence: float) -> list[str]:
+    """Run what is left, then table and files; returns the names of the trials that failed for good."""
+    tracker = StudyTracker(checked.plan, checked.base, place)
+    source, before = source_of(checked, place)
+    for trial in before:
+        tracker.add(trial)
+    tracker.start()
+    status, asked = "FAILED", None
+    try:
+        if left := source.left():
+            print(f"{checked.plan.name}: {left} trial(s) to run, {at_once} at once, {len(before)} ended before; "
+                  f"{place.folder}", flush=True)  # fmt: skip
+            queue = Queue(source)
+            watch = Watch(place, lambda name: look_up(checked, place, name), tracker, left, at_once)
+            with stoppable_trials(place, queue, watch) as told:
+                fit_trials(place, queue, left, at_once, checked.plan.study.stop_early, watch, before)
+                asked = told()
+        status = "KILLED" if asked else "FINISHED"
+    finally:
+        tracker.stop()
+        files, best = ({}, None) if status == "FAILED" else write_table(checked, place, confidence)
+        tracker.close(files, best, status)
+    if asked:
+        code = getattr(signal, asked).value + 128
+        raise Stopped(f"{asked}: the study stopped, its trials wrote checkpoints; the same command goes on", code)
+    print(f"\n{place.folder / 'table.html'}\nLook at it:  uv run mlflow ui --backend-store-uri {tracker.uri}")
+    rows = rows_of(checked, place)
+    return [f"{row['variant']} (seed {row['seed']})" for row in rows if row["status"] == "failed"]
+
+
+def source_of(checked: Checked, place: Place) -> tuple[Source, list[Trial]]:
+    """What is still to run, and the trials that have ended; those that failed are to run again."""
+    if checked.plan.study.search:
+        clear_failed(place, [path.name for path in sorted((place.folder / "trials").glob("*"))])
+        source = Searched(checked.plan, checked.plan.study.search, place)
+        known = [look_up(checked, place, name) for name in source.names if source.known(name)]
+        return source, [trial for trial in known if ended(trial.recipe, place.trial(trial.name))]
+    for trial in checked.trials:
+        place.trial(trial.name).mkdir(parents=True, exist_ok=True)
+        keep_recipe(trial.recipe, place.trial(trial.name))
+    clear_failed(place, [trial.name for trial in checked.trials])
+    before = [trial for trial in checked.trials if ended(trial.recipe, place.trial(trial.name))]
+    names = [trial.name for trial in checked.trials if trial not in before]
+    return Listed(names), before
+
+
+def clear_failed(place: Place, names: Sequence[str]) -> None:
+    """Forget that trials failed, so that they are tried again."""
+    for name in names:
+        note = place.trial(name) / ENDED
+        if note.exists() and '"failed"' in note.read_text():
+            note.unlink()
+
+
+def look_up(checked: Checked, place: Place, name: str) -> Trial:
+    """A trial by its name; one that a search drew from its folder."""
+    for trial in checked.trials:
+        if trial.name == name:
+            return trial
+    recipe = load_recipe(place.trial(name) / "recipe.yaml")
+    return Trial(name, name, recipe.seed, recipe)
