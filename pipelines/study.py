@@ -320,7 +320,9 @@ def check_range(key: str, spec: Mapping[str, Any]) -> None:
     except (TypeError, ValueError):
         raise RecipeError(f"{key}.{kind} = {values!r}: give two numbers, [low, high]") from None
     if not low < high or (kind == "log_uniform" and low <= 0):
-        raise RecipeError(f"{key}.{kind} = {values!r}: low < high" + (", both above 0" if kind == "log_uniform" else ""))
+        raise RecipeError(
+            f"{key}.{kind} = {values!r}: low < high" + (", both above 0" if kind == "log_uniform" else "")
+        )
 
 
 def ablated(study: Study) -> list[str]:

@@ -37,7 +37,12 @@ class Place:
     sizes: Sizes
 
     def trial(self, name: str) -> Path:
+        """A trial's folder."""
         return self.folder / "trials" / name
+
+    def point(self, name: str) -> dict[str, Any]:
+        """Where a trial of a search lies in its space."""
+        return json.loads((self.trial(name) / POINT).read_text())
 
 
 def enter(config: dict[str, Any]) -> None:
@@ -157,7 +162,10 @@ def ended(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
 
 
 def row_of(variant: str, seed: int, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The trial's line for the study's table: fractions, counts, GMACs, MiB."""
+    """The trial's line for the study's table: fractions, counts, GMACs.
+
+    No speed: trials that run at once share the machine. `pipelines.bench` measures speeds.
+    """
     end = ended(recipe, folder) or {"status": "waiting"}
     row: dict[str, Any] = {"variant": variant, "seed": seed, "status": end["status"]}
     row["miou"] = end["miou"] if end["status"] == "done" else None
@@ -165,6 +173,4 @@ def row_of(variant: str, seed: int, recipe: Recipe, folder: Path) -> dict[str, A
     if about.exists():
         params = json.loads(about.read_text())["params"]
         row |= {"parameters": params["cost.parameters"], "gmacs": params["cost.macs"] / 1e9}
-    if end["status"] == "done":
-        row |= {"images_per_s": end["results"][-1]["images_per_s"]}
     return row
