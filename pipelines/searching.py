@@ -58,6 +58,10 @@ class Queue(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing to pickle, for the same reason: Tune writes its searcher to disk before it starts."""
+        return {}
+
 
 class Listed:
     """Trials known beforehand."""

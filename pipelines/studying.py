@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from pipelines.cluster import check_nodes, machine, ray_cluster, totals
 from pipelines.door import RunFailed, Stopped
 from pipelines.fair import check_fair, check_models, check_samples, corners, expand
+from pipelines.population import Population
 from pipelines.preflight import check_share, localise
 from pipelines.recipe import Recipe, load_recipe, make_recipe
 from pipelines.record import write_text
@@ -71,6 +73,8 @@ def run_study(plan: Plan, at_once: int | None = None, confidence: float = 0.95) 
             from pipelines.prepare import sample_shards
 
             checked = check(plan, base, trials, numbers, str(sample_shards(output)))
+        # in a local session Ray's CPUs are bookkeeping, and the machine's cores decide
+        at_once = at_once if os.environ.get("RAY_ADDRESS") else slots
         sizes, at_once = room(base.workers, **totals(), wanted=at_once)
         for trial in checked.trials:
             check_share(trial.recipe, sizes)
@@ -143,7 +147,8 @@ def source_of(checked: Checked, place: Place) -> tuple[Source, list[Trial]]:
     """What is still to run, and the trials that have ended; those that failed are to run again."""
     if checked.plan.study.search:
         clear_failed(place, [path.name for path in sorted((place.folder / "trials").glob("*"))])
-        source = Searched(checked.plan, checked.plan.study.search, place)
+        search = checked.plan.study.search
+        source = (Population if search.algorithm == "pbt" else Searched)(checked.plan, search, place)
         known = [look_up(checked, place, name) for name in source.names if source.known(name)]
         return source, [trial for trial in known if ended(trial.recipe, place.trial(trial.name))]
     for trial in checked.trials:

@@ -7,6 +7,7 @@ from its last checkpoint, and tells Tune again what the record holds.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import threading
@@ -23,6 +24,7 @@ from pipelines.runs import finished
 
 ENDED = "ended.json"
 POINT = "point.json"  # of a trial that a search proposed
+PART = "part.json"  # of one that trains a part of the steps: `until` which share of them, `origin` whose weights
 POLL_S = 0.1
 STATUSES = ("waiting", "running", "done", "stopped", "failed")
 
@@ -94,6 +96,9 @@ def follow(recipe: Recipe, place: Place, folder: Path) -> Iterator[dict[str, Any
     with locked(folder):
         legs = plan_legs(recipe, place.root)
         jobs, parts = prepare_legs(recipe, legs, folder, place.sizes, place.output)
+        if (folder / PART).exists():
+            share = json.loads((folder / PART).read_text())["until"]
+            jobs = [dataclasses.replace(job, until=round(job.steps * share)) for job in jobs]
         timeline(folder, "planned")
         box: list[BaseException] = []
 

@@ -143,6 +143,10 @@ class Watch:
         self.counts = dict.fromkeys(("done", "stopped", "failed"), 0)
         self.closing = threading.Event()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing to pickle: Tune writes its callbacks to disk before it starts, and nobody reads them."""
+        return {}
+
     def started(self, name: str) -> None:
         again = " again, from its last checkpoint" if name in self.began else ""
         self.began[name] = time.time()

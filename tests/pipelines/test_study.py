@@ -13,7 +13,7 @@ from datasets.sample import DataError
 from pipelines.cluster import Sizes
 from pipelines.door import ROOT
 from pipelines.fair import check_fair, check_models, check_samples, covered, expand
-from pipelines.recipe import RecipeError, Workers
+from pipelines.recipe import RecipeError, Workers, load_recipe
 from pipelines.study import load_study, to_yaml, variants_of
 from pipelines.trials import ENDED, Place, Points, ended, row_of
 
@@ -23,7 +23,10 @@ PAGE = {
     "variants": {"narrow": {"set": {"head.channels": 8}}, "wide": {"set": {"head.channels": 16}}},
     "seeds": [0, 1],
 }
-RANK = {"search": {"algorithm": "random", "trials": 3, "space": {"optim.lr": {"log_uniform": [1e-4, 0.1]}}}, "seeds": [0]}
+RANK = {
+    "search": {"algorithm": "random", "trials": 3, "space": {"optim.lr": {"log_uniform": [1e-4, 0.1]}}},
+    "seeds": [0],
+}
 WITHOUT = {"variants": {}, "baseline": None}
 
 
@@ -34,7 +37,9 @@ def study_file(recipe_file, tmp_path):
     def write(recipe=None, /, **changes):
         page = {**PAGE, "recipe": str(recipe_file(**{"workers": {"count": 1, "gpus": 0}, **(recipe or {})})), **changes}
         path = tmp_path / "width.yaml"
-        path.write_text(yaml.safe_dump({key: value for key, value in page.items() if value is not None}, sort_keys=False))
+        path.write_text(
+            yaml.safe_dump({key: value for key, value in page.items() if value is not None}, sort_keys=False)
+        )
         return path
 
     return write
@@ -55,7 +60,9 @@ def test_a_difference_that_nobody_asked_for_is_refused(study_file):
     plan = load_study(study_file())
     trials = expand(plan)
     odd = dataclasses.replace(trials[3].recipe, optim=dataclasses.replace(trials[3].recipe.optim, lr=0.5))
-    with pytest.raises(RecipeError, match=r"unfair: wide-seed1 has optim.lr = 0.5, narrow-seed0 has 0.01.*head.channels"):
+    with pytest.raises(
+        RecipeError, match=r"unfair: wide-seed1 has optim.lr = 0.5, narrow-seed0 has 0.01.*head.channels"
+    ):
         check_fair(plan, [*trials[:3], dataclasses.replace(trials[3], recipe=odd)])
 
 
@@ -144,13 +151,13 @@ def test_what_a_search_may_not_hold(study_file, search, message):
 
 
 def test_a_search_has_one_seed(study_file):
-    with pytest.raises(RecipeError, match="one seed, seeds = .0, 1."):
+    with pytest.raises(RecipeError, match=r"one seed, seeds = .0, 1."):
         load_study(study_file(**(WITHOUT | RANK | {"seeds": [0, 1]})))
 
 
 def test_an_unknown_key_in_a_grid_names_variant_and_nearest_key(study_file):
     plan = load_study(study_file(grid={"optim.momentun": [0.5, 0.9]}, **WITHOUT))
-    with pytest.raises(RecipeError, match=r"variant 'momentun0.5': unknown key 'optim.momentun'; did you mean 'momentum'"):
+    with pytest.raises(RecipeError, match=r"variant 'momentun0.5': unknown key 'optim.momentun'; did you mean"):
         expand(plan)
 
 
@@ -160,7 +167,7 @@ def test_all_variants_that_cannot_be_built_are_named_at_once(study_file):
     with pytest.raises(RecipeError) as caught:
         check_models(plan, expand(plan))
     text = str(caught.value)
-    assert text.startswith("2 of 6 cannot be built") or text.startswith("2 of 3 cannot be built")
+    assert text.startswith("2 of 3 cannot be built")
     assert "variant 'bad'" in text
     assert "chanels" in text
     assert "variant 'worse'" in text
@@ -222,7 +229,9 @@ def test_trials_at_once_follow_from_the_cluster_and_fit_into_it(workers, cluster
 def test_more_trials_at_once_than_fit_are_refused_with_the_arithmetic():
     from pipelines.tuning import room
 
-    with pytest.raises(RecipeError, match=r"5 trial\(s\) at once on 64 core\(s\) and 8 GPU\(s\) leave 12 core\(s\) and 1"):
+    with pytest.raises(
+        RecipeError, match=r"5 trial\(s\) at once on 64 core\(s\) and 8 GPU\(s\) leave 12 core\(s\) and 1"
+    ):
         room(Workers(count=2, gpus=1), cores=64, gpus=8, logical=64.0, wanted=5)
     with pytest.raises(RecipeError, match=r"workers.count = 4 with one GPU each: the cluster has 2 GPU"):
         room(Workers(count=4, gpus=1), cores=64, gpus=2, logical=64.0)
@@ -329,8 +338,9 @@ def test_halving_after_a_restart_decides_as_if_it_had_never_ended(study_file, tm
 
     from pipelines.tuning import scheduler
 
-    plan, place = load_study(study_file({"stages": [{"name": "first", "train": "voc12/train", "val": "voc12/val",
-                             "steps": 8, "val_every": 0.4}]}, stop_early={"grace": 0.25, "reduction": 2})), place_of(tmp_path)  # fmt: skip
+    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 8, "val_every": 0.4}]
+    plan = load_study(study_file({"stages": stages}, stop_early={"grace": 0.25, "reduction": 2}))
+    place = place_of(tmp_path)
     trials = expand(plan)
     for trial, miou in zip(trials[:3], (0.1, 0.2, 0.3), strict=True):
         folder = place.trial(trial.name) / "first"
@@ -374,3 +384,93 @@ def test_the_door_shows_a_study_without_running_it(study_file, monkeypatch, caps
     path = ROOT / "pipelines" / "ablate.py"
     assert path.stat().st_mode & 0o111
     assert path.read_text().startswith("#!/usr/bin/env python\n")
+
+
+def population(study_file, tmp_path, members=4, rounds=3):
+    from pipelines.population import Population
+
+    search = {
+        "algorithm": "pbt",
+        "trials": members,
+        "rounds": rounds,
+        "space": {"optim.lr": {"log_uniform": [1e-3, 1.0]}},
+    }
+    plan = load_study(study_file(**(WITHOUT | RANK | {"search": search})))
+    return plan, Population(plan, plan.study.search, place_of(tmp_path))
+
+
+def end_part(place, name, miou, step):
+    """What a part leaves: its last checkpoint, its best weights, its result."""
+    folder = place.trial(name) / "first"
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    last = folder / "checkpoints" / f"step-{step:08d}.pt"
+    last.write_text(name)
+    (folder / "best.pt").write_text(name)
+    (folder / "done.json").write_text(json.dumps({"miou": miou, "time": 5, "checkpoint": str(last)}))
+
+
+def test_the_worst_of_a_population_goes_on_from_the_best(study_file, tmp_path):
+    plan, members = population(study_file, tmp_path)
+    first = [members.next() for _ in range(4)]
+    assert first == [f"member{m:02d}-round0" for m in range(4)]
+    assert members.next() is None  # round 1 waits for the scores of round 0
+    for name, miou in zip(first, (0.3, 0.5, 0.1, 0.4), strict=True):
+        end_part(members.place, name, miou, 2)
+    second = [members.next() for _ in range(4)]
+    part = {name: json.loads((members.place.trial(name) / "part.json").read_text()) for name in second}
+    assert [part[name]["origin"] for name in second] == [first[0], first[1], first[1], first[3]]
+    assert part[second[0]]["until"] == pytest.approx(2 / 3)
+    rates = [members.place.point(name)["optim.lr"] for name in (*first, *second)]
+    assert [rates[4], rates[5], rates[7]] == [rates[0], rates[1], rates[3]]
+    assert rates[6] not in (rates[1], rates[2])
+    taken = members.place.trial(second[2]) / "first"
+    assert (taken / "checkpoints/step-00000002.pt").read_text() == first[1]
+    assert (taken / "best.pt").read_text() == first[1]
+
+    _, again = population(study_file, tmp_path)  # a driver killed now writes nothing anew, and asks for what is left
+    assert again.left() == 8
+    assert [again.next() for _ in range(4)] == second
+    assert [members.place.point(name)["optim.lr"] for name in second] == rates[4:]
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"trials": 1}, r"1 member\(s\)"),
+        ({"space": {"head.channels": {"choice": [8, 16]}}}, "search.space.head.channels: members"),
+        ({"space": {"view.crop": {"choice": [[32, 32]]}}}, "search.space.view.crop: members"),
+    ],
+)
+def test_what_a_population_cannot_share(study_file, search, message):
+    page = WITHOUT | RANK | {"search": RANK["search"] | {"algorithm": "pbt"} | search}
+    with pytest.raises(RecipeError, match=message):
+        load_study(study_file(**page))
+
+
+def test_a_part_ends_at_its_step_and_goes_on_in_another_folder_with_another_rate(recipe_file, tmp_path, monkeypatch):
+    """Half of the steps at one rate, then from its checkpoint at another: the record shows both, from one schedule."""
+    from pipelines import stages
+    from pipelines.record import read_record
+    from pipelines.stages import run_recipe
+
+    make, halves = stages.make_job, []
+
+    def part(*words):
+        halves.append(dataclasses.replace(make(*words), until=2 if not halves else 4))
+        return halves[-1]
+
+    monkeypatch.setattr(stages, "make_job", part)
+    page = recipe_file(
+        stages=[{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 4, "val_every": 0}]
+    )
+    run_recipe(load_recipe(page, ["name=one", "optim.warmup=0"]))
+    folder = tmp_path / "out/runs"
+    assert [f.name for f in sorted((folder / "one/first/checkpoints").iterdir())] == ["step-00000002.pt"]
+    (folder / "two/first/checkpoints").mkdir(parents=True)
+    for name in ("checkpoints/step-00000002.pt", "best.pt"):
+        (folder / "two/first" / name).hardlink_to(folder / "one/first" / name)
+    run_recipe(load_recipe(page, ["name=two", "optim.warmup=0", "optim.lr=0.5"]))
+    lines = [line for name in ("one", "two") for line in read_record(folder / name / "first/record.jsonl")[0]]
+    rates = [line["lr"] for line in lines if line["kind"] == "train"]
+    assert rates == pytest.approx([0.01, 0.01 * 0.75**0.9, 0.5 * 0.5**0.9, 0.5 * 0.25**0.9])
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [0, 2, 4]
