@@ -1,4 +1,4 @@
-"""Ray Tune runs the trials: as many at once as the cluster carries, retried when they die, stopped when they fall back."""
+"""Ray Tune runs the trials: as many at once as the cluster carries, retried when they die, stopped by a rule."""
 
 from __future__ import annotations
 
@@ -65,7 +65,13 @@ def room(workers: Workers, *, cores: int, gpus: int, logical: float, wanted: int
 
 
 def fit_trials(
-    place: Place, queue: Any, count: int, at_once: int, rule: StopEarly | None, watch: Watch, ended_before: Sequence[Trial]
+    place: Place,
+    queue: Any,
+    count: int,
+    at_once: int,
+    rule: StopEarly | None,
+    watch: Watch,
+    ended_before: Sequence[Trial],
 ) -> None:
     """Let Tune run the trials that the queue names; their folders hold what came of them.
 
@@ -136,6 +142,10 @@ class Watch:
         self.seconds: list[float] = []
         self.counts = dict.fromkeys(("done", "stopped", "failed"), 0)
         self.closing = threading.Event()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing to pickle: Tune writes its callbacks to disk before it starts, and nobody reads them."""
+        return {}
 
     def started(self, name: str) -> None:
         again = " again, from its last checkpoint" if name in self.began else ""
