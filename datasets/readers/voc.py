@@ -183,10 +183,11 @@ def _year(root: Path) -> str:
     """The release's year by the folder's name, else by its first annotation; "" where neither tells."""
     if named := re.fullmatch(r"VOC(\d{4})", root.absolute().name):
         return named[1]
-    for path in (root / "Annotations").glob("[!.]*.xml"):
-        noted = re.search(r"<folder>VOC(\d{4})</folder>", path.read_text(errors="replace"))
-        return noted[1] if noted else ""
-    return ""
+    notes = root / "Annotations"
+    first = [name for name in names_in(notes) if name.endswith(".xml")][:1] if notes.is_dir() else []
+    text = (notes / first[0]).read_text(errors="replace") if first else ""
+    noted = re.search(r"<folder>VOC(\d{4})</folder>", text)
+    return noted[1] if noted else ""
 
 
 def sbd_root(source: Path, root: Path) -> Path:

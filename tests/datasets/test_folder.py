@@ -51,7 +51,7 @@ class TestFolder:
 
     def test_lists(self, tmp_path: Path) -> None:
         write_own(tmp_path)
-        (tmp_path / "train.txt").write_text("003\n001.jpg\n")
+        (tmp_path / "train.txt").write_text("003\r\n001.jpg\r\n", encoding="utf-8-sig")  # as Windows' editor saves it
         (tmp_path / "val.txt").write_text("009\n")
         own = folder(tmp_path)
         assert own.splits == {"train": None, "val": None}
