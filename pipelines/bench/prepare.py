@@ -10,6 +10,7 @@ import argparse
 import shutil
 import tempfile
 import time
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 REPEATS = 3
 DISTINCT = 32  # pictures that are drawn; the files are these, each with a number of its own in it
-PURE_ROWS = 4096  # at most so many are read and encoded bare in a round
+PURE_ROWS = 2048  # at most so many are read and encoded bare in a round
+FORMS = {
+    "jpeg": (".jpg", [1, 95]),  # cv2.IMWRITE_JPEG_QUALITY
+    "png": (".png", [16, 0]),  # cv2.IMWRITE_PNG_COMPRESSION
+}
 GOAL, STORE = 0.8, 2 << 30  # share of the pure speed; bytes of object store that must suffice
 
 
@@ -30,7 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("--gib", type=float, default=0.25, help="images to prepare, GiB (default %(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(375, 500), metavar=("H", "W"), help="default 375 500")
-    parser.add_argument("--quality", type=int, default=95, help="of the JPEG files, 1-100 (default %(default)s)")
+    parser.add_argument("--form", choices=FORMS, default="jpeg", help="jpeg (quality 95), or png, stored without "
+                        "compression: six times the bytes for the same pixels (default %(default)s)")  # fmt: skip
     parser.add_argument(
         "--workers", type=int, metavar="N", help="files written at once (default: this machine's cores)"
     )
@@ -45,8 +51,8 @@ def check(args: argparse.Namespace) -> None:
     """
     from pipelines.recipe import RecipeError
 
-    if args.gib <= 0 or not 1 <= args.quality <= 100 or min(args.size) < 16 or (args.workers or 1) < 1:
-        raise RecipeError("--gib must be above 0, --quality 1 to 100, --size at least 16 16, --workers 1 or more")
+    if args.gib <= 0 or min(args.size) < 16 or (args.workers or 1) < 1:
+        raise RecipeError("--gib must be above 0, --size at least 16 16, --workers 1 or more")
     wanted = (args.folder or Path(tempfile.gettempdir())).absolute()
     place = next(path for path in [wanted, *wanted.parents] if path.exists())
     if (free := shutil.disk_usage(place).free / 2**30) < 2.2 * args.gib:
@@ -65,7 +71,7 @@ def measure(args: argparse.Namespace) -> Report:
 
     workers = args.workers or cores()
     with scratch() as folder:
-        source = draw_release(args.folder or folder, args.gib, tuple(args.size), args.quality)
+        source = draw_release(args.folder or folder, args.gib, tuple(args.size), args.form)
         benchmark = BENCHMARKS["folder"](source)
         items = benchmark.index("train")
         began = time.monotonic()
@@ -92,8 +98,8 @@ def measure(args: argparse.Namespace) -> Report:
     return report(args, facts)
 
 
-def draw_release(parent: Path, gib: float, size: tuple[int, int], quality: int) -> Path:
-    """A folder of one's own of so many GiB of JPEG files, no two of them alike; kept if it is there already."""
+def draw_release(parent: Path, gib: float, size: tuple[int, int], form: str) -> Path:
+    """A folder of one's own of so many GiB of images, no two of them alike; kept if it is there already."""
     import json
 
     import cv2
@@ -101,26 +107,34 @@ def draw_release(parent: Path, gib: float, size: tuple[int, int], quality: int) 
     from datasets.readers.voc import CLASSES
     from pipelines.bench.drawn import draw
 
-    folder = parent / f"drawn-{gib:g}gib-{size[0]}x{size[1]}-q{quality}"
+    folder = parent / f"drawn-{gib:g}gib-{size[0]}x{size[1]}-{form}"
     if (folder / "classes.yaml").exists():  # written last
         return folder
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    ending, options = FORMS[form]
     files = [
-        (cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes(),
-         cv2.imencode(".png", mask)[1].tobytes())
+        (cv2.imencode(ending, image[..., ::-1], options)[1].tobytes(), cv2.imencode(".png", mask)[1].tobytes())
         for image, mask in draw(DISTINCT, size)
-    ]  # fmt: skip
+    ]
     written, number = 0, 0
     while written < gib * 2**30:
         image, mask = files[number % DISTINCT]
-        note = f"{number:08d}".encode()
-        image = image[:2] + b"\xff\xfe" + (len(note) + 2).to_bytes(2, "big") + note + image[2:]  # a JPEG comment
-        (folder / f"images/{number:08d}.jpg").write_bytes(image)
+        image = numbered(image, number)
+        (folder / f"images/{number:08d}{ending}").write_bytes(image)
         (folder / f"masks/{number:08d}.png").write_bytes(mask)
         written, number = written + len(image), number + 1
     (folder / "classes.yaml").write_text(json.dumps({"classes": list(CLASSES)}))
     return folder
+
+
+def numbered(image: bytes, number: int) -> bytes:
+    """The file with a comment that holds a number: other bytes, the same pixels."""
+    note = f"number\0{number:08d}".encode()
+    if image.startswith(b"\xff\xd8"):
+        return image[:2] + b"\xff\xfe" + (len(note) + 2).to_bytes(2, "big") + note + image[2:]
+    chunk = b"tEXt" + note
+    return image[:33] + len(note).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + image[33:]
 
 
 def pure(pool: ProcessPoolExecutor, workers: int, benchmark: Benchmark, items: list[Item]) -> dict[str, float]:
@@ -184,8 +198,8 @@ def report(args: argparse.Namespace, facts: dict[str, Any]) -> Report:
     ]
     mib = {key: facts[key] / 2**20 for key in ("store", "spilled", "largest", "together")}
     notes = [
-        f"{facts['rows']} drawn images of {args.size[1]}x{args.size[0]} pixels, {args.gib:g} GiB, {kib:.0f} KiB each; "
-        f"{facts['workers']} worker(s); {args.repeats} round(s); pure: up to {PURE_ROWS} of the rows a round",
+        f"{facts['rows']} drawn {args.form} images of {args.size[1]}x{args.size[0]} pixels, {args.gib:g} GiB, "
+        f"{kib:.0f} KiB each; {facts['workers']} worker(s); {args.repeats} round(s); pure: up to {PURE_ROWS} of the rows a round",
         f"start of the session and the processes {facts['start']:.1f} s, not counted above",
         f"object store at most {mib['store']:.1f} MiB, {mib['spilled']:.0f} MiB spilled; memory of one process's own "
         f"at most {mib['largest']:.0f} MiB, of all of the session together {mib['together']:.0f} MiB",
