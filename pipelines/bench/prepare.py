@@ -199,7 +199,8 @@ def report(args: argparse.Namespace, facts: dict[str, Any]) -> Report:
     mib = {key: facts[key] / 2**20 for key in ("store", "spilled", "largest", "together")}
     notes = [
         f"{facts['rows']} drawn {args.form} images of {args.size[1]}x{args.size[0]} pixels, {args.gib:g} GiB, "
-        f"{kib:.0f} KiB each; {facts['workers']} worker(s); {args.repeats} round(s); pure: up to {PURE_ROWS} of the rows a round",
+        f"{kib:.0f} KiB each; {facts['workers']} worker(s); {args.repeats} round(s); pure: "
+        f"up to {PURE_ROWS} of the rows a round",
         f"start of the session and the processes {facts['start']:.1f} s, not counted above",
         f"object store at most {mib['store']:.1f} MiB, {mib['spilled']:.0f} MiB spilled; memory of one process's own "
         f"at most {mib['largest']:.0f} MiB, of all of the session together {mib['together']:.0f} MiB",
