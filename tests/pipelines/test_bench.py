@@ -185,8 +185,11 @@ def test_every_command_explains_itself():
 
 
 def test_numbered_pictures_differ_in_bytes_and_not_in_pixels():
+    import io
+
     import cv2
     import numpy as np
+    from PIL import Image
 
     from datasets.sample import decode_image
     from pipelines.bench.prepare import FORMS, numbered
@@ -198,6 +201,8 @@ def test_numbered_pictures_differ_in_bytes_and_not_in_pixels():
         assert len({data, first, second}) == 3
         assert (decode_image(first) == decode_image(data)).all()
         assert (decode_image(second) == decode_image(data)).all()
+        if ending == ".png":
+            assert Image.open(io.BytesIO(first)).text == {"number": "00000001"}  # read only where its checksum holds
 
 
 @pytest.mark.ray
