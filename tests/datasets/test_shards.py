@@ -212,7 +212,9 @@ def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
     assert parts(str(tmp_path / "out")) == []
 
 
-def test_peek_reads_a_row_without_a_copy(own: Benchmark, uri: str, tmp_path: Path) -> None:
+def test_peek_reads_a_row_without_a_copy(own: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.writer.ROW_GROUP", 2)
+    prepare(own, uri := str(tmp_path / "out/train"))
     shards = Shards(uri, tmp_path / "cache")
     rows = [shards.peek(i) for i in range(len(shards))]
     assert not (tmp_path / "cache").exists()

@@ -182,3 +182,40 @@ def test_every_command_explains_itself():
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     assert list(commands.choices) == list(COMMANDS)
     assert all(len(command.description.splitlines()) > 2 for command in commands.choices.values())
+
+
+def test_numbered_pictures_differ_in_bytes_and_not_in_pixels():
+    import io
+
+    import cv2
+    import numpy as np
+    from PIL import Image
+
+    from datasets.sample import decode_image
+    from pipelines.bench.prepare import FORMS, numbered
+
+    picture = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
+    for ending, options in FORMS.values():
+        data = cv2.imencode(ending, picture, options)[1].tobytes()
+        first, second = numbered(data, 1), numbered(data, 2)
+        assert len({data, first, second}) == 3
+        assert (decode_image(first) == decode_image(data)).all()
+        assert (decode_image(second) == decode_image(data)).all()
+        if ending == ".png":
+            assert Image.open(io.BytesIO(first)).text == {"number": "00000001"}  # read only where its checksum holds
+
+
+@pytest.mark.ray
+def test_prepare_at_its_smallest(ray_session, tmp_path, capsys):
+    file = tmp_path / "prepare.json"
+    small = ["--gib", "0.0004", "--size", "40", "50", "--workers", "2", "--repeats", "2", "--folder", str(tmp_path)]
+    main(["prepare", *small, "--json", str(file)])
+    shown, data = capsys.readouterr().out, json.loads(file.read_text())["measured"]
+    assert "goal: prepare / pure, rows/s >= 0.8" in shown
+    assert "there already" in shown
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    images = list((folder / "images").iterdir())
+    assert data["rows"] == len(images) == len({path.read_bytes() for path in images})
+    assert sum(path.stat().st_size for path in images) >= 0.0004 * 2**30
+    assert len(data["rounds"]) == 2
+    assert all(min(case.values()) > 0 for turn in data["rounds"] for case in turn.values())

@@ -267,6 +267,8 @@ def test_overlaps_of_splits():
     (leak,) = overlaps({"train": train, "val": {"x": "2", "y": "9"}})
     assert leak == {"splits": ["train", "val"], "rows": [2, 1], "kind": "leak", "first": [["b", "x"], ["b2", "x"]]}
     assert [pair["kind"] for pair in overlaps({"val": val, "trainval": train | val})] == ["leak"]  # no train: no proof
+    more = train | val | {"z": "9"}  # holds both, and yet another: no union
+    assert [pair["kind"] for pair in overlaps({"train": train, "val": val, "all": more})] == ["leak", "shared"]
     assert [pair["kind"] for pair in overlaps({"val": val, "test": val})] == ["shared"]
     kinds = [pair["kind"] for pair in overlaps({"train": train, "val": train | val, "test": val})]
     assert kinds == ["by design", "by design"]
@@ -297,7 +299,7 @@ def test_report_warns_of_leaks_and_unseen_classes_on_one_page(tmp_path, prepare)
     assert "WARNING  train holds 1 image(s) that it holds already: 2 = copy2" in shown
     page = Page((tmp_path / "out/report.html").read_text())
     assert "a leak" in page.text
-    assert "<b>bird</b>" in page.text  # escaped: text, not a tag
+    assert page.text.count("<b>bird</b>") == 4  # two warnings, two tables; escaped: text, not a tag
     assert "never" in page.text.split()
     assert "script" not in page.tags
     assert len(page.links) == 2

@@ -1,0 +1,59 @@
+"""Processor time and memory of this process and all below it, Ray's among them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+
+POLL_S = 1.0
+
+
+def family() -> Iterator[psutil.Process]:
+    """This process and all that it started, and those that they started."""
+    here = psutil.Process()
+    yield here
+    yield from here.children(recursive=True)
+
+
+def processor_seconds() -> float:
+    """Seconds of the processor that all of the family have taken so far; of processes that ended, nothing."""
+    total = 0.0
+    for process in family():
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+class MemoryPeak(threading.Thread):
+    """Watches the family's memory from a thread.
+
+    Attributes:
+        largest: most bytes that one process held for itself alone.
+        together: most bytes that all held at one time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="memory-peak", daemon=True)
+        self.largest = self.together = 0
+        self.ending = threading.Event()
+
+    def __enter__(self) -> MemoryPeak:
+        self.start()
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        self.ending.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self.ending.wait(POLL_S):
+            held = []
+            for process in family():
+                with contextlib.suppress(psutil.Error):
+                    held.append(process.memory_full_info().uss)
+            self.largest, self.together = max(self.largest, *held), max(self.together, sum(held))
