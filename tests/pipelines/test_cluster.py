@@ -8,7 +8,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.cluster import check_nodes, on_each_node, size_workers
+from pipelines.cluster import Sizes, check_nodes, on_each_node, size_workers, start_early
 from pipelines.door import ROOT, SetupError, check_names
 from pipelines.recipe import RecipeError, Workers, load_recipe
 from pipelines.stages import run_recipe
@@ -113,6 +113,29 @@ def test_an_output_that_nodes_do_not_share_is_refused(tmp_path, monkeypatch):
 @pytest.mark.ray
 def test_every_node_is_looked_at(ray_session):
     assert list(on_each_node(os.path.basename, "/a/b").values()) == ["b"]
+
+
+@pytest.mark.ray
+def test_what_a_training_waits_for_is_started_early(ray_session):
+    import ray
+
+    start_early(ray_session)
+    names = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+    assert {"AutoscalingCoordinator", "datasets_stats_actor"} <= names
+
+
+def test_a_trainer_starts_no_idle_actors(tmp_path, monkeypatch):
+    from pipelines.group import trainer
+
+    def callbacks():
+        made = trainer(print, {}, Sizes(1, 0, 1.0, 1, 1.0), "x", tmp_path, 0)._create_default_callbacks()
+        return {type(callback).__name__ for callback in made}
+
+    alone = callbacks()
+    assert "BackendSetupCallback" in alone
+    assert not alone & {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")  # others' trainings need the room of one that was killed
+    assert callbacks() - alone == {"PlacementGroupCleanerCallback"}
 
 
 @pytest.mark.parametrize("place", ["/proc/nothing/here", "FILE/below"])
