@@ -1,7 +1,9 @@
 """The layers that all heads share."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,6 +34,12 @@ class ConvNormReLU(nn.Sequential):
         )
 
 
+def biased_conv_norm_relu(in_channels: int, out_channels: int, kernel: int = 1) -> nn.Sequential:
+    """`ConvNormReLU` with a bias, which the norm makes redundant, but some published costs count."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
 class Classifier(nn.Conv2d):
     """The last layer of a head: a 1x1 convolution with bias to the K classes.
 
@@ -54,6 +62,12 @@ def check_norm_batch(norm: nn.Module, x: Tensor, what: str) -> None:
             f"{what} got a training batch of 1 image per device; allowed: 2 or more, since its batch norm sees one "
             "value per channel and image. Raise the batch, or lower the number of workers"
         )
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """No automatic lower precision on x's device; the meta device, on which costs are counted, knows of none."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
 from segmodels.heads.nonlocal_ import few_keys
-from segmodels.layers import Classifier
+from segmodels.layers import Classifier, biased_conv_norm_relu
 
 
 class AsymmetricBlock(nn.Module):
@@ -52,13 +52,13 @@ class AsymmetricBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes = sizes
-        self.query = conv_norm_relu(channels, key_channels)
-        self.key = None if shared else conv_norm_relu(low_channels, key_channels)
+        self.query = biased_conv_norm_relu(channels, key_channels)
+        self.key = None if shared else biased_conv_norm_relu(low_channels, key_channels)
         self.value = nn.Conv2d(low_channels, value_channels, 1)
         self.project = nn.Conv2d(value_channels, channels, 1)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
-        fuse = conv_norm_relu(2 * channels, out_channels)
+        fuse = biased_conv_norm_relu(2 * channels, out_channels)
         self.fuse = nn.Sequential(*(fuse if rectify else fuse[:2]), nn.Dropout2d(dropout))
 
     def forward(self, high: Tensor, low: Tensor | None = None) -> Tensor:
@@ -142,11 +142,5 @@ def ann_head(
         within = AsymmetricBlock(
             channels, channels, channels, *widths, sizes, shared=True, rectify=True, dropout=dropout
         )
-    reduce = conv_norm_relu(in_channels[-1], channels, 3)
+    reduce = biased_conv_norm_relu(in_channels[-1], channels, 3)
     return ANN(fusion, reduce, within, channels, positive("num_classes", num_classes))
-
-
-def conv_norm_relu(in_channels: int, out_channels: int, kernel: int = 1) -> nn.Sequential:
-    """Convolution with a bias, which the published cost counts, batch norm and ReLU."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))

@@ -4,7 +4,6 @@ Paper and public code agree, but for the channel attention: the code's softmax i
 energy, which favours unlike channels, where Eq. (3) has the energy itself. We follow the code.
 """
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
 from segmodels.heads.nonlocal_ import attention
-from segmodels.layers import Classifier, ConvNormReLU
+from segmodels.layers import Classifier, ConvNormReLU, without_autocast
 
 
 class PositionAttention(nn.Module):
@@ -67,7 +66,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         f = x.flatten(2)
-        with without_autocast(x.device.type):
+        with without_autocast(x):
             full = f.to(torch.promote_types(x.dtype, torch.float32))
             attention = (-(full @ full.mT)).softmax(2)
         return x + self.beta * (attention.to(x.dtype) @ f).view_as(x)
@@ -156,9 +155,3 @@ def danet_head(
     return DANet(
         in_channels[-1], positive("num_classes", num_classes), positive("channels", channels), branches, dropout
     )
-
-
-def without_autocast(device: str) -> contextlib.AbstractContextManager[None]:
-    """No automatic lower precision, on devices that know of it; the meta device does not."""
-    known = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if known else contextlib.nullcontext()

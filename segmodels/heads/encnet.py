@@ -5,7 +5,6 @@ the smoothing factors s start negative, without the minus of Eq. (1).
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
 from segmodels.heads.pyramid_head import dropout_classifier
-from segmodels.layers import Classifier, ConvNormReLU
+from segmodels.layers import Classifier, ConvNormReLU, without_autocast
 
 
 class Encoding(nn.Module):
@@ -38,7 +37,7 @@ class Encoding(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         size = x.shape[2:]
-        with full_precision(x):
+        with without_autocast(x):
             precise = torch.promote_types(x.dtype, torch.float32)
             x, d, s = (t.to(precise) for t in (x.flatten(2), self.codewords, self.scale))
             distance = x.square().sum(1, keepdim=True) - 2 * (d @ x) + d.square().sum(1, keepdim=True)
@@ -136,10 +135,3 @@ def encnet_head(
         ValueError: codes or channels below 1, or a bad dropout.
     """
     return EncNetHead(in_channels, num_classes, positive("channels", channels), codes, se=se, dropout=dropout)
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[None]:
-    """A context without autocast on x's device; the meta device, on which costs are counted, knows none."""
-    if torch.amp.is_autocast_available(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    return nullcontext()

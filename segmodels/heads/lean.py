@@ -7,14 +7,16 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 from segmodels.layers import ConvNormReLU
+
+T = TypeVar("T")
 
 WITHIN: ContextVar[bool] = ContextVar("WITHIN", default=False)  # `plainly`
 
@@ -46,8 +48,8 @@ class LeanConvNormReLU(ConvNormReLU):
         return relu(z)
 
 
-def recomputed(function: Callable[..., Tensor], module: nn.Module, *inputs: Tensor) -> Tensor:
-    """`function(*inputs)`, computed again for the backward pass, but for fused attention, whose result is kept.
+def recomputed(function: Callable[..., T], module: nn.Module, *inputs: Tensor) -> T:
+    """`function(*inputs)`, computed again for the backward pass: autograd keeps the inputs alone.
 
     Args:
         function: without random numbers.
@@ -57,23 +59,19 @@ def recomputed(function: Callable[..., Tensor], module: nn.Module, *inputs: Tens
     if WITHIN.get() or not recording(module, *inputs):
         return function(*inputs)
 
-    def contexts() -> tuple[Any, Any]:
-        first, again = create_selective_checkpoint_contexts(keep_attention)
-        return first, second_pass(module, again)
-
-    def within(*tensors: Tensor) -> Tensor:
+    def within(*tensors: Tensor) -> T:
         with plainly():
             return function(*tensors)
 
     return cast(
-        "Tensor",
+        "T",
         checkpoint(
             within,
             *inputs,
             use_reentrant=False,
             preserve_rng_state=False,
             determinism_check="none",
-            context_fn=contexts,
+            context_fn=lambda: (contextlib.nullcontext(), second_pass(module)),
         ),
     )
 
@@ -95,22 +93,15 @@ def recording(module: nn.Module, *inputs: Tensor) -> bool:
     return any(t.requires_grad for t in (*inputs, *module.parameters()))
 
 
-def keep_attention(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """What becomes of an operation's result."""
-    fused = "scaled_dot_product" in str(operation)
-    return CheckpointPolicy.MUST_SAVE if fused else CheckpointPolicy.PREFER_RECOMPUTE
-
-
 @contextlib.contextmanager
-def second_pass(module: nn.Module, again: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+def second_pass(module: nn.Module) -> Iterator[None]:
     """The second pass, whose running statistics are thrown away: the first has counted the batch."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:
         norm._buffers.update({name: None if b is None else b.clone() for name, b in norm._buffers.items()})
     try:
-        with again:
-            yield
+        yield
     finally:
         for norm, buffers in zip(norms, kept, strict=True):
             norm._buffers.update(buffers)

@@ -6,9 +6,10 @@ from functools import partial
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmodels.heads.lean import LeanConvNormReLU, plainly
+from segmodels.heads.lean import LeanConvNormReLU, plainly, recomputed
 from segmodels.heads.maps import Maps
 from segmodels.heads.nonlocal_ import attention, relation, tokens
 
@@ -52,6 +53,12 @@ class SelfAttention(nn.Module):
         with contextlib.nullcontext() if lean else plainly():
             parts = self.query(x), self.key(x), self.value(x)
         return self.out(attend(*parts))
+
+    def fused(self, x: Tensor, weight: Tensor, tiles: int) -> Tensor:
+        """A 1x1 convolution of the unit's result; of the maps on the way those of the attention alone are kept."""
+        q, k, v = recomputed(lambda x: (self.query(x), self.key(x), self.value(x)), self, x)
+        context = tiled(dense, q, k, v, tiles=tiles)
+        return recomputed(lambda context, weight: F.conv2d(self.out(context), weight), self.out, context, weight)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, maps: Maps | None = None) -> Tensor:

@@ -99,23 +99,23 @@ class PyramidOC(nn.Module):
         self.fuse = ConvNormReLU(2 * len(scales) * channels, channels, 1)
 
     def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
-        branches = [*map(self.context(maps), self.units, self.scales), *self.widen]
-        if not recording(self, x):
-            return self.fuse(torch.cat([branch(x) for branch in branches], 1))
+        if maps is not None or not recording(self, x):
+            parts = zip(self.units, self.scales, strict=True)
+            contexts = [unit(x, maps if tiles == 1 else None, tiles=tiles) for unit, tiles in parts]
+            return self.fuse(torch.cat([*contexts, *(widen(x) for widen in self.widen)], 1))
         conv, norm, relu = self.fuse
+        branches = [*zip(self.units, self.scales, strict=True), *((widen, None) for widen in self.widen)]
         weights = cast("Tensor", conv.weight).chunk(len(branches), 1)
-        y = sum(recomputed(partial(fused, branch), self, x, w) for branch, w in zip(branches, weights, strict=True))
+        y = sum(fused(*branch, x, weight) for branch, weight in zip(branches, weights, strict=True))
         return relu(norm(y))
 
-    @staticmethod
-    def context(maps: Maps | None) -> Callable[[nn.Module, int], Callable[[Tensor], Tensor]]:
-        """From a unit and its k to the function from x to its context."""
-        return lambda unit, tiles: partial(unit, maps=maps if tiles == 1 else None, tiles=tiles)
 
-
-def fused(branch: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
-    """A branch's part of the fusion, before its norm."""
-    return F.conv2d(branch(x), weight)
+def fused(branch: nn.Module, tiles: int | None, x: Tensor, weight: Tensor) -> Tensor:
+    """A branch's part of the fusion, before its norm; as little as possible is kept for the backward pass."""
+    if isinstance(branch, SelfAttention):
+        return branch.fused(x, weight, tiles or 1)
+    keywords = {} if tiles is None else {"tiles": tiles}
+    return recomputed(lambda x, weight: F.conv2d(branch(x, **keywords), weight), branch, x, weight)
 
 
 class AspOCHead(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
 from segmodels.heads.nonlocal_ import few_keys
-from segmodels.layers import Classifier, resize
+from segmodels.layers import Classifier, biased_conv_norm_relu, resize
 
 
 class ObjectContext(nn.Module):
@@ -29,10 +29,14 @@ class ObjectContext(nn.Module):
 
     def __init__(self, channels: int, key_channels: int) -> None:
         super().__init__()
-        self.query = nn.Sequential(conv_norm_relu(channels, key_channels), conv_norm_relu(key_channels, key_channels))
-        self.key = nn.Sequential(conv_norm_relu(channels, key_channels), conv_norm_relu(key_channels, key_channels))
-        self.value = conv_norm_relu(channels, key_channels)
-        self.project = conv_norm_relu(key_channels, channels)
+        self.query = nn.Sequential(
+            biased_conv_norm_relu(channels, key_channels), biased_conv_norm_relu(key_channels, key_channels)
+        )
+        self.key = nn.Sequential(
+            biased_conv_norm_relu(channels, key_channels), biased_conv_norm_relu(key_channels, key_channels)
+        )
+        self.value = biased_conv_norm_relu(channels, key_channels)
+        self.project = biased_conv_norm_relu(key_channels, channels)
 
     def forward(self, x: Tensor, coarse: Tensor, maps: Maps | None = None) -> Tensor:
         # Thousands of pixels share each sum of 1: in float32 or better.
@@ -59,10 +63,12 @@ class OCR(nn.Module):
         self, in_channels: Sequence[int], num_classes: int, channels: int, key_channels: int, dropout: float
     ) -> None:
         super().__init__()
-        self.coarse = nn.Sequential(conv_norm_relu(in_channels[-2], channels, 3), Classifier(channels, num_classes))
-        self.reduce = conv_norm_relu(in_channels[-1], channels, 3)
+        self.coarse = nn.Sequential(
+            biased_conv_norm_relu(in_channels[-2], channels, 3), Classifier(channels, num_classes)
+        )
+        self.reduce = biased_conv_norm_relu(in_channels[-1], channels, 3)
         self.context = ObjectContext(channels, key_channels)
-        self.fuse = conv_norm_relu(2 * channels, channels)
+        self.fuse = biased_conv_norm_relu(2 * channels, channels)
         self.classify = nn.Sequential(nn.Dropout2d(dropout), Classifier(channels, num_classes))
 
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
@@ -99,9 +105,3 @@ def ocr_head(
     return OCR(
         in_channels, num_classes, positive("channels", channels), positive("key_channels", key_channels), dropout
     )
-
-
-def conv_norm_relu(in_channels: int, out_channels: int, kernel: int = 1) -> nn.Sequential:
-    """Convolution with a bias, which the published cost counts, batch norm and ReLU."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))

@@ -17,7 +17,7 @@ def golden():
     """
 
     def compare(build, count, giga, *shapes, as_list=False):
-        with torch.device("meta"):
+        with torch.device("meta"), torch.no_grad():
             module = build().eval()
             inputs = [torch.zeros(shape) for shape in shapes]
             assert sum(p.numel() for p in module.parameters()) == count

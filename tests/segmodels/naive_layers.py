@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import nn
 
 
 def randomise(module):
@@ -14,6 +15,25 @@ def randomise(module):
         if name.endswith("running_var"):
             buffer.abs_().add_(0.5)
     return module.double()
+
+
+def scramble(module):
+    """The module in float64 with random parameters and statistics: no gate at zero, no norm at its start."""
+    module = module.double()
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            nn.init.normal_(child.running_mean)
+            nn.init.uniform_(child.running_var, 0.5, 2)
+            nn.init.uniform_(child.weight, 0.5, 2)
+            nn.init.normal_(child.bias)
+        elif isinstance(child, nn.Conv2d):
+            nn.init.normal_(child.weight, std=child.weight[0].numel() ** -0.5)
+            if child.bias is not None:
+                nn.init.normal_(child.bias)
+    for parameter in module.parameters():
+        if parameter.numel() == 1:
+            nn.init.constant_(parameter, 0.7)
+    return module
 
 
 def draw(*shape):
@@ -117,3 +137,28 @@ def assert_parity(fast, slow, module, *inputs):
     for name, a, b in zip(names, given, wanted, strict=True):
         # A bias before a norm in training has no gradient but rounding.
         assert (a - b).norm() < 1e-10 * (b.norm() + 1e-4 * largest), name
+
+
+def compare(fast, slow, leaves):
+    """Outputs and the gradients of all leaves agree to 1e-10, none of them zero."""
+    assert relative(fast, slow) < 1e-10
+    probe = torch.randn_like(fast)
+    pairs = zip(torch.autograd.grad(fast, leaves, probe), torch.autograd.grad(slow, leaves, probe), strict=True)
+    assert max(relative(a, b) for a, b in pairs) < 1e-10
+
+
+def agree(fast, slow, leaves, bound=1e-10):
+    """Whether two results and their gradients on all leaves are equal, the leaves that got none on both sides too."""
+    probe = torch.randn_like(slow)
+    pairs = zip(
+        torch.autograd.grad(fast, leaves, probe, retain_graph=True, allow_unused=True),
+        torch.autograd.grad(slow, leaves, probe, retain_graph=True, allow_unused=True),
+        strict=True,
+    )
+    zero = torch.zeros(())
+    # Absolute below a norm of 1, as of gradients that are zero but for rounding.
+    errors = [
+        ((a - b).norm() / b.norm().clamp(min=1)).item()
+        for a, b in ([zero if g is None else g for g in p] for p in pairs)
+    ]
+    return relative(fast, slow) < bound and max(errors) < bound

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from equations import agree, block, conv, norm, relative, scramble
+from naive_layers import agree, cbr, conv, norm, relative, scramble
 
 from pipelines.bench.plain.ann import ann_plain
 from segmodels.heads.ann import AsymmetricBlock, ann_head
@@ -34,8 +34,8 @@ def sample(x):
 
 
 def naive_context(unit, high, low):
-    q = block(unit.query, high)
-    k = sample(q if unit.key is None else block(unit.key, low))
+    q = cbr(unit.query, high)
+    k = sample(q if unit.key is None else cbr(unit.key, low))
     v = sample(conv(unit.value, low))
     pixels = []
     for i in range(high.shape[2]):
@@ -77,7 +77,7 @@ def test_head_equals_its_equations(switches):
     head = scramble(ann_head([LOW, 7], 5, **keywords, **switches)).train()
     low, high = images(B, LOW, H, W), images(B, 7, H, W)
     x = high if head.afnb is None else naive(head.afnb, high, low)
-    x = block(head.reduce, x)
+    x = cbr(head.reduce, x)
     x = x if head.apnb is None else naive(head.apnb, x, x)
     leaves = [high, *([] if head.afnb is None else [low]), *head.parameters()]
     assert agree(head([low, high])["logits"], conv(head.classify, x), leaves)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from equations import agree, block, conv, relative, scramble
+from naive_layers import agree, cbr, conv, relative, scramble
 
 from pipelines.bench.plain.ccnet import ccnet_plain
 from segmodels.heads.catalog import build_head
@@ -69,8 +69,8 @@ def test_equals_the_public_form():
 def test_head_equals_its_equations(training):
     head = scramble(ccnet_head([3, 6], 5, channels=C, key_channels=E, dropout=0.0)).train(training)
     x = images(B, 6, H, W)
-    y = block(head.after, naive(head.rcca, block(head.reduce, x)))
-    logits = conv(head.classify[1], block(head.fuse, torch.cat([x, y], 1)))
+    y = cbr(head.after, naive(head.rcca, cbr(head.reduce, x)))
+    logits = conv(head.classify[1], cbr(head.fuse, torch.cat([x, y], 1)))
     assert agree(head([None, x])["logits"], logits, [x, *head.parameters()])
 
 

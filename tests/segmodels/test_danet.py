@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from equations import agree, block, conv, relative, scramble
+from naive_layers import agree, cbr, conv, relative, scramble
 
 from pipelines.bench.plain.danet import cam_plain, pam_plain
 from segmodels.cost import conv_matmul_macs
@@ -88,8 +88,8 @@ def test_head_equals_its_equations(switches):
     head = scramble(danet_head([3, 6], 5, channels=C, key_channels=E, dropout=0.0, **switches)).train()
     x, branches = images(B, 6, H, W), {}
     for name in head.attend:
-        y = UNITS[name][1](head.attend[name], block(head.reduce[name], x))
-        branches[name] = block(head.after[name], y)
+        y = UNITS[name][1](head.attend[name], cbr(head.reduce[name], x))
+        branches[name] = cbr(head.after[name], y)
     expected = {"logits": conv(head.classify[1], sum(branches.values()))}
     if not switches:
         expected |= {name: conv(head.classify_branch[name][1], branches[name]) for name in branches}

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from equations import agree, block, conv, norm, relative, scramble
+from naive_layers import agree, cbr, conv, norm, relative, scramble
 from torch.nn.parallel import DistributedDataParallel
 
 from segmodels.heads.catalog import build_head
@@ -75,7 +75,7 @@ def test_head_equals_its_equations(training):
     keywords = {"channels": C, "out_channels": 6, "bases": K, "dropout": 0.0}
     head = scramble(emanet_head([3, 7], 5, **keywords)).train(training)
     x = images(B, 7, H, W)
-    y = block(head.context.narrow, naive(head.context.emau, block(head.reduce, x))[0])
+    y = cbr(head.context.narrow, naive(head.context.emau, cbr(head.reduce, x))[0])
     assert agree(head([None, x])["logits"], conv(head.classify[1], y), [x, *head.parameters()])
 
 

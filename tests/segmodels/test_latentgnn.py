@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from naive_layers import compare
 
 from pipelines.bench.plain.latentgnn import latentgnn_plain
 from segmodels.heads.catalog import build_head
@@ -61,17 +62,6 @@ def naive(module, x):
             mixed.append(sum(w * node for w, node in zip(weights / weights.sum(), nodes, strict=True)))
         images.append(torch.stack([sum(psi_back[b, k, n] * mixed[k] for k in range(D)) for n in range(N)], 1))
     return x + module.gamma * conv_norm(module.restore, torch.stack(images)).view(x.shape)
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
-
-
-def compare(fast, slow, leaves):
-    assert relative(fast, slow) < 1e-10
-    probe = torch.randn_like(fast)
-    pairs = zip(torch.autograd.grad(fast, leaves, probe), torch.autograd.grad(slow, leaves, probe), strict=True)
-    assert max(relative(a, b) for a, b in pairs) < 1e-10
 
 
 @pytest.mark.parametrize("training", [False, True])

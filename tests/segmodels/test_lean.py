@@ -5,7 +5,6 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.bench.memory import peak_bytes
@@ -63,21 +62,10 @@ class Names(TorchDispatchMode):
         return self.seen.count(name)
 
 
-class Attention(nn.Module):
-    """A layer with a norm, and fused attention within its result."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = ConvNormReLU(3, 4, 1)
-
-    def forward(self, x):
-        y = self.layer(x).flatten(2).mT.contiguous().unsqueeze(1)
-        return F.scaled_dot_product_attention(y, y, y)
-
-
 @pytest.mark.parametrize("training", [True, False])
-def test_computed_again_with_fused_attention_kept(training):
-    module, x = Attention().double().train(training), torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+def test_computed_again_is_the_same_and_counts_a_batch_once(training):
+    module = ConvNormReLU(3, 4, 1).double().train(training)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     leaves = [x, *module.parameters()]
     expected = gradients(module(x), leaves)
     before = {k: v.clone() for k, v in module.named_buffers()}
@@ -87,17 +75,29 @@ def test_computed_again_with_fused_attention_kept(training):
         found = gradients(y, leaves)
     assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
     assert names.count("aten::convolution") == 2
-    assert names.count("aten::_scaled_dot_product_flash_attention_for_cpu") == 1
     assert all(torch.equal(v, moved[k]) for k, v in module.named_buffers())
-    assert moved["layer.1.num_batches_tracked"] == before["layer.1.num_batches_tracked"] + training
+    assert moved["1.num_batches_tracked"] == before["1.num_batches_tracked"] + training
 
 
 def test_nothing_is_computed_again_without_gradients():
-    module, calls = Attention(), []
-    module.layer[0].register_forward_hook(lambda *_: calls.append("layer"))
-    with torch.no_grad():
+    module = ConvNormReLU(3, 4, 1)
+    with Names() as names, torch.no_grad():
         recomputed(module, module, torch.randn(2, 3, 4, 5))
-    assert calls == ["layer"]
+    assert names.count("aten::convolution") == 1
+
+
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_attention_itself_is_not_computed_again(tiles):
+    unit, x = SelfAttention(6, 4, 4, 2).double(), torch.randn(2, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 6, 1, 1, dtype=torch.float64, requires_grad=True)
+    leaves = [x, weight, *unit.parameters()]
+    with Names() as names:
+        y = unit.fused(x, weight, tiles)
+        found = gradients(y, leaves)
+    assert names.count("aten::_scaled_dot_product_flash_attention_for_cpu") == 1
+    expected = F.conv2d(unit(x, tiles=tiles), weight)
+    assert torch.allclose(y, expected)
+    assert all(torch.allclose(a, b) for a, b in zip(found, gradients(expected, leaves), strict=True))
 
 
 @pytest.mark.parametrize("attention", ["sa", "isa"])

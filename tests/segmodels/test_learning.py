@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from variants import VARIANTS
 
+from pipelines.loop import share_buffers
 from segmodels.checks import keywords_of
 from segmodels.heads.catalog import HEADS, build_head
 from segmodels.losses import Objective
@@ -109,8 +110,7 @@ def train_as_rank(rank, port, names, places):
                 if hasattr(module, "after_step"):
                     module.after_step()
         bases = {k: v.clone() for k, v in model.named_buffers() if k.endswith("bases")}  # equal without any broadcast
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)  # running statistics, as the loop does before it validates and saves
+        share_buffers(model, 2)  # running statistics, as the loop does before it validates and saves
         states[name] = model.state_dict() | {f"own {key}": value for key, value in bases.items()}
     torch.save(states, places[rank])
     dist.destroy_process_group()

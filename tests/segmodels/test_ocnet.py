@@ -182,9 +182,9 @@ def test_no_query_is_without_a_key(monkeypatch):
     """Not even one of padding alone: some kernels would answer with NaN, which no crop keeps out of the gradients."""
     masks, attend = [], F.scaled_dot_product_attention
 
-    def watched(q, k, v, attn_mask=None):
+    def watched(q, k, v, attn_mask=None, **options):
         masks.append(attn_mask)
-        return attend(q, k, v, attn_mask=attn_mask)
+        return attend(q, k, v, attn_mask=attn_mask, **options)
 
     monkeypatch.setattr(interlaced, "known", lambda size: False)
     monkeypatch.setattr(interlaced, "divides", lambda size, parts: False)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from equations import agree, block, conv, relative, scramble
+from naive_layers import agree, cbr, conv, relative, scramble
 
 from pipelines.bench.plain.ocr import ocr_plain
 from segmodels.cost import conv_matmul_macs
@@ -32,15 +32,15 @@ def naive(unit, x, coarse):
     regions, flat = naive_regions(coarse), x.flatten(2)
     n, classes = range(flat.shape[2]), range(coarse.shape[1])
     objects = torch.stack([sum(regions[:, c, i, None] * flat[:, :, i] for i in n) for c in classes], 2)[..., None]
-    q, k, v = x, objects, block(unit.value, objects)
+    q, k, v = x, objects, cbr(unit.value, objects)
     for query, key in zip(unit.query, unit.key, strict=True):
-        q, k = block(query, q), block(key, k)
+        q, k = cbr(query, q), cbr(key, k)
     q, pixels = q.flatten(2), []
     for i in n:
         energies = torch.stack([(q[:, :, i] * k[:, :, c, 0]).sum(1) / E**0.5 for c in classes])
         weights = energies.exp() / energies.exp().sum(0)
         pixels.append(sum(weights[c][:, None] * v[:, :, c, 0] for c in classes))
-    return block(unit.project, torch.stack(pixels, 2).unflatten(2, x.shape[2:]))
+    return cbr(unit.project, torch.stack(pixels, 2).unflatten(2, x.shape[2:]))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -60,10 +60,10 @@ def test_equals_the_public_form():
 def test_head_equals_its_equations(low_size):
     head = scramble(ocr_head([LOW, D], K, channels=C, key_channels=E, dropout=0.0)).train()
     low, high = images(LOW, *low_size), images(D)
-    coarse = conv(head.coarse[1], block(head.coarse[0], low))
-    x = block(head.reduce, high)
+    coarse = conv(head.coarse[1], cbr(head.coarse[0], low))
+    x = cbr(head.reduce, high)
     at_x = F.interpolate(coarse, size=(H, W), mode="bilinear", align_corners=True)
-    logits = conv(head.classify[1], block(head.fuse, torch.cat([naive(head.context, x, at_x), x], 1)))
+    logits = conv(head.classify[1], cbr(head.fuse, torch.cat([naive(head.context, x, at_x), x], 1)))
     outputs = head([None, low, high])
     assert set(outputs) == {"logits", "coarse"}
     leaves = [low, high, *head.parameters()]  # the coarse head's too: the regions are not detached

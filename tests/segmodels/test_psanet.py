@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from equations import agree, block, conv, relative, scramble
+from naive_layers import agree, cbr, conv, relative, scramble
 
 from pipelines.bench.plain.psanet import psanet_plain
 from segmodels.heads.catalog import build_head
@@ -29,8 +29,8 @@ def shrunk(x, size):
 def naive(unit, x):
     """The attention's result, and the weight of each source for each target as {(target, source): (B,)}."""
     h, w = unit.size
-    x = shrunk(block(unit.reduce, x), unit.size)
-    over = conv(unit.offsets[1], block(unit.offsets[0], x)).unflatten(1, (2 * h - 1, 2 * w - 1))
+    x = shrunk(cbr(unit.reduce, x), unit.size)
+    over = conv(unit.offsets[1], cbr(unit.offsets[0], x)).unflatten(1, (2 * h - 1, 2 * w - 1))
     cells = [(i, j) for i in range(h) for j in range(w)]
     pixels, table = [], {}
     for target in cells:
@@ -64,8 +64,8 @@ def test_head_equals_its_equations(kind, shrink):
     assert [branch.collect for branch in head.branches] == {
         "bi": [True, False], "collect": [True], "distribute": [False]
     }[kind]  # fmt: skip
-    y = block(head.project, torch.cat([naive(branch, x)[0] for branch in head.branches], 1))
-    y = block(head.fuse, torch.cat([x, shrunk(y, size)], 1))
+    y = cbr(head.project, torch.cat([naive(branch, x)[0] for branch in head.branches], 1))
+    y = cbr(head.fuse, torch.cat([x, shrunk(y, size)], 1))
     assert agree(head([None, x])["logits"], conv(head.classify[1], y), [x, *head.parameters()])
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from naive_layers import compare
 
 from pipelines.bench.plain.srnet import srnet_plain
 from segmodels.heads.catalog import build_head
@@ -99,17 +100,6 @@ def naive(module, x, *, squeeze="ghp", reasoning="gcn", layout="paper", ghp_sum=
 
 def spread(v, eps):
     return (v.var((1, 2, 3), keepdim=True, unbiased=False) + eps) ** 0.5
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
-
-
-def compare(fast, slow, leaves):
-    assert relative(fast, slow) < 1e-10
-    probe = torch.randn_like(fast)
-    pairs = zip(torch.autograd.grad(fast, leaves, probe), torch.autograd.grad(slow, leaves, probe), strict=True)
-    assert max(relative(a, b) for a, b in pairs) < 1e-10
 
 
 @every_unit
