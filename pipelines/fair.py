@@ -54,7 +54,9 @@ def check_models(plan: Plan, trials: Sequence[Trial]) -> None:
         except RecipeError as error:
             wrong.append(f"{name}: {error}")
     if wrong:
-        raise RecipeError(f"{len(wrong)} of {len(recipes)} cannot be built, nothing was started:\n  " + "\n  ".join(wrong))
+        raise RecipeError(
+            f"{len(wrong)} of {len(recipes)} cannot be built, nothing was started:\n  " + "\n  ".join(wrong)
+        )
 
 
 def corners(search: Search) -> Iterator[dict[str, Any]]:
@@ -82,7 +84,7 @@ def check_fair(plan: Plan, trials: Sequence[Trial]) -> None:
             if base.get(key) != page.get(key) and not covered(key, allowed):
                 raise RecipeError(
                     f"unfair: {name} has {key} = {page.get(key)!r}, {first} has {base.get(key)!r}, and the study does "
-                    f"not ablate it (it ablates {', '.join(ablated(plan.study))}). Set it for all, under the study's `set`"
+                    f"not ablate it (it ablates {', '.join(ablated(plan.study))}). Put it under the study's `set`"
                 )
 
 

@@ -43,6 +43,7 @@ class Job:
     """One stage for the workers. Paths are absolute: Ray's workers change their directory.
 
     `initial` is the checkpoint whose weights the stage starts from, `seen` a digest of each row trained on so far.
+    `until` is the step at which training ends before the last; the learning rate falls as if it did not.
     """
 
     recipe: Recipe
@@ -59,6 +60,12 @@ class Job:
     weights: str | None = None
     initial: Path | None = None
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    until: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The step at which training ends."""
+        return self.until or self.steps
 
 
 def train_stages(jobs: Sequence[Job]) -> dict[str, Any]:
@@ -236,9 +243,9 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
         after_step(model)
         meter.add(total)
         done = step + 1
-        log_now, val_now = done % recipe.log_every == 0 or done == job.steps, done in validations
+        log_now, val_now = done % recipe.log_every == 0 or done == job.end, done in validations
         # on CPUs alone: on a GPU, looking at it would wait for the step
-        ending = (log_now or val_now or device.type == "cpu") and bool(asked) and done < job.steps
+        ending = (log_now or val_now or device.type == "cpu") and bool(asked) and done < job.end
         if log_now or val_now:
             losses = meter.losses(world)
             if bad := [i for i, value in enumerate(losses) if not np.isfinite(value)]:
@@ -250,7 +257,7 @@ def train(job: Job, pulse: Pulse) -> dict[str, Any]:
             if val_now:
                 score(done)
                 train_mode(model, recipe)
-            if val_now or done == job.steps or (meter.due(recipe.checkpoint_minutes) and not ending):
+            if val_now or done == job.end or (meter.due(recipe.checkpoint_minutes) and not ending):
                 keep(done)
         if ending:
             if not val_now:
@@ -311,13 +318,20 @@ def warmup_of(job: Job) -> int:
 
 
 def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Continue from the newest checkpoint of the stage; the state of a fresh stage where there is none."""
+    """Continue from the newest checkpoint of the stage; the state of a fresh stage where there is none.
+
+    The optimizer keeps its own rates, which are the checkpoint's too, but for a member of a population that goes on
+    from the weights of another.
+    """
     found = checkpoint.newest(folder / "checkpoints")
     if found is None:
         return {"step": 0, "before": None, "after": None, "best": -1.0, "best_step": -1, "seconds": 0.0, "images": 0,
                 "losses": []}  # fmt: skip
     model.load_state_dict(found["model"])
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(found["optimizer"])
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
     return dict(found["state"])
 
 
@@ -364,7 +378,7 @@ def train_mode(model: Segmentor, recipe: Recipe) -> None:
 def make_plan(job: Job) -> Plan:
     """The stage's stream of samples, as one worker of one sees it."""
     view = TrainView(**dataclasses.asdict(job.recipe.view))
-    return Plan(job.train, job.rows, view, job.recipe.seed, job.recipe.batch, job.steps)
+    return Plan(job.train, job.rows, view, job.recipe.seed, job.recipe.batch, job.end)
 
 
 def micro_batch(recipe: Recipe, world: int) -> int:
@@ -420,8 +434,8 @@ def validation_steps(job: Job) -> set[int]:
     if job.val is None:
         return set()
     every = job.stage.val_every * job.rows / job.recipe.batch
-    regular = {round(k * every) for k in range(1, int(job.steps / every) + 1)} if every >= 1 else set()
-    return {step for step in regular if 0 < step < job.steps} | {job.steps}
+    regular = {round(k * every) for k in range(1, int(job.end / every) + 1)} if every >= 1 else set()
+    return {step for step in regular if 0 < step < job.end} | {job.end}
 
 
 def not_finite(plan: Plan, step: int, value: float) -> str:

@@ -58,6 +58,10 @@ class Queue(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing to pickle, for the same reason: Tune writes its searcher to disk before it starts."""
+        return {}
+
 
 class Listed:
     """Trials known beforehand."""
@@ -85,11 +89,8 @@ class Searched:
     def known(self, name: str) -> bool:
         return (self.place.trial(name) / POINT).exists()
 
-    def point(self, name: str) -> dict[str, Any]:
-        return json.loads((self.place.trial(name) / POINT).read_text())
-
     def end(self, name: str) -> dict[str, Any] | None:
-        return ended(self.plan.recipe(name, self.point(name), self.seed), self.place.trial(name))
+        return ended(self.plan.recipe(name, self.place.point(name), self.seed), self.place.trial(name))
 
     def left(self) -> int:
         return len(self.waiting) + len(self.fresh)
@@ -99,7 +100,9 @@ class Searched:
             return self.waiting.pop(0)
         index = self.fresh.pop(0)
         ends = {name: self.end(name) for name in self.names if self.known(name)}
-        history = [(self.point(name), end["miou"]) for name, end in ends.items() if end and end.get("miou") is not None]
+        history = [
+            (self.place.point(name), end["miou"]) for name, end in ends.items() if end and end.get("miou") is not None
+        ]
         point = PROPOSALS[self.search.algorithm](self.search.space, self.seed, index, history)
         write_trial(self.plan, self.place, self.names[index], point, self.seed)
         return self.names[index]

@@ -154,12 +154,13 @@ def finish_leg(recipe: Recipe, leg: Leg, folder: Path) -> None:
     """Turn a stage's outcome into its result, done.json, which ends it for good."""
     place = folder / leg.stage.name
     outcome = json.loads((place / OUTCOME).read_text())
+    last = checkpoint.step_file(place / "checkpoints", outcome["step"])
     best = place / "best.pt" if leg.val else None
     result = {
         "stage": leg.stage.name, "rows": leg.train.rows, "steps": outcome["step"],
         "val_rows": leg.val.rows if leg.val else None, "miou_before": outcome["before"], "miou": outcome["after"],
         "best": outcome["best"] if leg.val else None, "best_step": outcome["best_step"] if leg.val else None,
-        "images_per_s": outcome["images_per_s"], "checkpoint": str(last_checkpoint(folder, leg)),
+        "images_per_s": outcome["images_per_s"], "checkpoint": str(last),
         "best_checkpoint": str(best) if best else None, "protocol": how(recipe), "time": int(time.time() * 1000),
     }  # fmt: skip
     write_text(place / "done.json", json.dumps(result, indent=1))

@@ -273,7 +273,7 @@ def check(study: Study, base: Recipe) -> None:
     if study.stop_early:
         check_stop_early(study.stop_early, base)
     if study.search:
-        check_search(study, study.search)
+        check_search(study, study.search, base)
 
 
 def check_stop_early(rule: StopEarly, base: Recipe) -> None:
@@ -289,7 +289,7 @@ def check_stop_early(rule: StopEarly, base: Recipe) -> None:
         )
 
 
-def check_search(study: Study, search: Search) -> None:
+def check_search(study: Study, search: Search, base: Recipe) -> None:
     """A space that can be drawn from, one seed."""
     if search.trials < 1 or search.rounds < 1:
         raise RecipeError(f"search.trials = {search.trials}, search.rounds = {search.rounds}: each 1 or more")
@@ -302,8 +302,26 @@ def check_search(study: Study, search: Search) -> None:
             f"a search tries each point with one seed, seeds = {list(study.seeds)}: give one, and make the best point "
             "and the baseline the variants of a study with several seeds"
         )
-    if search.algorithm == "pbt" and study.stop_early:
+    if search.algorithm == "pbt":
+        check_population(study, search, base)
+
+
+def check_population(study: Study, search: Search, base: Recipe) -> None:
+    """Members take over each other's weights in mid-training."""
+    if study.stop_early:
         raise RecipeError("search.algorithm = pbt replaces the worst by itself: leave stop_early out")
+    if search.trials < 2 or len(base.stages) != 1:
+        raise RecipeError(
+            f"search.algorithm = pbt with {search.trials} member(s) and {len(base.stages)} stage(s): it takes two "
+            "members or more, and a recipe of one stage"
+        )
+    if wrong := [
+        key for key in search.space if key.split(".")[0] not in ("optim", "loss", "view") or key == "view.crop"
+    ]:
+        raise RecipeError(
+            f"search.space.{wrong[0]}: members of a population take over each other's weights, so only keys of optim, "
+            "loss and view (but its crop) may differ; algorithm: optuna searches any key"
+        )
 
 
 def check_range(key: str, spec: Mapping[str, Any]) -> None:
@@ -320,7 +338,9 @@ def check_range(key: str, spec: Mapping[str, Any]) -> None:
     except (TypeError, ValueError):
         raise RecipeError(f"{key}.{kind} = {values!r}: give two numbers, [low, high]") from None
     if not low < high or (kind == "log_uniform" and low <= 0):
-        raise RecipeError(f"{key}.{kind} = {values!r}: low < high" + (", both above 0" if kind == "log_uniform" else ""))
+        raise RecipeError(
+            f"{key}.{kind} = {values!r}: low < high" + (", both above 0" if kind == "log_uniform" else "")
+        )
 
 
 def ablated(study: Study) -> list[str]:

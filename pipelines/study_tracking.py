@@ -43,7 +43,9 @@ class StudyTracker(threading.Thread):
                 experiment = find_experiment(self.client, base.experiment, self.uri, place.output)
                 tags = {"mlflow.note.content": plan.study.title, "study": plan.name} | git_tags()
                 run = self.client.create_run(experiment, run_name=plan.name, tags=tags).info.run_id
-                send_params(self.client, run, {"seeds": list(plan.study.seeds), "recipe": plan.study.recipe} | fixed(base))
+                send_params(
+                    self.client, run, {"seeds": list(plan.study.seeds), "recipe": plan.study.recipe} | fixed(base)
+                )
                 known = {"uri": self.uri, "run": run}
                 write_text(self.path, json.dumps(known))
             self.client.update_run(known["run"], "RUNNING")
@@ -81,7 +83,11 @@ class StudyTracker(threading.Thread):
                 self.deliver_trial(trial)
         except Exception as error:  # whatever a client can raise
             if not self.away:
-                print(f"warning: MLflow at {self.uri}: {first_line(error)}; the study goes on", file=sys.stderr, flush=True)
+                print(
+                    f"warning: MLflow at {self.uri}: {first_line(error)}; the study goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
             self.away = True
         else:
             self.away = False

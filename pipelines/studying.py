@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipelines.cluster import check_nodes, machine, ray_cluster, totals
 from pipelines.door import RunFailed, Stopped
 from pipelines.fair import check_fair, check_models, check_samples, corners, expand
-from pipelines.preflight import Leg, check_share, localise
-from pipelines.published.results import ResultTable, published_values, results_table
-from pipelines.recipe import Recipe, RecipeError, load_recipe, make_recipe
+from pipelines.population import Population
+from pipelines.preflight import check_share, localise
+from pipelines.recipe import Recipe, load_recipe, make_recipe
 from pipelines.record import write_text
 from pipelines.runs import keep_recipe, locked, settle
 from pipelines.searching import Listed, Queue, Searched, Source
-from pipelines.stages import SAMPLE, how, store_bytes
-from pipelines.study import Plan, Search, Trial, to_yaml
+from pipelines.stages import SAMPLE, store_bytes
+from pipelines.study import Plan, Trial, to_yaml
+from pipelines.study_files import Numbers, protocol_of, published_of, write_files
 from pipelines.study_tracking import StudyTracker
 from pipelines.tracking import default_uri
-from pipelines.trials import ENDED, Place, ended, row_of
+from pipelines.trials import ENDED, POINT, Place, ended
 from pipelines.tuning import Watch, fit_trials, room, slots_of, stoppable_trials
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A study that nothing stands against: its trials (none yet of a search), their shards, a word for the caption."""
+    """A study that nothing stands against: its trials (none yet of a search), the root of their shards, and what its
+    table says of it."""
 
     plan: Plan
     base: Recipe
     trials: list[Trial]
-    legs: dict[str, list[Leg]]
     root: str
+    protocol: str
+    numbers: Numbers
     caption: str
 
 
@@ -56,19 +59,22 @@ def run_study(plan: Plan, at_once: int | None = None, confidence: float = 0.95) 
     trials = expand(plan)
     check_models(plan, trials)
     check_fair(plan, trials)
+    numbers = published_of(plan)
     base = make_recipe(plan.page | {"seed": plan.study.seeds[0], "name": "base"})
     output = Path(base.output).expanduser().resolve()
     folder = output / "studies" / plan.name
     with locked(folder), contextlib.ExitStack() as session:
         for trial in trials:
             settle(trial.recipe, folder / "trials" / trial.name)
-        checked = None if base.data == SAMPLE else check(plan, base, trials, base.data)
+        checked = None if base.data == SAMPLE else check(plan, base, trials, numbers, base.data)
         slots = at_once or slots_of(base.workers, *machine())
         session.enter_context(ray_cluster(base.workers, slots * store_bytes(base), slots))
         if checked is None:
             from pipelines.prepare import sample_shards
 
-            checked = check(plan, base, trials, str(sample_shards(output)))
+            checked = check(plan, base, trials, numbers, str(sample_shards(output)))
+        # in a local session Ray's CPUs are bookkeeping, and the machine's cores decide
+        at_once = at_once if os.environ.get("RAY_ADDRESS") else slots
         sizes, at_once = room(base.workers, **totals(), wanted=at_once)
         for trial in checked.trials:
             check_share(trial.recipe, sizes)
@@ -85,14 +91,15 @@ def run_study(plan: Plan, at_once: int | None = None, confidence: float = 0.95) 
     return folder
 
 
-def check(plan: Plan, base: Recipe, trials: list[Trial], root: str) -> Checked:
+def check(plan: Plan, base: Recipe, trials: list[Trial], numbers: Numbers, root: str) -> Checked:
     """Open the shards of all variants, or of one point of a search."""
     seen = trials
     if plan.study.search:
         point = next(corners(plan.study.search))
         seen = [Trial("corner", "corner", plan.study.seeds[0], plan.recipe("corner", point, plan.study.seeds[0]))]
     legs, caption = check_samples(plan, seen, root)
-    return Checked(plan, base, trials, legs, root, caption)
+    protocol = protocol_of(legs[seen[0].variant], seen[0])
+    return Checked(plan, base, trials, root, protocol, numbers, caption)
 
 
 def run_trials(checked: Checked, place: Place, at_once: int, confidence: float) -> list[str]:
@@ -115,21 +122,33 @@ def run_trials(checked: Checked, place: Place, at_once: int, confidence: float) 
         status = "KILLED" if asked else "FINISHED"
     finally:
         tracker.stop()
-        files, best = ({}, None) if status == "FAILED" else write_table(checked, place, confidence)
+        trials = trials_of(checked, place)
+        files, best = write_files(
+            checked.plan, place, trials, checked.protocol, checked.numbers, checked.caption, confidence
+        )
         tracker.close(files, best, status)
     if asked:
         code = getattr(signal, asked).value + 128
         raise Stopped(f"{asked}: the study stopped, its trials wrote checkpoints; the same command goes on", code)
     print(f"\n{place.folder / 'table.html'}\nLook at it:  uv run mlflow ui --backend-store-uri {tracker.uri}")
-    rows = rows_of(checked, place)
-    return [f"{row['variant']} (seed {row['seed']})" for row in rows if row["status"] == "failed"]
+    ends = {trial.name: ended(trial.recipe, place.trial(trial.name)) for trial in trials}
+    return [name for name, end in ends.items() if end and end["status"] == "failed"]
+
+
+def trials_of(checked: Checked, place: Place) -> list[Trial]:
+    """The study's trials; of a search those that it has drawn."""
+    if checked.plan.study.search is None:
+        return checked.trials
+    known = sorted(path.parent.name for path in (place.folder / "trials").glob(f"*/{POINT}"))
+    return [look_up(checked, place, name) for name in known]
 
 
 def source_of(checked: Checked, place: Place) -> tuple[Source, list[Trial]]:
     """What is still to run, and the trials that have ended; those that failed are to run again."""
     if checked.plan.study.search:
         clear_failed(place, [path.name for path in sorted((place.folder / "trials").glob("*"))])
-        source = Searched(checked.plan, checked.plan.study.search, place)
+        search = checked.plan.study.search
+        source = (Population if search.algorithm == "pbt" else Searched)(checked.plan, search, place)
         known = [look_up(checked, place, name) for name in source.names if source.known(name)]
         return source, [trial for trial in known if ended(trial.recipe, place.trial(trial.name))]
     for trial in checked.trials:

@@ -7,6 +7,7 @@ from its last checkpoint, and tells Tune again what the record holds.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import threading
@@ -23,6 +24,7 @@ from pipelines.runs import finished
 
 ENDED = "ended.json"
 POINT = "point.json"  # of a trial that a search proposed
+PART = "part.json"  # of one that trains a part of the steps: `until` which share of them, `origin` whose weights
 POLL_S = 0.1
 STATUSES = ("waiting", "running", "done", "stopped", "failed")
 
@@ -37,7 +39,12 @@ class Place:
     sizes: Sizes
 
     def trial(self, name: str) -> Path:
+        """A trial's folder."""
         return self.folder / "trials" / name
+
+    def point(self, name: str) -> dict[str, Any]:
+        """Where a trial of a search lies in its space."""
+        return json.loads((self.trial(name) / POINT).read_text())
 
 
 def enter(config: dict[str, Any]) -> None:
@@ -89,6 +96,9 @@ def follow(recipe: Recipe, place: Place, folder: Path) -> Iterator[dict[str, Any
     with locked(folder):
         legs = plan_legs(recipe, place.root)
         jobs, parts = prepare_legs(recipe, legs, folder, place.sizes, place.output)
+        if (folder / PART).exists():
+            share = json.loads((folder / PART).read_text())["until"]
+            jobs = [dataclasses.replace(job, until=round(job.steps * share)) for job in jobs]
         timeline(folder, "planned")
         box: list[BaseException] = []
 
@@ -141,10 +151,11 @@ def points_of(recipe: Recipe, folder: Path) -> Points:
     return Points(folder, [(stage.name, number) for stage, number in zip(recipe.stages, steps, strict=True)])
 
 
-def timeline(folder: Path, what: str) -> None:
+def timeline(folder: Path, what: str, **facts: float) -> None:
     """Note a moment of a trial, for the benchmark of what a study costs."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "timeline.jsonl").open("a") as file:
-        file.write(json.dumps({"what": what, "time": time.time()}) + "\n")
+        file.write(json.dumps({"what": what, "time": time.time(), **facts}) + "\n")
 
 
 def ended(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
@@ -157,7 +168,10 @@ def ended(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
 
 
 def row_of(variant: str, seed: int, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The trial's line for the study's table: fractions, counts, GMACs, MiB."""
+    """The trial's line for the study's table: fractions, counts, GMACs.
+
+    No speed: trials that run at once share the machine. `pipelines.bench` measures speeds.
+    """
     end = ended(recipe, folder) or {"status": "waiting"}
     row: dict[str, Any] = {"variant": variant, "seed": seed, "status": end["status"]}
     row["miou"] = end["miou"] if end["status"] == "done" else None
@@ -165,6 +179,4 @@ def row_of(variant: str, seed: int, recipe: Recipe, folder: Path) -> dict[str, A
     if about.exists():
         params = json.loads(about.read_text())["params"]
         row |= {"parameters": params["cost.parameters"], "gmacs": params["cost.macs"] / 1e9}
-    if end["status"] == "done":
-        row |= {"images_per_s": end["results"][-1]["images_per_s"]}
     return row

@@ -21,6 +21,7 @@ examples:
   python -m pipelines.bench startup                             # where the seconds of the sample chain go
   python -m pipelines.bench step --forms fp32 bf16 --json step.json
   python -m pipelines.bench accuracy --data data                # CamVid: minutes on a GPU, a try-out on CPUs
+  python -m pipelines.bench ablate                              # what a study costs beside its trials
   python -m pipelines.bench COMMAND --help                      # options of one command
 """
 
@@ -33,6 +34,7 @@ COMMANDS = (
     "step",
     "heads",
     "accuracy",
+    "ablate",
 )
 
 

@@ -1,0 +1,540 @@
+"""Studies without Ray's workers: the page, what is refused, which trials come of it, who stops and who comes next."""
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from datasets.sample import DataError
+from pipelines import checkpoint
+from pipelines.cluster import Sizes
+from pipelines.door import ROOT
+from pipelines.fair import check_fair, check_models, check_samples, covered, expand
+from pipelines.recipe import RecipeError, Workers, load_recipe
+from pipelines.study import load_study, to_yaml, variants_of
+from pipelines.trials import ENDED, Place, Points, end, ended, row_of
+
+PAGE = {
+    "title": "Width of the head",
+    "baseline": "narrow",
+    "variants": {"narrow": {"set": {"head.channels": 8}}, "wide": {"set": {"head.channels": 16}}},
+    "seeds": [0, 1],
+}
+RANK = {
+    "search": {"algorithm": "random", "trials": 3, "space": {"optim.lr": {"log_uniform": [1e-4, 0.1]}}},
+    "seeds": [0],
+}
+WITHOUT = {"variants": {}, "baseline": None}
+
+
+@pytest.fixture
+def study_file(recipe_file, tmp_path):
+    """Writes PAGE, changed, on top of the tiny recipe, itself changed by `recipe`."""
+
+    def write(recipe=None, /, **changes):
+        page = {**PAGE, "recipe": str(recipe_file(**{"workers": {"count": 1, "gpus": 0}, **(recipe or {})})), **changes}
+        path = tmp_path / "width.yaml"
+        path.write_text(
+            yaml.safe_dump({key: value for key, value in page.items() if value is not None}, sort_keys=False)
+        )
+        return path
+
+    return write
+
+
+def test_variants_times_seeds_differ_in_the_ablated_key_and_the_seed_alone(study_file):
+    plan = load_study(study_file())
+    trials = expand(plan)
+    assert [t.name for t in trials] == ["narrow-seed0", "narrow-seed1", "wide-seed0", "wide-seed1"]
+    assert [(t.recipe.head["channels"], t.recipe.seed) for t in trials] == [(8, 0), (8, 1), (16, 0), (16, 1)]
+    alike = [dataclasses.replace(t.recipe, head={}, seed=0, name=None) for t in trials]
+    assert all(recipe == alike[0] for recipe in alike)
+    check_fair(plan, trials)
+    check_models(plan, trials)
+
+
+def test_a_difference_that_nobody_asked_for_is_refused(study_file):
+    plan = load_study(study_file())
+    trials = expand(plan)
+    odd = dataclasses.replace(trials[3].recipe, optim=dataclasses.replace(trials[3].recipe.optim, lr=0.5))
+    with pytest.raises(
+        RecipeError, match=r"unfair: wide-seed1 has optim.lr = 0.5, narrow-seed0 has 0.01.*head.channels"
+    ):
+        check_fair(plan, [*trials[:3], dataclasses.replace(trials[3], recipe=odd)])
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed", "may"),
+    [
+        ("head.rank", "head.rank", True),
+        ("head.rank", "head", True),
+        ("aux", "aux.stage", True),  # from none to some
+        ("head.ranks", "head.rank", False),
+        ("stages.0.epochs", "stages.first.epochs", True),
+        ("stages.0.epochs", "stages.first.lr", False),
+        ("optim.lr", "optim.power", False),
+    ],
+)
+def test_which_keys_may_differ(key, allowed, may):
+    assert covered(key, [allowed]) is may
+
+
+def test_a_grid_is_every_combination_named_by_its_values():
+    variants = variants_of({"head.rank": (16, 32), "optim.lr": (0.01,), "view.crop": ([64, 64], [32, 48])})
+    assert list(variants) == ["rank16-lr0.01-crop64_64", "rank16-lr0.01-crop32_48", "rank32-lr0.01-crop64_64",
+                              "rank32-lr0.01-crop32_48"]  # fmt: skip
+    assert variants["rank32-lr0.01-crop32_48"].set == {"head.rank": 32, "optim.lr": 0.01, "view.crop": [32, 48]}
+    assert list(variants_of({"head.lr": (1,), "optim.lr": (2,)})) == ["head.lr1-optim.lr2"]
+
+
+def test_the_command_line_reaches_all_variants_and_the_page_that_is_kept(study_file, tmp_path):
+    plan = load_study(study_file(), seeds=3, overrides=["optim.lr=0.5"], benchmark="camvid")
+    trials = expand(plan)
+    assert {t.recipe.seed for t in trials} == {0, 1, 2}
+    assert {t.recipe.optim.lr for t in trials} == {0.5}
+    assert {(t.recipe.stages[0].train, t.recipe.stages[0].val) for t in trials} == {("camvid/train", "camvid/val")}
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(plan))
+    assert [t.recipe for t in expand(load_study(again))] == [t.recipe for t in trials]
+    assert load_study(study_file()).name != plan.name  # it computes something else
+    assert load_study(study_file(seeds=[5])).name == load_study(study_file()).name  # more seeds go on with the study
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variant": {}}, "unknown key 'variant'; did you mean 'variants'"),
+        ({"grid": {"head.channels": [8]}}, "this one has variants and grid"),
+        (RANK, "this one has .'variants', 'search'."),
+        ({"variants": None, "baseline": None}, "this one has none of them"),
+        ({"baseline": "narow"}, "is no variant; did you mean 'narrow'"),
+        ({"curve": "head.chanels"}, "no variant sets it; did you mean 'head.channels'"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [1, 1]}, "one is there twice"),
+        ({"variants": {"a b": {"set": {"batch": 2}}}, "baseline": None}, "variant 'a b': letters"),
+        ({"variants": {"a": {"set": {"seed": 2}}}, "baseline": None}, "variant 'a' sets seed"),
+        ({"recipe": "reconet/camvid_resnet50"}, "no recipe .* did you mean 'reconet/camvid_resnet50s'"),
+        ({"set": {"head.channels.0": 2}}, "nothing lies below|cannot be applied"),
+        ({"stop_early": {"grace": 1.5}}, "grace = 1.5: a share"),
+        ({"stop_early": {"reduction": 1}}, "reduction = 1.0: above 1"),
+        ({"stop_early": {"grace": 0.5}}, "no stage validates before its end.*stages.first.val_every=1"),
+        ({"grid": {"head.channels": []}, **WITHOUT}, "grid.head.channels is empty"),
+        ({"recipe_": {"workers": {"count": 0, "gpus": 0}}}, "workers.count = 0: the trials"),
+        ({"recipe_": {"stages": [{"name": "a", "train": "voc12/train", "steps": 2}]}}, "no stage has `val`"),
+    ],
+)
+def test_what_a_page_may_not_hold(study_file, changes, message):
+    changes = dict(changes)
+    with pytest.raises(RecipeError, match=message):
+        load_study(study_file(changes.pop("recipe_", None), **changes))
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"trials": 0}, "search.trials = 0"),
+        ({"space": {}}, "search.space is empty"),
+        ({"space": {"optim.lr": {"range": [1, 2]}}}, "one of choice, uniform, log_uniform, integer"),
+        ({"space": {"optim.lr": {"uniform": [2, 1]}}}, "low < high"),
+        ({"space": {"optim.lr": {"log_uniform": [0, 1]}}}, "both above 0"),
+        ({"space": {"optim.lr": {"uniform": [1]}}}, "two numbers"),
+        ({"algorithm": "optna"}, "'optuna'"),
+    ],
+)
+def test_what_a_search_may_not_hold(study_file, search, message):
+    page = WITHOUT | RANK | {"search": RANK["search"] | search}
+    with pytest.raises(RecipeError, match=message):
+        load_study(study_file(**page))
+
+
+def test_a_search_has_one_seed(study_file):
+    with pytest.raises(RecipeError, match=r"one seed, seeds = .0, 1."):
+        load_study(study_file(**(WITHOUT | RANK | {"seeds": [0, 1]})))
+
+
+def test_an_unknown_key_in_a_grid_names_variant_and_nearest_key(study_file):
+    plan = load_study(study_file(grid={"optim.momentun": [0.5, 0.9]}, **WITHOUT))
+    with pytest.raises(RecipeError, match=r"variant 'momentun0.5': unknown key 'optim.momentun'"):
+        expand(plan)
+
+
+def test_all_variants_that_cannot_be_built_are_named_at_once(study_file):
+    bad = {"bad": {"set": {"head.chanels": 4}}, "worse": {"set": {"backbone.name": "resnet17"}}}
+    plan = load_study(study_file(variants={"good": {}} | bad, baseline="good"))
+    with pytest.raises(RecipeError) as caught:
+        check_models(plan, expand(plan))
+    text = str(caught.value)
+    assert text.startswith("2 of 3 cannot be built")
+    assert "variant 'bad'" in text
+    assert "chanels" in text
+    assert "variant 'worse'" in text
+    assert "'good'" not in text
+
+
+def test_the_corners_of_a_space_are_built_before_a_search_starts(study_file):
+    space = {"head.channels": {"choice": [8, 16]}, "backbone.output_stride": {"choice": [8, 5]}}
+    plan = load_study(study_file(**(WITHOUT | RANK | {"search": RANK["search"] | {"space": space}})))
+    with pytest.raises(RecipeError, match=r"point head.channels=8, backbone.output_stride=5: .*allowed are 8, 16, 32"):
+        check_models(plan, [])
+
+
+def test_several_stages_cannot_be_replaced_by_one_benchmark(study_file):
+    stages = [{"name": n, "train": "voc12/train", "val": "voc12/val", "steps": 2} for n in ("one", "two")]
+    with pytest.raises(RecipeError, match=r"2 stages \(one, two\).*stages.one.train=camvid/train"):
+        load_study(study_file({"stages": stages}), benchmark="camvid")
+
+
+def test_missing_shards_are_said_of_the_variant(study_file, shards):
+    plan = load_study(study_file(variants={"here": {}, "away": {"set": {"stages.first.train": "nowhere/train"}}},
+                                 baseline="here"))  # fmt: skip
+    with pytest.raises(DataError, match=r"variant 'away': .*nowhere"):
+        check_samples(plan, expand(plan), str(shards))
+
+
+def test_variants_that_see_other_samples_are_said_so_in_the_caption(study_file, shards):
+    plan = load_study(study_file())
+    assert check_samples(plan, expand(plan), str(shards))[1] == ""
+    plan = load_study(study_file(variants={"a": {}, "b": {"set": {"view.crop": [64, 64]}}}, baseline="a"))
+    assert "view.crop decide(s) them" in check_samples(plan, expand(plan), str(shards))[1]
+    odd = dataclasses.replace(load_study(study_file()).study)
+    trials = expand(load_study(study_file()))
+    trials[2:] = [dataclasses.replace(t, recipe=dataclasses.replace(t.recipe, batch=2)) for t in trials[2:]]
+    with pytest.raises(RecipeError, match="unfair: the variants do not train on the same samples"):
+        check_samples(dataclasses.replace(plan, study=odd), trials, str(shards))
+
+
+@pytest.mark.parametrize(
+    ("workers", "cluster", "at_once", "size"),
+    [
+        (Workers(count=2, gpus=1), {"cores": 64, "gpus": 8, "logical": 64.0}, 4, (2, 1, 0.94, 7)),
+        (Workers(count=2, gpus=0), {"cores": 2, "gpus": 0, "logical": 5.0}, 1, (2, 0, 1.0, 1)),
+        (Workers(count=1, gpus=0), {"cores": 2, "gpus": 0, "logical": 6.0}, 2, (1, 0, 1.0, 1)),
+        (Workers(count=None, gpus=None), {"cores": 32, "gpus": 4, "logical": 32.0}, 1, (4, 1, 0.96, 7)),
+    ],
+)
+def test_trials_at_once_follow_from_the_cluster_and_fit_into_it(workers, cluster, at_once, size):
+    from pipelines.tuning import room
+
+    sizes, found = room(workers, **cluster)
+    assert found == at_once
+    assert (sizes.count, sizes.gpus, sizes.cpus, sizes.feed_tasks) == size
+    needed = found * (sizes.count * (sizes.cpus + sizes.feed_tasks * sizes.feed_cpus) + sizes.cpus)
+    assert needed <= cluster["logical"] + 1e-9
+    assert found * sizes.count * sizes.gpus <= cluster["gpus"]
+
+
+def test_more_trials_at_once_than_fit_are_refused_with_the_arithmetic():
+    from pipelines.tuning import room
+
+    with pytest.raises(
+        RecipeError, match=r"5 trial\(s\) at once on 64 core\(s\) and 8 GPU\(s\) leave 12 core\(s\) and 1"
+    ):
+        room(Workers(count=2, gpus=1), cores=64, gpus=8, logical=64.0, wanted=5)
+    with pytest.raises(RecipeError, match=r"workers.count = 4 with one GPU each: the cluster has 2 GPU"):
+        room(Workers(count=4, gpus=1), cores=64, gpus=2, logical=64.0)
+
+
+SPACE = {"a": {"choice": [[1, 2], "x"]}, "b": {"log_uniform": [1e-4, 1e-1]}, "c": {"integer": [2, 4]},
+         "d": {"uniform": [-1, 1]}}  # fmt: skip
+
+
+def test_random_points_lie_in_the_space_and_follow_from_seed_and_place():
+    from pipelines.searching import draw
+
+    points = [draw(SPACE, 3, index, []) for index in range(200)]
+    assert points == [draw(SPACE, 3, index, []) for index in range(200)]
+    assert points != [draw(SPACE, 4, index, []) for index in range(200)]
+    assert {str(p["a"]) for p in points} == {"[1, 2]", "x"}
+    assert {p["c"] for p in points} == {2, 3, 4}
+    assert all(1e-4 <= p["b"] <= 0.1 and -1 <= p["d"] <= 1 for p in points)
+    below = sum(p["b"] < 10**-2.5 for p in points)
+    assert 70 < below < 130  # uniform in the logarithm
+
+
+def test_optuna_follows_from_what_ended_and_finds_the_peak():
+    from pipelines.searching import tpe
+
+    space = {"x": {"uniform": [0, 1]}, "kind": {"choice": ["good", "bad"]}}
+    history = []
+    for index in range(40):
+        point = tpe(space, 1, index, history)
+        history.append((point, -((point["x"] - 0.7) ** 2) - (point["kind"] == "bad")))
+    assert tpe(space, 1, 40, history) == tpe(space, 1, 40, json.loads(json.dumps(history)))
+    late = [point for point, _ in history[25:]]
+    assert sum(point["kind"] == "good" for point in late) > 10
+    assert sum(abs(point["x"] - 0.7) < 0.2 for point in late) > 8
+
+
+def place_of(tmp_path):
+    return Place(tmp_path / "study", "", tmp_path, Sizes(1, 0, 1.0, 1, 1.0))
+
+
+def finish(place, name, miou, stage="first"):
+    folder = place.trial(name) / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "done.json").write_text(json.dumps({"stage": stage, "miou": miou, "time": 5}))
+
+
+def test_a_search_goes_on_where_a_killed_driver_left_it(study_file, tmp_path):
+    from pipelines.searching import Searched
+
+    page = WITHOUT | RANK | {"search": RANK["search"] | {"algorithm": "optuna", "trials": 15}}
+    plan = load_study(study_file(**page))
+    whole = Searched(plan, plan.study.search, place_of(tmp_path / "whole"))
+    parts = Searched(plan, plan.study.search, place_of(tmp_path / "parts"))
+    for index in range(15):
+        for source in (whole, parts):
+            assert source.next() == f"trial{index:03d}"
+        if index == 12:  # killed while trial 12 ran: it comes first, nothing that ended comes again
+            parts = Searched(plan, plan.study.search, place_of(tmp_path / "parts"))
+            assert parts.left() == 3
+            assert parts.next() == "trial012"
+        for source in (whole, parts):
+            finish(source.place, f"trial{index:03d}", (index * 7 % 15) / 15)
+    names = [f"trial{index:03d}" for index in range(15)]
+    assert [whole.place.point(name) for name in names] == [parts.place.point(name) for name in names]
+    assert whole.left() == parts.left() == 0
+
+
+def test_how_a_trial_ended_is_read_from_its_folder(study_file, tmp_path):
+    plan, place = load_study(study_file()), place_of(tmp_path)
+    trial = expand(plan)[0]
+    folder = place.trial(trial.name)
+    folder.mkdir(parents=True)
+    assert ended(trial.recipe, folder) is None
+    assert row_of("narrow", 0, trial.recipe, folder)["status"] == "waiting"
+    (folder / ENDED).write_text(json.dumps({"status": "stopped", "miou": 0.2, "progress": 0.4, "time": 1}))
+    assert ended(trial.recipe, folder)["status"] == "stopped"
+    assert row_of("narrow", 0, trial.recipe, folder)["miou"] is None  # half trained: it is in no mean
+    finish(place, trial.name, 0.5)
+    (folder / "first/about.json").write_text(json.dumps({"params": {"cost.parameters": 7, "cost.macs": 2e9}}))
+    assert row_of("narrow", 0, trial.recipe, folder) == {
+        "variant": "narrow", "seed": 0, "status": "done", "miou": 0.5, "parameters": 7, "gmacs": 2.0}  # fmt: skip
+
+
+def test_points_are_told_once_with_progress_over_all_stages(tmp_path):
+    points = Points(tmp_path, [("one", 10), ("two", 30)])
+
+    def write(stage, *steps):
+        (tmp_path / stage).mkdir(exist_ok=True)
+        with (tmp_path / stage / "record.jsonl").open("a") as file:
+            for step in steps:
+                file.write(json.dumps({"kind": "val", "step": step, "miou": step / 100, "time": 1}) + "\n")
+                file.write(json.dumps({"kind": "train", "step": step, "time": 1}) + "\n")
+
+    write("one", 0, 5, 10)
+    assert [(p["progress"], p["miou"]) for p in points.new()] == [(0.125, 0.05), (0.25, 0.1)]
+    write("two", 15)
+    assert [p["progress"] for p in points.new()] == [0.625]
+    assert list(points.new()) == []
+
+
+def test_halving_after_a_restart_decides_as_if_it_had_never_ended(study_file, tmp_path):
+    """Three trials that ended before are told again; the fourth is judged by their quarter-way scores."""
+    from ray.tune.schedulers import TrialScheduler
+
+    from pipelines.tuning import scheduler
+
+    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 8, "val_every": 0.4}]
+    plan = load_study(study_file({"stages": stages}, stop_early={"grace": 0.25, "reduction": 2}))
+    place = place_of(tmp_path)
+    trials = expand(plan)
+    for trial, miou in zip(trials[:3], (0.1, 0.2, 0.3), strict=True):
+        folder = place.trial(trial.name) / "first"
+        folder.mkdir(parents=True)
+        (folder / "about.json").write_text(json.dumps({"steps": 8}))
+        line = {"kind": "val", "step": 2, "miou": miou, "time": 1}
+        (folder / "record.jsonl").write_text(json.dumps(line) + "\n")
+    asha = scheduler(place, plan.study.stop_early, trials[:3])
+    late = SimpleNamespace(trial_id="late")
+    for miou, progress, wanted in ((0.15, 0.25, "STOP"), (0.25, 0.25, "CONTINUE"), (0.1, 0.2, "CONTINUE")):
+        asha.on_trial_add(None, late)
+        late.trial_id = f"late{miou}"
+        asha.on_trial_add(None, late)
+        got = asha.on_trial_result(None, late, {"progress": progress, "miou": miou})
+        assert got == getattr(TrialScheduler, wanted)
+    assert scheduler(place, None, trials).on_trial_result(None, late, {"miou": 0.0}) == TrialScheduler.CONTINUE
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "1", "--interval", "95"], "one number has no interval; give two seeds or more, e.g. --seeds 3"),
+        (["--interval", "100"], "above 0 and below 100"),
+        (["--at-once", "0"], "one trial or more"),
+        (["--seeds", "0"], "--seeds 0: one or more"),
+        (["optim.lrr=3"], "unknown key 'optim.lrr'"),
+    ],
+)
+def test_wishes_that_cannot_be(study_file, monkeypatch, words, message):
+    monkeypatch.setattr(sys, "argv", ["ablate", str(study_file()), *words])
+    with pytest.raises(RecipeError, match=message):
+        importlib.import_module("pipelines.ablate").main()
+
+
+def test_the_door_shows_a_study_without_running_it(study_file, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ablate", str(study_file()), "--print", "--seeds", "1", "--name", "mine"])
+    importlib.import_module("pipelines.ablate").main()
+    out = capsys.readouterr().out
+    assert "# mine: 2 trials: narrow-seed0, wide-seed0" in out
+    assert yaml.safe_load(out)["variants"]["wide"]["set"] == {"head.channels": 16}
+    path = ROOT / "pipelines" / "ablate.py"
+    assert path.stat().st_mode & 0o111
+    assert path.read_text().startswith("#!/usr/bin/env python\n")
+
+
+def population(study_file, tmp_path, members=4, rounds=3):
+    from pipelines.population import Population
+
+    search = {
+        "algorithm": "pbt",
+        "trials": members,
+        "rounds": rounds,
+        "space": {"optim.lr": {"log_uniform": [1e-3, 1.0]}},
+    }
+    plan = load_study(study_file(**(WITHOUT | RANK | {"search": search})))
+    return Population(plan, plan.study.search, place_of(tmp_path))
+
+
+def end_part(place, name, miou, step):
+    """What a part leaves: its last checkpoint, its best weights, its result."""
+    folder = place.trial(name) / "first"
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    last = folder / "checkpoints" / f"step-{step:08d}.pt"
+    last.write_text(name)
+    (folder / "best.pt").write_text(name)
+    (folder / "done.json").write_text(json.dumps({"miou": miou, "time": 5, "checkpoint": str(last)}))
+
+
+def test_the_worst_of_a_population_goes_on_from_the_best(study_file, tmp_path):
+    members = population(study_file, tmp_path)
+    first = [members.next() for _ in range(4)]
+    assert first == [f"member{m:02d}-round0" for m in range(4)]
+    assert members.next() is None  # round 1 waits for the scores of round 0
+    for name, miou in zip(first, (0.3, 0.5, 0.1, 0.4), strict=True):
+        end_part(members.place, name, miou, 2)
+    second = [members.next() for _ in range(4)]
+    part = {name: json.loads((members.place.trial(name) / "part.json").read_text()) for name in second}
+    assert [part[name]["origin"] for name in second] == [first[0], first[1], first[1], first[3]]
+    assert part[second[0]]["until"] == pytest.approx(2 / 3)
+    rates = [members.place.point(name)["optim.lr"] for name in (*first, *second)]
+    assert [rates[4], rates[5], rates[7]] == [rates[0], rates[1], rates[3]]
+    assert rates[6] not in (rates[1], rates[2])
+    taken = members.place.trial(second[2]) / "first"
+    assert (taken / "checkpoints/step-00000002.pt").read_text() == first[1]
+    assert (taken / "best.pt").read_text() == first[1]
+
+    again = population(study_file, tmp_path)  # a driver killed now writes nothing anew, and asks for what is left
+    assert again.left() == 8
+    assert [again.next() for _ in range(4)] == second
+    assert [members.place.point(name)["optim.lr"] for name in second] == rates[4:]
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"trials": 1}, r"1 member\(s\)"),
+        ({"space": {"head.channels": {"choice": [8, 16]}}}, "search.space.head.channels: members"),
+        ({"space": {"view.crop": {"choice": [[32, 32]]}}}, "search.space.view.crop: members"),
+    ],
+)
+def test_what_a_population_cannot_share(study_file, search, message):
+    page = WITHOUT | RANK | {"search": RANK["search"] | {"algorithm": "pbt"} | search}
+    with pytest.raises(RecipeError, match=message):
+        load_study(study_file(**page))
+
+
+@pytest.mark.slow
+def test_a_part_ends_at_its_step_and_goes_on_in_another_folder_with_another_rate(recipe_file, tmp_path, monkeypatch):
+    """Half of the steps at one rate, then from its checkpoint at another: the record shows both, from one schedule."""
+    from pipelines import stages
+    from pipelines.record import read_record
+    from pipelines.stages import run_recipe
+
+    make, halves = stages.make_job, []
+
+    def part(*words):
+        halves.append(dataclasses.replace(make(*words), until=2 if not halves else 4))
+        return halves[-1]
+
+    monkeypatch.setattr(stages, "make_job", part)
+    page = recipe_file(
+        stages=[{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 4, "val_every": 0}]
+    )
+    run_recipe(load_recipe(page, ["name=one", "optim.warmup=0"]))
+    folder = tmp_path / "out/runs"
+    assert [f.name for f in sorted((folder / "one/first/checkpoints").iterdir())] == ["step-00000002.pt"]
+    (folder / "two/first/checkpoints").mkdir(parents=True)
+    for name in ("checkpoints/step-00000002.pt", "best.pt"):
+        (folder / "two/first" / name).hardlink_to(folder / "one/first" / name)
+    run_recipe(load_recipe(page, ["name=two", "optim.warmup=0", "optim.lr=0.5"]))
+    lines = [line for name in ("one", "two") for line in read_record(folder / name / "first/record.jsonl")[0]]
+    rates = [line["lr"] for line in lines if line["kind"] == "train"]
+    assert rates == pytest.approx([0.01, 0.01 * 0.75**0.9, 0.5 * 0.5**0.9, 0.5 * 0.25**0.9])
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [0, 2, 4]
+
+
+def train_here(plan, place, trial, stop=False):
+    """A trial trained in this process; or begun and then stopped early."""
+    from pipelines.preflight import plan_legs
+    from pipelines.runs import keep_recipe
+    from pipelines.screen import shown
+    from pipelines.stages import fit, prepare_legs
+
+    folder = place.trial(trial.name)
+    folder.mkdir(parents=True)
+    keep_recipe(trial.recipe, folder)
+    jobs, parts = prepare_legs(trial.recipe, plan_legs(trial.recipe, place.root), folder, place.sizes, place.output)
+    with shown([] if stop else parts):
+        fit(jobs, folder)
+    if stop:
+        end(folder, "stopped", progress=0.5, miou=0.125)
+
+
+@pytest.mark.slow
+def test_mlflow_nests_stages_only_where_there_are_several_and_knows_how_trials_ended(study_file, shards, tmp_path):
+    import mlflow
+
+    from pipelines.study_tracking import StudyTracker
+
+    last = {"name": "last", "train": "voc12/trainval", "steps": 2}
+    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 2, "val_every": 0}]
+    page = study_file({"stages": stages}, variants={"one": {}, "two": {"set": {"stages": [*stages, last]}}, "bad": {}},
+                      baseline="one", seeds=[0])  # fmt: skip
+    plan = load_study(page)
+    trials = expand(plan)
+    place = Place(tmp_path / "study", str(shards), tmp_path / "out", Sizes(0, 0, 1.0, 0, 1.0))
+    train_here(plan, place, trials[0])
+    train_here(plan, place, trials[1])
+    train_here(plan, place, trials[2], stop=True)
+    for _ in range(2):  # a second driver finds the same runs
+        tracker = StudyTracker(plan, trials[0].recipe, place)
+        for trial in trials:
+            tracker.add(trial)
+        tracker.deliver()
+    assert not tracker.trackers  # all had arrived before
+    tracker.close({}, "one-seed0", "FINISHED")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'out/mlflow.db'}")
+    runs = {run.info.run_id: run for run in client.search_runs(["1"])}
+    above = {run.info.run_name: runs.get(run.data.tags.get("mlflow.parentRunId")) for run in runs.values()}
+    names = {name: run.info.run_name if run else None for name, run in above.items()}
+    assert names == {plan.name: None, "one-seed0": plan.name, "two-seed0": plan.name, "bad-seed0": plan.name,
+                     "two-seed0/first": "two-seed0", "two-seed0/last": "two-seed0"}  # fmt: skip
+    found = {run.info.run_name: run for run in runs.values()}
+    assert {name: found[name].info.status for name in names} == dict.fromkeys(names, "FINISHED") | {
+        "bad-seed0": "KILLED"
+    }
+    assert found["bad-seed0"].data.tags["trial"] == "stopped at 50%"
+    score = json.loads((place.trial("one-seed0") / "first/done.json").read_text())["miou"] * 100
+    assert found["one-seed0"].data.metrics["mIoU"] == found["one-seed0"].data.metrics["val/mIoU"] == score
+    assert found[plan.name].data.metrics["best/mIoU"] == score
+    assert "train/loss" in found["one-seed0"].data.metrics
+    assert "train/loss" not in found["two-seed0"].data.metrics
+    tags = found[plan.name].data.tags
+    assert tags["best.run"] == found["one-seed0"].info.run_id
+    assert checkpoint.load(Path(tags["best.checkpoint"].removeprefix("file://")))["step"] == 2
