@@ -43,7 +43,12 @@ def results(table: StudyTable) -> list[tuple[Line, Interval]]:
 
 def under(table: StudyTable) -> str:
     """The small print of a plot: what bars are, and how mIoU was measured."""
-    return f"measured: {table.protocol}; bars: {table.confidence:.0%} t-intervals over the seeds"
+    return f"measured: {conditions(table)}; bars: {table.confidence:.0%} t-intervals over the seeds"
+
+
+def conditions(table: StudyTable) -> str:
+    """How the scores came about; where variants differ, which do."""
+    return table.protocol + "".join(f"; but {name}: {protocol}" for name, protocol in table.others.items())
 
 
 def gains(table: StudyTable) -> Figure | None:
@@ -122,7 +127,7 @@ def parallel(table: StudyTable) -> Figure | None:
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.75)
     axes.spines[["left", "bottom"]].set_visible(False)
-    finish(axes, table.title, f"measured: {table.protocol}; means over the seeds", grid=False)
+    finish(axes, table.title, f"measured: {conditions(table)}; means over the seeds", grid=False)
     return figure
 
 

@@ -93,6 +93,14 @@ def test_every_rendering_says_how_it_was_measured_and_what_is_published():
     assert len(lines) == 2 + 5
 
 
+def test_variants_with_a_protocol_of_their_own_are_named():
+    per_variant = dict.fromkeys(VARIANTS, PROTOCOL) | {"c": "the same, but with flip"}
+    shown = " ".join(text(build("Rank", VARIANTS, ROWS, per_variant, baseline="a")).split())
+    assert f"percent, {PROTOCOL}. But c: the same, but with flip. ±" in shown
+    with pytest.raises(ValueError, match="no protocol for e"):
+        build("Rank", VARIANTS, ROWS, {name: PROTOCOL for name in "abcd"})
+
+
 def test_html_is_escaped_and_its_cells_are_those_of_the_table():
     table = build("<Rank>", {"a&b": {}}, [trial("a&b", 0, 0.5)], "x<y", baseline="a&b")
 
