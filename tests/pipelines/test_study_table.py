@@ -60,6 +60,13 @@ def test_every_cell_by_hand():
     assert (by_name["e"]["verdict"], by_name["e"]["published"]) == ("no trial", "-")
 
 
+def test_the_order_in_which_trials_ended_does_not_matter():
+    given = {"baseline": "a", "published": {"a": 80.0, "b": 81.2}}
+    assert text(build("Rank", VARIANTS, ROWS, PROTOCOL, **given)) == text(
+        build("Rank", VARIANTS, ROWS[::-1], PROTOCOL, **given)
+    )
+
+
 def test_published_numbers_never_enter_measured_cells():
     other = example(published={"a": 1.0, "b": 2.0, "c": 3.0})
     kept = ("measured", "gain measured", "verdict")
@@ -98,7 +105,7 @@ def test_variants_with_a_protocol_of_their_own_are_named():
     shown = " ".join(text(build("Rank", VARIANTS, ROWS, per_variant, baseline="a")).split())
     assert f"percent, {PROTOCOL}. But c: the same, but with flip. ±" in shown
     with pytest.raises(ValueError, match="no protocol for e"):
-        build("Rank", VARIANTS, ROWS, {name: PROTOCOL for name in "abcd"})
+        build("Rank", VARIANTS, ROWS, dict.fromkeys("abcd", PROTOCOL))
 
 
 def test_html_is_escaped_and_its_cells_are_those_of_the_table():
