@@ -174,6 +174,8 @@ def test_parallel_coordinates_need_two_keys():
     assert heights == [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     same = {name: given | {"y": "p"} for name, given in settings.items()}
     assert study_plots.parallel(build("t", same, rows, PROTOCOL)) is None
+    some = {"a": {"x": 1, "y": "p"}, "b": {"x": 2, "z": "q"}}  # named variants, not points of one space
+    assert study_plots.parallel(build("t", some, rows, PROTOCOL)) is None
 
 
 def test_axes_of_parallel_coordinates():
