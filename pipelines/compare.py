@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Compare what the papers print with what the code here gives; so far their cost figures, counted anew."""
+"""What the papers print: their cost figures beside what the code here gives, and their tables of results."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -16,18 +16,23 @@ if not __package__:
 from pipelines.door import run
 
 if TYPE_CHECKING:
+    from pipelines.published.results import ResultTable
     from pipelines.published.tables import Figure
 
 EXAMPLES = """\
 examples:
   python -m pipelines.compare costs            every cost figure of RecoNet, SRNet, CTNet and OCNet
   python -m pipelines.compare costs reconet    those of one paper
+  python -m pipelines.compare results ctnet    its tables of results, as published; nothing of them is measured here
 
 Models are built without memory, nothing runs on a GPU. A figure is met when it is within 0.5 % ("reproduced"), half of
 its last printed digit ("rounds to it"), or the error stated in pipelines/published/PAPER_costs.yaml, where also stands
 what is built and counted. Under FLOPs the papers print multiply-accumulates; OCNet prints twice their number.
 """
 WIDTH = 120
+COSTS: tuple[Callable[[str, int], str], ...] = (
+    str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.ljust, str.ljust,
+)  # fmt: skip
 NAMES = {"macs": "FLOPs", "parameters": "parameters", "memory": "memory", "time": "time", "order": "order"}
 
 
@@ -40,12 +45,14 @@ def main() -> None:
     )
     doors = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     costs = doors.add_parser("costs", help="FLOPs, parameters and memory, counted anew")
-    costs.add_argument("paper", nargs="?", metavar="PAPER", help=f"one of {', '.join(PAPERS)}; all unless given")
+    results = doors.add_parser("results", help="tables of results as published, and how the models were trained")
+    for door in (costs, results):
+        door.add_argument("paper", nargs="?", metavar="PAPER", help=f"one of {', '.join(PAPERS)}; all unless given")
     args = parser.parse_args()
     if args.paper and args.paper not in PAPERS:
         parser.error(f"unknown paper {args.paper!r}; allowed: {', '.join(PAPERS)}.{nearest(args.paper, PAPERS)}")
     for paper in [args.paper] if args.paper else PAPERS:
-        print_costs(paper)
+        {"costs": print_costs, "results": print_results}[args.what](paper)
 
 
 def print_costs(paper: str) -> None:
@@ -61,9 +68,54 @@ def print_costs(paper: str) -> None:
         for figure in table.figures:
             lines += figure_lines(figure)
         verdicts += ["within the stated error" if "within" in line[6] else line[6] for line in lines[1:] if line[6]]
-        print_lines(lines)
+        print_lines(lines, COSTS)
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
     print(f"\n{paper}: " + ", ".join(f"{number} {verdict}" for verdict, number in counts.items()) + "\n")
+
+
+def print_results(paper: str) -> None:
+    """All tables of results of a paper and its trainings, as published."""
+    from pipelines.published.results import result_tables
+
+    citation, tables, trainings = result_tables(paper)
+    print(citation)
+    for table in tables:
+        print("\n" + textwrap.fill(f"{table.name} [{table.id}], published: {table.title}", WIDTH))
+        print(textwrap.fill("; ".join(part for part in (conditions(table), table.note.rstrip(".")) if part), WIDTH))
+        columns = [column for column in table.columns if column != "per_class"]
+        lines = [[*columns, ""], *([*(cell(row[column]) for column in columns), ""] for row in table.rows)]
+        print_lines(lines, [str.rjust if is_numeric(table, column) else str.ljust for column in columns])
+    for training in trainings:
+        pages = f"; recipes: {', '.join(training.pages)}" if training.pages else ""
+        stated = ", ".join(f"{key} {words(value)}" for key, value in training.stated.items() if value is not None)
+        silent = ", ".join(key for key, value in training.stated.items() if value is None)
+        parts = [stated, *(f"stage {words(stage)}" for stage in training.stages)]
+        parts += [f"not stated: {silent}"] * bool(silent) + [training.note.rstrip(".")] * bool(training.note)
+        print("\n" + textwrap.fill(f"training [{training.id}]: {'; '.join(filter(None, parts))}{pages}", WIDTH))
+    print(f"\n{paper}: {len(tables)} tables, {sum(len(table.rows) for table in tables)} rows, all published\n")
+
+
+def conditions(table: ResultTable) -> str:
+    """Benchmark, split and protocol of a table."""
+    parts = [f"{table.benchmark} {table.split}"] if table.benchmark else []
+    return ", ".join([*parts, *(f"{key} {words(value)}" for key, value in table.protocol.items())])
+
+
+def words(value: Any) -> str:
+    """A value without brackets."""
+    if isinstance(value, dict):
+        return " ".join(f"{key} {words(entry)}" for key, entry in value.items() if entry is not None)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def cell(value: Any) -> str:
+    """A value as printed; a dash where nothing is."""
+    return "-" if value is None else words(value)
+
+
+def is_numeric(table: ResultTable, column: str) -> bool:
+    """Whether a column holds numbers, which stand flush right."""
+    return all(isinstance(row[column], int | float | None) for row in table.rows)
 
 
 def figure_lines(figure: Figure) -> list[list[str]]:
@@ -92,18 +144,9 @@ def error(figure: Figure, value: float | None) -> str:
     return "-" if value is None else f"{value / float(figure.published) - 1:+.1%}"
 
 
-def print_lines(lines: list[list[str]]) -> None:
-    """Rows in columns, numbers flush right; the last column, prose, is not padded."""
+def print_lines(lines: list[list[str]], align: Sequence[Callable[[str, int], str]]) -> None:
+    """Rows in columns, each flush left or right; the last column, prose, is not padded."""
     widths = [max(map(len, column)) for column in zip(*(line[:-1] for line in lines), strict=True)]
-    align: list[Callable[[str, int], str]] = [
-        str.ljust,
-        str.ljust,
-        str.rjust,
-        str.rjust,
-        str.rjust,
-        str.ljust,
-        str.ljust,
-    ]
     for line in lines:
         cells = [put(cell, width) for put, cell, width in zip(align, line[:-1], widths, strict=True)]
         print("  ".join([*cells, line[-1]]).rstrip())

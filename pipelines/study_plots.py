@@ -25,6 +25,8 @@ COSTS = {
     "images_per_s": ("images/s, more is better", 1.0, False),
 }
 
+LONG = 7  # letters of a tick, above which ticks lean
+
 
 def draw(table: StudyTable, folder: Path) -> dict[str, str]:
     """Write the plots that the table has data for: name -> path."""
@@ -72,6 +74,7 @@ def curve(table: StudyTable) -> Figure | None:
         return None
     places, scale = axis([line.settings[key] for line, _ in found])
     points = sorted(zip(places, found, strict=True), key=lambda point: point[0])
+    ticks = [str(line.settings[key]) for _, (line, _) in points]
     printed = [(x, line.published) for x, (line, _) in points if line.published is not None]
     figure, panels = new_panels(2 if printed else 1)
     panels[0].plot([x for x, _ in points], [mean.mean * 100 for _, (_, mean) in points], color=MEASURED, alpha=0.4)
@@ -84,7 +87,9 @@ def curve(table: StudyTable) -> Figure | None:
         finish(panels[1], "Published, not measured here", table.published_as, width=60)
     for panel in panels:
         panel.set_xscale(scale, **({"base": 2} if scale == "log" else {}))
-        panel.set_xticks([x for x, _ in points], [str(line.settings[key]) for _, (line, _) in points])
+        panel.set_xticks([x for x, _ in points], ticks)
+        if max(map(len, ticks)) > LONG:
+            panel.tick_params("x", rotation=25)
         panel.minorticks_off()
         panel.set_xlabel(key)
     panels[0].set_ylabel("mIoU, percent")

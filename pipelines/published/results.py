@@ -1,0 +1,180 @@
+"""Read the published results and trainings: one YAML page per paper, strict about every key and column.
+
+Published numbers are what the papers print, in percent; nothing here was measured by this project.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from pipelines.published.tables import FOLDER, PAPERS, known
+from segmodels.checks import choose, nearest
+
+NAMES = {"reconet": "RecoNet", "srnet": "SRNet", "ctnet": "CTNet", "ocnet": "OCNet"}
+TABLE = ("id", "title", "benchmark", "split", "protocol", "classes", "columns", "note", "rows")
+TRAINING = ("id", "benchmark", "stated", "stages", "note", "pages")
+FACTS = (
+    "train", "lr", "batch", "crop", "epochs", "steps", "weight_decay", "momentum", "power", "aux_weight", "cp_weight",
+    "scale", "rotate", "brightness", "output_stride", "neck", "scales", "ohem",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table of results as printed.
+
+    Attributes:
+        id: `PAPER/tableN`.
+        title: what it compares.
+        benchmark, split: what was scored; None for tables of cost.
+        protocol: how, as far as the paper says.
+        classes: those that the lists of a `per_class` column are in the order of.
+        columns: of every row.
+        rows: column -> value; None where nothing is printed.
+        note: what to know before reading it.
+    """
+
+    id: str
+    title: str
+    benchmark: str | None
+    split: str | None
+    protocol: Mapping[str, Any]
+    classes: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    note: str
+
+    @property
+    def name(self) -> str:
+        """ "RecoNet Table 8" """
+        paper, _, place = self.id.partition("/")
+        kind, number = re.fullmatch(r"(table|fig)(\w+)", place).groups()  # type: ignore[union-attr]
+        return f"{NAMES[paper]} {kind.capitalize()} {number}"
+
+    def row(self, where: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The one row that has these values in these columns.
+
+        Raises:
+            ValueError: an unknown column, or no row or several.
+        """
+        for column in where:
+            choose(dict.fromkeys(self.columns), column, f"column of {self.id}:")
+        found = [row for row in self.rows if all(row[column] == value for column, value in where.items())]
+        if len(found) != 1:
+            values = [", ".join(f"{column}: {row[column]}" for column in where) for row in self.rows]
+            given = ", ".join(f"{column}: {value}" for column, value in where.items())
+            many = "no row" if not found else f"{len(found)} rows, name more columns than {', '.join(where)}"
+            raise ValueError(
+                f"{self.id} has {many} of {{{given}}}; it has {'; '.join(values)}.{nearest(given, values)}"
+            )
+        return found[0]
+
+    def label(self, column: str) -> str:
+        """Where a column is printed, and under which protocol, for captions."""
+        choose(dict.fromkeys(self.columns), column, f"column of {self.id}:")
+        parts = [f"{self.benchmark} {self.split}"] if self.benchmark else []
+        parts += [str(value) if key == "mode" else f"{key} {words(value)}" for key, value in self.protocol.items()]
+        return f"{self.name}, {column}: {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a paper trained a model.
+
+    Attributes:
+        id: `PAPER/NAME`.
+        benchmark: what it was scored on.
+        stated: of `FACTS`; None where the paper is silent. `lr` is the trunk's, `brightness` of 255.
+        stages: facts of each stage where there are several.
+        note: what to know.
+        pages: the recipes of pipelines/recipes that follow it.
+    """
+
+    id: str
+    benchmark: str
+    stated: Mapping[str, Any]
+    stages: tuple[Mapping[str, Any], ...]
+    note: str
+    pages: tuple[str, ...]
+
+
+@functools.cache
+def result_tables(paper: str) -> tuple[str, tuple[ResultTable, ...], tuple[Training, ...]]:
+    """The citation of a paper of `PAPERS`, its tables of results, and how its models were trained.
+
+    Raises:
+        ValueError: an unknown paper; or the page has an unknown key, or a row other columns than its table.
+    """
+    choose(dict.fromkeys(PAPERS), paper, "paper")
+    page = yaml.safe_load((FOLDER / f"{paper}_results.yaml").read_text())
+    known("page", page, ("paper", "tables", "recipes"))
+    return page["paper"], tuple(map(read_table, page["tables"])), tuple(map(read_training, page["recipes"]))
+
+
+def read_table(entry: Mapping[str, Any]) -> ResultTable:
+    """A table of a page."""
+    known("table", entry, TABLE)
+    columns, classes = tuple(entry["columns"]), tuple(entry.get("classes", ()))
+    for row in entry["rows"]:
+        known(f"row of {entry['id']}", row, columns)
+        if missing := [column for column in columns if column not in row]:
+            raise ValueError(f"{entry['id']}: {row} lacks {', '.join(missing)}; write null where nothing is printed")
+        if row.get("per_class") is not None and len(row["per_class"]) != len(classes):
+            raise ValueError(f"{entry['id']}: {len(row['per_class'])} values per class, {len(classes)} classes")
+    return ResultTable(
+        entry["id"], entry["title"], entry["benchmark"], entry["split"], entry.get("protocol", {}), classes, columns,
+        tuple(entry["rows"]), entry.get("note", ""),
+    )  # fmt: skip
+
+
+def read_training(entry: Mapping[str, Any]) -> Training:
+    """A training of a page."""
+    known("recipe", entry, TRAINING)
+    for facts in (entry.get("stated", {}), *entry.get("stages", [])):
+        known(f"training {entry['id']}", facts, FACTS)
+    stages = tuple(entry.get("stages", ()))
+    pages = tuple(entry["pages"])
+    return Training(entry["id"], entry["benchmark"], entry.get("stated", {}), stages, entry.get("note", ""), pages)
+
+
+def results_table(id: str) -> ResultTable:
+    """The table of an id such as "reconet/table8".
+
+    Raises:
+        ValueError: there is none; names the nearest.
+    """
+    tables = {table.id: table for paper in PAPERS for table in result_tables(paper)[1]}
+    return choose(tables, id, "published table")
+
+
+def published_values(
+    table: str, column: str, wanted: Mapping[str, Mapping[str, Any] | None]
+) -> dict[str, float | None]:
+    """Variant -> the published number of its row; None for a variant that names no row, or where none is printed.
+
+    Args:
+        table: the id of a results table.
+        column: which number.
+        wanted: variant -> column -> value, which must fit exactly one row.
+
+    Raises:
+        ValueError: an unknown table or column, a row that does not exist or is not unique, or no number.
+    """
+    source = results_table(table)
+    choose(dict.fromkeys(source.columns), column, f"column of {table}:")
+    values = {name: None if where is None else source.row(where)[column] for name, where in wanted.items()}
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{table}, {column} of {name!r} is {value!r}, no number")
+    return values
+
+
+def words(value: Any) -> str:
+    """A list without brackets."""
+    return " ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

@@ -1,0 +1,159 @@
+"""The papers' tables of results as data, and that the recipes here follow what the papers state."""
+
+import math
+import sys
+
+import pytest
+
+from pipelines import compare
+from pipelines.published.results import (
+    published_values,
+    read_table,
+    read_training,
+    result_tables,
+    results_table,
+)
+from pipelines.published.tables import PAPERS
+from pipelines.recipe import load_recipe
+
+TABLES = [table for paper in PAPERS for table in result_tables(paper)[1]]
+TRAININGS = [training for paper in PAPERS for training in result_tables(paper)[2]]
+SEGMENTATION = [training for training in TRAININGS if training.pages]
+
+
+def test_all_tables_are_there():
+    assert {p: (len(result_tables(p)[1]), sum(len(t.rows) for t in result_tables(p)[1])) for p in PAPERS} == {
+        "reconet": (12, 104), "srnet": (13, 133), "ctnet": (9, 91), "ocnet": (13, 152),
+    }  # fmt: skip
+    assert len({table.id for table in TABLES}) == 47
+    assert len(SEGMENTATION) == 24
+
+
+@pytest.mark.parametrize(
+    ("table", "where", "column", "value"),
+    [
+        ("reconet/table8", {"rank": 64}, "mIoU", 82.1),
+        ("reconet/table9", {"method": "EMANet"}, "GFLOPs_delta", 43.1),
+        ("srnet/table3a", {"squeeze": "GHP", "reasoning": "SA"}, "mIoU", 79.5),
+        ("srnet/table3a", {"squeeze": None, "reasoning": None}, "mIoU", 74.8),
+        ("ctnet/table1", {"kernels": [9, 17, 33, 65]}, "mIoU", 53.3),
+        ("ocnet/table1", {"method": "Base-OC (ISA, Local+Global)"}, "mIoU", 79.1),
+        ("ocnet/table4", {"method": "Base-OC (ISA)"}, "GFLOPs", 386.0),
+        ("srnet/table9a", {"backbone": "R-101", "detector": "+SR"}, "GFLOPs_is_delta", True),
+    ],
+)
+def test_rows_as_printed(table, where, column, value):
+    assert results_table(table).row(where)[column] == value
+
+
+def test_means_over_the_printed_classes():
+    # where all classes are printed their mean is the row's, but for rounding and the rows that the notes name
+    off = {}
+    for table in TABLES:
+        total = next((column for column in ("mIoU", "mean") if column in table.columns), None)
+        for row in table.rows:
+            if row.get("per_class") is not None and table.id != "reconet/table1":  # background is not printed there
+                gap = abs(math.fsum(row["per_class"]) / len(row["per_class"]) - row[total])
+                if gap > 0.07:
+                    off.setdefault(table.id, []).append(row["method"])
+    assert off == {"srnet/table1": ["dilated FCN", "+SR Head"], "srnet/table6": ["SRNet-WiderResNet"]}
+
+
+def test_deltas_follow_from_the_values():
+    rows = results_table("srnet/table3a").rows
+    assert all(row["delta"] == pytest.approx(row["mIoU"] - rows[0]["mIoU"]) for row in rows[1:])
+
+
+def test_a_label_names_table_column_and_protocol():
+    assert results_table("reconet/table8").label("mIoU") == (
+        "RecoNet Table 8, mIoU: voc12 val, MS+flip, scales 0.75 1.0 1.25 1.5 1.75 2.0, backbone resnet101"
+    )
+    assert results_table("reconet/table10").label("GFLOPs").startswith("RecoNet Table 10, GFLOPs: input 512x64x64")
+
+
+def test_published_values_of_variants():
+    wanted = {"a": {"rank": 16}, "b": None, "c": {"rank": 128}}
+    assert published_values("reconet/table8", "mIoU", wanted) == {"a": 81.2, "b": None, "c": 80.7}
+    wanted = {"se": {"method": "2*3x3"}}
+    assert published_values("srnet/table4", "mIoU", wanted) == {"se": None}  # a row whose mIoU is not printed
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: results_table("reconet/tabel8"), "unknown published table 'reconet/tabel8'.*Did you mean 'reconet/"),
+        (lambda: results_table("reconet/table8").row({"rnk": 1}), "column of reconet/table8: 'rnk'.*Did you mean 'ra"),
+        (lambda: results_table("reconet/table8").row({"rank": 65}), "no row of {rank: 65}; it has rank: 16; rank: 32"),
+        (lambda: results_table("reconet/table7").row({"backbone": "resnet101"}), "3 rows, name more columns than"),
+        (lambda: published_values("reconet/table8", "miou", {}), "'miou'; allowed: rank, mIoU"),
+        (lambda: published_values("srnet/table2", "computation", {"a": {"method": "CCNet"}}), "no number"),
+        (lambda: result_tables("recnet"), "unknown paper 'recnet'"),
+    ],
+)
+def test_what_is_not_there_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+TABLE = {"id": "reconet/table0", "title": "", "benchmark": None, "split": None, "columns": ["rank", "mIoU"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": [{"rank": 1}]}, "lacks mIoU; write null"),
+        ({"rows": [{"rank": 1, "mIoU": 2.0, "miou": 2.0}]}, "unknown key 'miou' of a row"),
+        ({"rows": [], "titel": ""}, "unknown key 'titel'"),
+        ({"columns": ["per_class"], "classes": ["a", "b"], "rows": [{"per_class": [1.0]}]}, "1 values per class, 2"),
+    ],
+)
+def test_a_wrong_table_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        read_table(TABLE | change)
+
+
+def test_a_wrong_training_is_refused():
+    with pytest.raises(ValueError, match="unknown key 'lrate' of a training reconet/x"):
+        read_training({"id": "reconet/x", "benchmark": "voc12", "stated": {"lrate": 1}, "pages": []})
+
+
+def facts(recipe):
+    """What a recipe says of every fact that papers state."""
+    stage, loss = recipe.stages[0], recipe.loss
+    return {
+        "train": stage.train, "lr": stage.lr or recipe.optim.lr, "epochs": stage.epochs, "steps": stage.steps,
+        "batch": recipe.batch, "crop": list(recipe.view.crop), "scale": list(recipe.view.scale),
+        "rotate": recipe.view.rotate, "brightness": round(recipe.view.brightness * 255),
+        "weight_decay": recipe.optim.weight_decay, "momentum": recipe.optim.momentum, "power": recipe.optim.power,
+        "aux_weight": loss.get("aux", {}).get("cross_entropy", 0), "cp_weight": loss.get("class_prior", {}).get("cp"),
+        "output_stride": recipe.backbone.output_stride, "neck": recipe.backbone.neck,
+        "scales": list(recipe.inference.scales), "ohem": "ohem" in loss["logits"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("training", SEGMENTATION, ids=lambda training: training.id)
+def test_recipes_follow_what_is_stated(training):
+    for page in training.pages:
+        recipe = load_recipe(page)
+        has = facts(recipe)
+        stated = {key: value for key, value in training.stated.items() if value is not None}
+        assert {key: has[key] for key in stated} == stated
+        for stage, said in zip(recipe.stages, training.stages, strict=False):
+            given = {"train": stage.train, "epochs": stage.epochs, "lr": stage.lr or recipe.optim.lr}
+            assert {key: given[key] for key, value in said.items() if value is not None} == {
+                key: value for key, value in said.items() if value is not None
+            }
+        assert len(recipe.stages) == max(1, len(training.stages))
+        results_table(recipe.published)  # the number to meet is in the project
+
+
+def test_the_door_lists_every_row(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare", "results", "srnet"])
+    compare.main()
+    shown = capsys.readouterr().out
+    assert shown.count("published:") == 13
+    assert "srnet: 13 tables, 133 rows, all published" in shown
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert "GHP GCN 79.9 5.1" in lines
+    assert "2*3x3 - 108.74 11.8 108.0 FCN" in lines
+    assert any(line.startswith("training [srnet/camvid]: lr 0.01, crop 640 640, epochs 100") for line in lines)
