@@ -78,7 +78,8 @@ def run_study(plan: Plan, at_once: int | None = None, confidence: float = 0.95) 
         sizes, at_once = room(base.workers, **totals(), wanted=at_once)
         for trial in checked.trials:
             check_share(trial.recipe, sizes)
-        localise(base.backbone.weights, output)
+        for weights in {recipe.backbone.weights for recipe in (base, *(trial.recipe for trial in checked.trials))}:
+            localise(weights, output)
         check_nodes(folder, base.tracking or default_uri(output))
         place = Place(folder, checked.root, output, sizes)
         write_text(folder / "study.yaml", to_yaml(plan))

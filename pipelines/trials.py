@@ -151,10 +151,11 @@ def points_of(recipe: Recipe, folder: Path) -> Points:
     return Points(folder, [(stage.name, number) for stage, number in zip(recipe.stages, steps, strict=True)])
 
 
-def timeline(folder: Path, what: str) -> None:
+def timeline(folder: Path, what: str, **facts: float) -> None:
     """Note a moment of a trial, for the benchmark of what a study costs."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "timeline.jsonl").open("a") as file:
-        file.write(json.dumps({"what": what, "time": time.time()}) + "\n")
+        file.write(json.dumps({"what": what, "time": time.time(), **facts}) + "\n")
 
 
 def ended(recipe: Recipe, folder: Path) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from pipelines.record import write_text
 from pipelines.screen import clock
 from pipelines.stopping import STOP, in_thread
 from pipelines.study import StopEarly, Trial
-from pipelines.trials import Place, end, ended, enter, points_of
+from pipelines.trials import Place, end, ended, enter, points_of, timeline
 
 RETRIES = 2
 # Defaults that a user's own environment overrules; Tune reads them when a run starts.
@@ -72,6 +72,8 @@ def fit_trials(
     rule: StopEarly | None,
     watch: Watch,
     ended_before: Sequence[Trial],
+    run: Callable[[dict[str, Any]], None] = enter,
+    reuse: bool = False,
 ) -> None:
     """Let Tune run the trials that the queue names; their folders hold what came of them.
 
@@ -80,6 +82,7 @@ def fit_trials(
         at_once: trials at the same time.
         rule: which trials to stop early; None for none.
         ended_before: trials of an earlier run of this study, which the rule compares with.
+        run: what is run of a trial; `reuse`: in actors that the next trial takes over (for trials that start none).
 
     Raises:
         KeyboardInterrupt: the second Ctrl-C.
@@ -88,11 +91,11 @@ def fit_trials(
     from ray import tune
 
     tuner = tune.Tuner(
-        tune.with_resources(enter, {"CPU": place.sizes.cpus}),
+        tune.with_resources(run, {"CPU": place.sizes.cpus}),
         param_space={"place": pickle.dumps(place)},
         tune_config=tune.TuneConfig(
             search_alg=queue, num_samples=count, max_concurrent_trials=at_once,
-            scheduler=scheduler(place, rule, ended_before), reuse_actors=False,
+            scheduler=scheduler(place, rule, ended_before), reuse_actors=reuse,
             trial_name_creator=name_of, trial_dirname_creator=name_of,
         ),
         run_config=tune.RunConfig(
@@ -150,10 +153,13 @@ class Watch:
     def started(self, name: str) -> None:
         again = " again, from its last checkpoint" if name in self.began else ""
         self.began[name] = time.time()
+        timeline(self.place.trial(name), "started")
         self.tracker.add(self.look_up(name))
         self.say(name, f"starts{again}")
 
     def reported(self, name: str, result: Mapping[str, Any]) -> None:
+        if "recorded" in result and not result.get("done"):
+            timeline(self.place.trial(name), "told", recorded=result["recorded"], progress=result["progress"])
         if "miou" in result and result["progress"] < 1 and not result.get("done"):
             self.say(name, f"{result['progress']:.0%} of its steps, mIoU {result['miou'] * 100:.2f} %")
 
@@ -175,6 +181,7 @@ class Watch:
 
     def count(self, name: str) -> None:
         """Take note of an end."""
+        timeline(self.place.trial(name), "ended")
         how = ended(self.look_up(name).recipe, self.place.trial(name)) or {}
         took = time.time() - self.began.pop(name, time.time())
         self.counts[how["status"]] += 1

@@ -46,7 +46,7 @@ def test_no_module_of_pipelines_shadows_the_standard_library():
 
 
 def test_doors_can_be_run_as_files():
-    for door in ("voc_pretrain", "train", "evaluate", "prepare", "audit", "replay", "compare"):
+    for door in ("voc_pretrain", "train", "evaluate", "prepare", "audit", "replay", "compare", "ablate"):
         path = ROOT / "pipelines" / f"{door}.py"
         assert path.stat().st_mode & 0o111
         assert path.read_text().startswith("#!/usr/bin/env python\n")
