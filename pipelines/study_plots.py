@@ -43,7 +43,12 @@ def results(table: StudyTable) -> list[tuple[Line, Interval]]:
 
 def under(table: StudyTable) -> str:
     """The small print of a plot: what bars are, and how mIoU was measured."""
-    return f"measured: {table.protocol}; bars: {table.confidence:.0%} t-intervals over the seeds"
+    return f"measured: {conditions(table)}; bars: {table.confidence:.0%} t-intervals over the seeds"
+
+
+def conditions(table: StudyTable) -> str:
+    """How the scores came about; where variants differ, which do."""
+    return table.protocol + "".join(f"; but {name}: {protocol}" for name, protocol in table.others.items())
 
 
 def gains(table: StudyTable) -> Figure | None:
@@ -87,9 +92,8 @@ def curve(table: StudyTable) -> Figure | None:
         finish(panels[1], "Published, not measured here", table.published_as, width=60)
     for panel in panels:
         panel.set_xscale(scale, **({"base": 2} if scale == "log" else {}))
-        panel.set_xticks([x for x, _ in points], ticks)
-        if max(map(len, ticks)) > LONG:
-            panel.tick_params("x", rotation=25)
+        leaning = {"rotation": 25, "ha": "right"} if max(map(len, ticks)) > LONG else {}
+        panel.set_xticks([x for x, _ in points], ticks, **leaning)
         panel.minorticks_off()
         panel.set_xlabel(key)
     panels[0].set_ylabel("mIoU, percent")
@@ -98,17 +102,18 @@ def curve(table: StudyTable) -> Figure | None:
 
 
 def parallel(table: StudyTable) -> Figure | None:
-    """A line per variant through all keys that vary, to its mIoU, which is its colour too."""
+    """A line per variant through the keys that all set and that vary, to its mIoU, which is its colour too."""
     found = results(table)
     keys = dict.fromkeys(key for line, _ in found for key in line.settings)
-    varied = [key for key in keys if len({str(line.settings.get(key)) for line, _ in found}) > 1]
+    shared = [key for key in keys if all(key in line.settings for line, _ in found)]
+    varied = [key for key in shared if len({str(line.settings[key]) for line, _ in found}) > 1]
     if len(varied) < 2:
         return None
     from matplotlib import colormaps
     from matplotlib.patheffects import withStroke
 
     scores = [mean.mean * 100 for _, mean in found]
-    columns = [*(column([line.settings.get(key) for line, _ in found]) for key in varied), column(scores)]
+    columns = [*(column([line.settings[key] for line, _ in found]) for key in varied), column(scores)]
     figure, axes = new_figure(2.5 + 1.9 * len(varied), 5)
     for row in sorted(range(len(found)), key=scores.__getitem__):  # the best on top
         heights = [places[row] for places, _ in columns]
@@ -122,7 +127,7 @@ def parallel(table: StudyTable) -> Figure | None:
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.75)
     axes.spines[["left", "bottom"]].set_visible(False)
-    finish(axes, table.title, f"measured: {table.protocol}; means over the seeds", grid=False)
+    finish(axes, table.title, f"measured: {conditions(table)}; means over the seeds", grid=False)
     return figure
 
 

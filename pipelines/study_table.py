@@ -40,11 +40,12 @@ class Line:
 
 @dataclass(frozen=True)
 class StudyTable:
-    """Everything that table and plots show. `protocol` stands beside every measured number, see `build`."""
+    """Everything that table and plots show; `others` are the variants whose protocol is not `protocol`. See `build`."""
 
     title: str
     lines: tuple[Line, ...]
     protocol: str
+    others: Mapping[str, str]
     baseline: str | None
     published_as: str
     curve: str | None
@@ -56,7 +57,7 @@ def build(
     title: str,
     variants: Mapping[str, Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]],
-    protocol: str,
+    protocol: str | Mapping[str, str],
     *,
     baseline: str | None = None,
     published: Mapping[str, float | None] | None = None,
@@ -71,7 +72,8 @@ def build(
         title: of the study.
         variants: name -> settings, dotted keys with their values. One without a trial has a line all the same.
         rows: one trial each, see `intervals.summarise`.
-        protocol: how the measured mIoU came about: split, rows, whole or slide, scales, flip, length of training.
+        protocol: how the measured mIoU came about: split, rows, whole or slide, scales, flip, length of training. One
+            for all, or one for each variant, by name.
         baseline: the variant that gains are measured against. Without one, lines are sorted, the best first.
         published: name -> percent, as printed.
         published_as: where that is printed and under which protocol.
@@ -80,7 +82,8 @@ def build(
         confidence: of every interval.
 
     Raises:
-        ValueError: rows of a variant that is not named, an unknown baseline, or rows that cannot be summarised.
+        ValueError: rows of a variant that is not named, an unknown baseline, a variant without its protocol, or rows
+            that cannot be summarised.
     """
     if strange := sorted({row["variant"] for row in rows} - set(variants)):
         raise ValueError(f"trials of {', '.join(strange)}; the study has the variants {', '.join(variants)}")
@@ -97,7 +100,20 @@ def build(
     ]
     if baseline is None:
         lines.sort(key=lambda line: -line.summary.mean.mean if line.summary and line.summary.mean else 1.0)
-    return StudyTable(title, tuple(lines), protocol, baseline, published_as, curve, notes, confidence)
+    common, others = protocols(variants, protocol, baseline)
+    return StudyTable(title, tuple(lines), common, others, baseline, published_as, curve, notes, confidence)
+
+
+def protocols(
+    variants: Mapping[str, Any], protocol: str | Mapping[str, str], baseline: str | None
+) -> tuple[str, dict[str, str]]:
+    """The protocol of the baseline, or else of the first variant, and those of the variants that have another."""
+    if isinstance(protocol, str):
+        return protocol, {}
+    if missing := [name for name in variants if name not in protocol]:
+        raise ValueError(f"no protocol for {', '.join(missing)}; every score needs one")
+    common = protocol[baseline or next(iter(variants))]
+    return common, {name: protocol[name] for name in variants if protocol[name] != common}
 
 
 def gain_of(value: float | None, reference: float | None) -> float | None:
@@ -166,7 +182,8 @@ def cost(key: str, value: float | None) -> str:
 def caption(table: StudyTable) -> list[str]:
     """What a reader must know to trust the table, a sentence or paragraph each."""
     level = f"{table.confidence:.0%}".replace("%", " %")
-    parts = [f"Measured: mIoU in percent, {table.protocol}. ± is half of the {level} t-interval over the seeds."]
+    other = "".join(f" But {name}: {protocol}." for name, protocol in table.others.items())
+    parts = [f"Measured: mIoU in percent, {table.protocol}.{other} ± is half of the {level} t-interval over the seeds."]
     if table.baseline is not None:
         parts.append(
             f"Gains are percentage points over {table.baseline}, paired by seed. Where their {level} interval holds "

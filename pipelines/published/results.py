@@ -6,7 +6,6 @@ Published numbers are what the papers print, in percent; nothing here was measur
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +53,7 @@ class ResultTable:
     def name(self) -> str:
         """ "RecoNet Table 8" """
         paper, _, place = self.id.partition("/")
-        kind, number = re.fullmatch(r"(table|fig)(\w+)", place).groups()  # type: ignore[union-attr]
-        return f"{NAMES[paper]} {kind.capitalize()} {number}"
+        return f"{NAMES[paper]} {place.replace('table', 'Table ').replace('fig', 'Fig. ')}"
 
     def row(self, where: Mapping[str, Any]) -> Mapping[str, Any]:
         """The one row that has these values in these columns.

@@ -60,6 +60,13 @@ def test_every_cell_by_hand():
     assert (by_name["e"]["verdict"], by_name["e"]["published"]) == ("no trial", "-")
 
 
+def test_the_order_in_which_trials_ended_does_not_matter():
+    given = {"baseline": "a", "published": {"a": 80.0, "b": 81.2}}
+    assert text(build("Rank", VARIANTS, ROWS, PROTOCOL, **given)) == text(
+        build("Rank", VARIANTS, ROWS[::-1], PROTOCOL, **given)
+    )
+
+
 def test_published_numbers_never_enter_measured_cells():
     other = example(published={"a": 1.0, "b": 2.0, "c": 3.0})
     kept = ("measured", "gain measured", "verdict")
@@ -91,6 +98,14 @@ def test_every_rendering_says_how_it_was_measured_and_what_is_published():
     lines = [line for line in markdown(table).splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {13}
     assert len(lines) == 2 + 5
+
+
+def test_variants_with_a_protocol_of_their_own_are_named():
+    per_variant = dict.fromkeys(VARIANTS, PROTOCOL) | {"c": "the same, but with flip"}
+    shown = " ".join(text(build("Rank", VARIANTS, ROWS, per_variant, baseline="a")).split())
+    assert f"percent, {PROTOCOL}. But c: the same, but with flip. ±" in shown
+    with pytest.raises(ValueError, match="no protocol for e"):
+        build("Rank", VARIANTS, ROWS, dict.fromkeys("abcd", PROTOCOL))
 
 
 def test_html_is_escaped_and_its_cells_are_those_of_the_table():
@@ -159,6 +174,8 @@ def test_parallel_coordinates_need_two_keys():
     assert heights == [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     same = {name: given | {"y": "p"} for name, given in settings.items()}
     assert study_plots.parallel(build("t", same, rows, PROTOCOL)) is None
+    some = {"a": {"x": 1, "y": "p"}, "b": {"x": 2, "z": "q"}}  # named variants, not points of one space
+    assert study_plots.parallel(build("t", some, rows, PROTOCOL)) is None
 
 
 def test_axes_of_parallel_coordinates():
