@@ -26,7 +26,7 @@ COLUMNS = pa.schema(
     [
         ("id", pa.string()),
         ("image", pa.binary()),  # the source file's bytes
-        ("mask", pa.binary()),  # grey PNG; null in a split without labels
+        ("mask", pa.binary()),  # as `encode_mask` writes it; null in a split without labels
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("sha256", pa.string()),  # of the image's bytes, hexadecimal
@@ -57,6 +57,7 @@ class Manifest:
         images: rows that hold each of the K classes, then those that hold 255.
         around: for each of the K classes, the labelled pixels of the rows that hold it.
         boundary: reach in pixels -> labelled pixels that have one of another class so near.
+        flip_pairs: classes that change places when an image is flipped left to right.
         duplicates: rows whose image equals an earlier row's byte for byte.
         digest: sha256 over the rows' digests, in order.
         files: in row order; name, rows, bytes and sha256 of each.
@@ -76,6 +77,7 @@ class Manifest:
     images: tuple[int, ...]
     around: tuple[int, ...]
     boundary: dict[str, int]
+    flip_pairs: tuple[tuple[int, int], ...]
     duplicates: int
     digest: str
     files: tuple[dict[str, Any], ...]
@@ -123,7 +125,7 @@ def write_manifest(
     manifest = Manifest(
         schema_version=SCHEMA_VERSION, benchmark=benchmark.name, split=split, classes=benchmark.classes,
         palette=benchmark.palette, ignore=IGNORE, rows=rows, official_rows=benchmark.splits[split], partial=partial,
-        labelled=labelled == rows, files=files, **facts,
+        labelled=labelled == rows, flip_pairs=benchmark.flip_pairs, files=files, **facts,
     )  # fmt: skip
     with written_whole(system, f"{folder}/{MANIFEST}") as stream:
         stream.write((json.dumps(asdict(manifest), indent=1) + "\n").encode())
@@ -146,6 +148,7 @@ def read_manifest(uri: str) -> Manifest:
     if unlike := {field.name for field in fields(Manifest)} ^ set(content):
         raise DataError(f"{uri}/{MANIFEST}: damaged, it lacks or adds {', '.join(sorted(unlike))}. Prepare again")
     content["palette"] = tuple((r, g, b) for r, g, b in content["palette"])
+    content["flip_pairs"] = tuple((left, right) for left, right in content["flip_pairs"])
     lists = {key: tuple(content[key]) for key in ("classes", "histogram", "images", "around", "files")}
     return Manifest(**(content | lists))
 

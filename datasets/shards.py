@@ -97,7 +97,7 @@ class Shards:
         return flat.to_numpy().reshape(len(self), len(self.manifest.classes) + 1)
 
     def encoded(self, i: int) -> tuple[bytes, bytes | None]:
-        """The image file's bytes and the PNG mask of row i.
+        """The image file's bytes and the encoded mask of row i.
 
         Raises:
             IndexError: no such row.

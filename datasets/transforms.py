@@ -103,14 +103,28 @@ class ScaledWindow(A.DualTransform):
     def _cut(
         self, pixels: np.ndarray, window: tuple[int, int, int, int], resized: tuple[int, int], how: int, fill: Any
     ) -> np.ndarray:
+        out = np.empty((*self.size, *pixels.shape[2:]), np.uint8)
+        self.cut_into(out, pixels, window, resized, how, fill)
+        return out
+
+    def cut_into(
+        self,
+        out: np.ndarray,
+        pixels: np.ndarray,
+        window: tuple[int, int, int, int],
+        resized: tuple[int, int],
+        how: int,
+        fill: Any,
+    ) -> None:
+        """Write the resized window into the upper left of `out`, and the fill around it."""
         top, left, height, width = window
-        cut = pixels[top : top + height, left : left + width]
-        if resized != (height, width):
-            cut = cv2.resize(cut, resized[::-1], interpolation=how)
-        below, beside = self.size[0] - resized[0], self.size[1] - resized[1]
-        if below or beside:
-            cut = cv2.copyMakeBorder(cut, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=fill)
-        return cut
+        cut, target = pixels[top : top + height, left : left + width], out[: resized[0], : resized[1]]
+        if resized == (height, width):
+            target[:] = cut
+        elif (made := cv2.resize(cut, resized[::-1], dst=target, interpolation=how)) is not target:
+            target[:] = made
+        out[resized[0] :] = fill
+        out[: resized[0], resized[1] :] = fill
 
 
 def _extent(source: int, crop: int, s: float) -> tuple[int, int]:
@@ -132,7 +146,10 @@ class TrainView:
         fill: RGB of padding; its mask is 255.
         brightness: greatest change, as a fraction of 255; 0 leaves it.
         contrast: greatest change of the contrast's factor from 1; 0 leaves it.
+        saturation: greatest change of the saturation's factor from 1; 0 leaves it.
+        hue: greatest turn of the hue, as a fraction of the circle; 0 leaves it.
         rotate: greatest turn of the crop in degrees, either way; corners become padding; 0 leaves it.
+        flip_pairs: classes of the mask that change places in a flip (left arm, right arm).
 
     Raises:
         DataError: a value out of its range.
@@ -144,7 +161,10 @@ class TrainView:
     fill: tuple[int, int, int] = (124, 116, 104)
     brightness: float = 0
     contrast: float = 0
+    saturation: float = 0
+    hue: float = 0
     rotate: float = 0
+    flip_pairs: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for key in ("crop", "scale", "fill"):
@@ -156,44 +176,89 @@ class TrainView:
             "flip": (0 <= self.flip <= 1, "a probability"),
             "brightness": (0 <= self.brightness <= 1, "0-1"),
             "contrast": (0 <= self.contrast <= 1, "0-1"),
+            "saturation": (0 <= self.saturation <= 1, "0-1"),
+            "hue": (0 <= self.hue <= 0.5, "0-0.5"),
             "rotate": (0 <= self.rotate <= 180, "0-180 degrees"),
         }
         for key, (holds, allowed) in rules.items():
             if not holds:
                 raise DataError(f"view: {key} is {getattr(self, key)}; allowed is {allowed}")
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray, seed: int, out: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Cut a view.
 
         Args:
             image: uint8 (H, W, 3).
             mask: uint8 (H, W).
             seed: from `sample_seed`.
+            out: contiguous arrays of the view's shapes, such as places of a batch, to write it to.
 
         Returns:
-            image uint8 (h, w, 3) and mask uint8 (h, w), contiguous.
+            image uint8 (h, w, 3) and mask uint8 (h, w), contiguous; `out` where it is given.
         """
-        if not (self.rotate or self.brightness or self.contrast):
-            return self._window_and_flip(image, mask, random.Random(seed))
+        out = out or (np.empty((*self.crop, 3), np.uint8), np.empty(self.crop, np.uint8))
+        if not (self.rotate or self.brightness or self.contrast or self.saturation or self.hue):
+            self._window_and_flip(image, mask, random.Random(seed), *out)
+            return out
         pipeline = _pipeline(self, threading.get_ident())
         # Compose.set_random_seed starts every transform at the same state, and flips would follow the scale;
         # one shared generator keeps the draws independent
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         view = pipeline(image=image, mask=mask)
-        return np.ascontiguousarray(view["image"]), np.ascontiguousarray(view["mask"])
+        out[0][:], out[1][:] = view["image"], view["mask"]
+        return out
 
     def _window_and_flip(
-        self, image: np.ndarray, mask: np.ndarray, generator: random.Random
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self,
+        image: np.ndarray,
+        mask: np.ndarray,
+        generator: random.Random,
+        image_out: np.ndarray,
+        mask_out: np.ndarray,
+    ) -> None:
         """The common view without Compose, whose bookkeeping costs a fifth of it: the same draws, the same pixels."""
         scaled = _window(self)
         generator.random()  # Compose's own draw: whether it runs at all
         window, resized = scaled.draw(generator, image.shape)
-        image = scaled.apply(image, window=window, resized=resized)
-        mask = scaled.apply_to_mask(mask, window=window, resized=resized)
+        scaled.cut_into(image_out, image, window, resized, cv2.INTER_LINEAR, self.fill)
+        scaled.cut_into(mask_out, mask, window, resized, cv2.INTER_NEAREST_EXACT, IGNORE)
         if self.flip >= 1 or (self.flip > 0 and generator.random() < self.flip):
-            image, mask = cv2.flip(image, 1), cv2.flip(mask, 1)
-        return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+            image_out[:] = cv2.flip(image_out, 1)
+            mask_out[:] = exchanged(cv2.flip(mask_out, 1), self.flip_pairs)
+
+
+class Mirror(A.HorizontalFlip):
+    """A flip left to right in which classes of the mask change places.
+
+    Args:
+        pairs: the classes.
+        p: probability.
+    """
+
+    class InitSchema(BaseTransformInitSchema):
+        """albumentations checks the arguments of a transform by such a class."""
+
+        pairs: tuple[tuple[int, int], ...]
+
+    def __init__(self, pairs: tuple[tuple[int, int], ...], p: float = 0.5) -> None:
+        super().__init__(p=p)
+        self.pairs = pairs
+
+    def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+        """Flip a mask, uint8 (H, W)."""
+        return exchanged(super().apply_to_mask(mask, *args, **params), self.pairs)
+
+
+def exchanged(mask: np.ndarray, pairs: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """The mask, uint8 (H, W), with the classes of each pair in each other's place."""
+    if not pairs:
+        return mask
+    table = np.arange(256, dtype=np.uint8)
+    for one, other in pairs:
+        table[[one, other]] = other, one
+    return cv2.LUT(mask, table)
 
 
 @lru_cache(maxsize=32)
@@ -205,7 +270,10 @@ def _window(view: TrainView) -> ScaledWindow:
 @lru_cache(maxsize=32)
 def _pipeline(view: TrainView, thread: int) -> A.Compose:
     """Built once per process and thread: it holds the generator, so two threads must not share it."""
-    steps: list[A.BasicTransform] = [ScaledWindow(view.crop, view.scale, view.fill), A.HorizontalFlip(p=view.flip)]
+    steps: list[A.BasicTransform] = [
+        ScaledWindow(view.crop, view.scale, view.fill),
+        Mirror(view.flip_pairs, p=view.flip),
+    ]
     if view.rotate:
         steps.append(A.Rotate(
             limit=(-view.rotate, view.rotate), border_mode=cv2.BORDER_CONSTANT, fill=view.fill, fill_mask=IGNORE, p=1.0
@@ -213,4 +281,9 @@ def _pipeline(view: TrainView, thread: int) -> A.Compose:
     if view.brightness or view.contrast:
         limits = (-view.brightness, view.brightness), (-view.contrast, view.contrast)
         steps.append(A.RandomBrightnessContrast(brightness_limit=limits[0], contrast_limit=limits[1], p=1.0))
+    if view.saturation or view.hue:
+        factors = max(0.0, 1 - view.saturation), 1 + view.saturation
+        steps.append(A.ColorJitter(
+            brightness=(1, 1), contrast=(1, 1), saturation=factors, hue=(-view.hue, view.hue), p=1.0
+        ))  # fmt: skip
     return A.Compose(steps)

@@ -99,7 +99,7 @@ def plan(args: argparse.Namespace, content: dict[str, Any]) -> dict[str, Any]:
         )
     check_sizes(recipe, spec, uri, shards)
     check_window(recipe, spec, meta_model_of(recipe, 2).window)
-    inference = inference_of(recipe, spec)
+    inference = dataclasses.replace(inference_of(recipe, spec), flip_pairs=shards.manifest.flip_pairs)
     return {"checkpoint": args.checkpoint.resolve(), "recipe": recipe, "uri": uri, "inference": inference, "both": both,
             "precision": args.precision}  # fmt: skip
 

@@ -60,6 +60,7 @@ class Job:
     threads: int
     weights: str | None = None
     initial: Path | None = None
+    flip_pairs: tuple[tuple[int, int], ...] = ()
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     until: int | None = None
 
@@ -165,7 +166,7 @@ def train(job: Job, pulse: Pulse, opened: contextlib.ExitStack) -> dict[str, Any
     rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     precision = set_up_process(job, device)
     validation = recipe.validation or recipe.inference
-    inference = inference_of(recipe, validation)
+    inference = dataclasses.replace(inference_of(recipe, validation), flip_pairs=job.flip_pairs)
 
     torch.manual_seed(recipe.seed)  # fresh layers are equal on all workers and in all runs
     model = build_model(job).to(device)
@@ -390,7 +391,7 @@ def train_mode(model: Segmentor, recipe: Recipe) -> None:
 
 def make_plan(job: Job) -> Plan:
     """The stage's stream of samples, as one worker of one sees it."""
-    view = TrainView(**dataclasses.asdict(job.recipe.view))
+    view = TrainView(**dataclasses.asdict(job.recipe.view), flip_pairs=job.flip_pairs)
     return Plan(job.train, job.rows, view, job.recipe.seed, job.recipe.batch, job.end)
 
 

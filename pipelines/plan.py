@@ -70,12 +70,14 @@ def row_of(plan: Plan, position: int) -> tuple[int, int]:
     return epoch, int(order_of(plan.shards, plan.seed, epoch)[place])
 
 
-def read_sample(plan: Plan, position: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 (h, w, 3) and mask uint8 (h, w) of a stream position, cropped to the view."""
+def read_sample(
+    plan: Plan, position: int, out: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image uint8 (h, w, 3) and mask uint8 (h, w) of a stream position, cropped to the view; in `out` if given."""
     shards = open_shards(plan.shards)
     epoch, row = row_of(plan, position)
     image, mask = shards.sample(row)
-    return plan.view(image, mask, sample_seed(plan.seed, epoch, shards.ids[row]))
+    return plan.view(image, mask, sample_seed(plan.seed, epoch, shards.ids[row]), out)
 
 
 def read_block(table: pa.Table, plan: Plan) -> pa.Table:
@@ -84,7 +86,7 @@ def read_block(table: pa.Table, plan: Plan) -> pa.Table:
     images = np.empty((len(positions), *plan.view.crop, 3), np.uint8)
     masks = np.empty((len(positions), *plan.view.crop), np.uint8)
     for place, position in enumerate(positions):
-        images[place], masks[place] = read_sample(plan, position)
+        read_sample(plan, position, (images[place], masks[place]))
     return pa.table({"image": column(images), "mask": column(masks)})
 
 

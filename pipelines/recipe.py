@@ -72,6 +72,8 @@ class View:
     rotate: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,8 @@ def make_job(recipe: Recipe, leg: Leg, place: Path, sizes: Sizes, weights: str |
     return Job(
         recipe=recipe, stage=leg.stage, folder=place, train=leg.train_uri, val=leg.val_uri,
         classes=tuple(leg.train.classes), palette=leg.train.palette, rows=leg.train.rows, steps=leg.steps,
-        sizes=sizes, threads=threads(sizes), weights=weights, initial=initial, seen=leg.seen,
+        sizes=sizes, threads=threads(sizes), weights=weights, initial=initial, flip_pairs=leg.train.flip_pairs,
+        seen=leg.seen,
     )  # fmt: skip
 
 

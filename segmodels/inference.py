@@ -23,6 +23,7 @@ class Inference:
         stride: (h, w) in pixels from window to window; None for 2/3 of the window, rounded up.
         scales: sizes of the image, 1.0 its own.
         flip: whether to average with the mirrored image's prediction.
+        flip_pairs: classes that change places in a mirrored image (left arm, right arm).
 
     Raises:
         ValueError: a bad value.
@@ -33,6 +34,7 @@ class Inference:
     stride: tuple[int, int] | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    flip_pairs: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -108,7 +110,7 @@ def _windows(model: Segmentor, image: Tensor, inference: Inference) -> Tensor:
     count = total.new_zeros((1, 1, *image.shape[-2:]))
     for rows in _spans(image.shape[2], window[0], stride[0]):
         for columns in _spans(image.shape[3], window[1], stride[1]):
-            total[..., rows, columns] += _probabilities(model, image[..., rows, columns], inference.flip)
+            total[..., rows, columns] += _probabilities(model, image[..., rows, columns], inference)
             count[..., rows, columns] += 1
     return (total / count)[..., :height, :width]
 
@@ -132,10 +134,13 @@ def _spans(length: int, window: int, stride: int) -> Iterator[slice]:
             return
 
 
-def _probabilities(model: Segmentor, image: Tensor, flip: bool) -> Tensor:
-    """Softmax over the classes, in float32; averaged with the mirrored image's if `flip`."""
+def _probabilities(model: Segmentor, image: Tensor, inference: Inference) -> Tensor:
+    """Softmax over the classes, in float32; averaged with the mirrored image's if the inference asks for it."""
     result = model(image)["logits"].float().softmax(1)
-    if flip:
-        mirrored = model(image.flip(3))["logits"].float().softmax(1)
-        result = (result + mirrored.flip(3)) / 2
+    if inference.flip:
+        mirrored = model(image.flip(3))["logits"].float().softmax(1).flip(3)
+        order = list(range(model.num_classes))
+        for one, other in inference.flip_pairs:
+            order[one], order[other] = other, one
+        result = (result + (mirrored[:, order] if inference.flip_pairs else mirrored)) / 2
     return result

@@ -104,6 +104,26 @@ def write_shards(folder: Path, pairs: Iterable[Pair], classes: Sequence[str], qu
     return folder / "shards"
 
 
+def original_shards(folder: Path, source: Path, rows: int) -> Path:
+    """Shards of the first `rows` images of a folder's train split, its files' own bytes.
+
+    Args:
+        folder: a new folder for them.
+        source: CamVid's release (`train`, `trainannot`), or the layout of `prepare folder`.
+        rows: at most so many.
+
+    Returns:
+        The folder of the split.
+    """
+    from datasets.catalog import BENCHMARKS
+    from datasets.shards import write_manifest, write_part
+
+    benchmark = BENCHMARKS["camvid" if (source / "trainannot").is_dir() else "folder"](source)
+    uri, items = str(folder / "train"), benchmark.index("train")[:rows]
+    write_manifest(uri, benchmark, "train", [write_part(uri, 0, items, benchmark, "train")], True)
+    return folder / "train"
+
+
 def drawn_shards(folder: Path, rows: int, size: tuple[int, int]) -> Path:
     """Shards of `rows` drawn pictures in VOC's classes; returns the folder whose `train` they are."""
     from datasets.readers.voc import CLASSES

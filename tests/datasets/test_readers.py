@@ -53,9 +53,23 @@ class TestImages:
         turned[0x0112] = 6
         assert decode_image(encoded("JPEG", exif=turned)).shape == (200, 300, 3)
 
-    def test_mask_codec_keeps_every_value(self) -> None:
-        mask = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 48)
-        np.testing.assert_array_equal(decode_mask(encode_mask(mask)), mask)
+    @pytest.mark.parametrize("size", [(1, 1), (16, 48), (1, 1000), (513, 257), (0, 4)])
+    @pytest.mark.parametrize("kind", ["constant", "random", "runs"])
+    def test_mask_codec_keeps_every_bit(self, size: tuple[int, int], kind: str) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+        mask = {"constant": pixels * 0 + 7, "random": pixels, "runs": pixels // 64}[kind]
+        back = decode_mask(encode_mask(mask[:, ::-1]))  # not contiguous
+        np.testing.assert_array_equal(back, mask[:, ::-1])
+        assert (back.dtype, back.shape) == (np.uint8, size)
+
+    def test_a_damaged_mask_is_told(self) -> None:
+        data = encode_mask(np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 48))
+        for place in range(12, len(data)):
+            with pytest.raises(DataError, match="damaged mask"):
+                decode_mask(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        for cut in (data[:-1], data[:12], data[:5], b""):
+            with pytest.raises(DataError, match="damaged mask"):
+                decode_mask(cut)
 
 
 class TestVoc:

@@ -142,6 +142,43 @@ def test_epoch_order_is_a_permutation_of_the_ids_whatever_their_rows() -> None:
     assert not np.array_equal(order, epoch_order(ids, 8, 2))
 
 
+@pytest.mark.parametrize("rotate", [0, 1e-9])  # the common view, and Compose
+def test_a_flip_exchanges_left_and_right_classes_of_the_mask(
+    pair: tuple[np.ndarray, np.ndarray], rotate: float
+) -> None:
+    mask = np.random.default_rng(0).choice(np.array([0, 3, 5, 9, 255], np.uint8), pair[0].shape[:2])
+    plain, paired = (
+        TrainView(mask.shape, (1, 1), flip=1, rotate=rotate, flip_pairs=pairs)(pair[0], mask, 1)[1]
+        for pairs in ((), ((3, 5),))
+    )
+    assert (plain != paired).any()
+    np.testing.assert_array_equal(paired, np.choose((plain == 3) + 2 * (plain == 5), [plain, 5, 3]))
+    unflipped = TrainView(mask.shape, (1, 1), flip=0, rotate=rotate, flip_pairs=((3, 5),))(pair[0], mask, 1)[1]
+    assert (unflipped == mask).mean() > 0.9
+
+
+def test_colours_change_and_masks_do_not(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    views = [TrainView((64, 64), (1, 1), flip=0, saturation=s, hue=h) for s, h in ((0.5, 0), (0.5, 0.1), (0, 0.1))]
+    made = [view(*pair, seed=5) for view in views]
+    plain = TrainView((64, 64), (1, 1), flip=0)(*pair, seed=5)
+    for image, mask in made:
+        assert (image != plain[0]).any()
+        np.testing.assert_array_equal(mask, plain[1])
+    grey = [image @ np.array([0.299, 0.587, 0.114]) for image in (made[0][0], plain[0])]
+    assert np.abs(grey[0] - grey[1]).mean() < 4  # saturation alone leaves the brightness
+
+
+def test_a_view_is_written_where_it_is_wanted(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    for view in (TrainView((150, 90), (0.4, 1.5)), TrainView((150, 90), (0.4, 1.5), brightness=0.2)):
+        for seed in range(8):
+            block = np.full((3, 150, 90, 3), 77, np.uint8), np.full((3, 150, 90), 77, np.uint8)
+            view(*pair, seed, out=(block[0][1], block[1][1]))
+            image, mask = view(*pair, seed)
+            np.testing.assert_array_equal(block[0][1], image)
+            np.testing.assert_array_equal(block[1][1], mask)
+            assert all((part[[0, 2]] == 77).all() for part in block)
+
+
 @pytest.mark.parametrize("wrong", [{"scale": (2, 1)}, {"crop": (0, 5)}, {"flip": 1.5}, {"rotate": -1}])
 def test_wrong_view(wrong: dict) -> None:
     with pytest.raises(DataError, match=f"view: {next(iter(wrong))} is"):

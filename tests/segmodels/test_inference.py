@@ -92,6 +92,14 @@ def test_scales_are_averaged_at_the_images_size(model, image):
     assert both.dtype == torch.float32
 
 
+def test_a_mirrored_image_shows_a_left_arm_where_a_right_one_is(model, image):
+    plain = predict(model, image, Inference())
+    both = predict(model, image, Inference(flip=True, flip_pairs=((1, 2),)))  # pixel by pixel, mirrors change nothing
+    mean = (plain[:, 1] + plain[:, 2]) / 2
+    expected = torch.stack([plain[:, 0], mean, mean, plain[:, 3]], 1)
+    torch.testing.assert_close(both, expected, atol=1e-6, rtol=0)
+
+
 def test_flip_is_the_mean_of_the_image_and_its_mirror():
     model = build_segmentor(
         num_classes=K, crop=(32, 48), backbone={"name": "resnet18"}, head={"name": "fcn", "channels": 8}
