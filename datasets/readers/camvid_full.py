@@ -80,6 +80,8 @@ def index_full(source: Path, split: str) -> list[Item]:
         chosen = read_list(source / f"{split}.txt", _frame, TREE)
     else:
         chosen = [frame for frame in sorted(frames) if segnet_split(frame) == split]
+    if not chosen:
+        raise DataError(f"{source}: none of its {len(frames)} frames is of split {split}. Expected is:\n{TREE}")
     check_present([source / STILLS / f"{frame}.png" for frame in chosen if frame not in frames], TREE)
     items = [Item(f, str(frames[f]), str(frames[f].parents[1] / FOLDERS[frames[f].parent.name] / f"{f}_L.png"))
              for f in chosen]  # fmt: skip

@@ -49,7 +49,9 @@ def coco_panoptic(source: Path) -> Benchmark:
 
 
 def index_panoptic(source: Path, split: str) -> list[Item]:
-    """The images in order of COCO's image id; labels are (path of the PNG, facts of its segments).
+    """The images in order of COCO's image id; labels are (path of the PNG, its time of change, facts of its segments).
+
+    The time is there for the shards' fingerprint: those of a PNG that was replaced since are written anew.
 
     Raises:
         DataError: an unknown split, missing files, or an annotation file not of COCO's form or of another split.
@@ -64,7 +66,11 @@ def index_panoptic(source: Path, split: str) -> list[Item]:
     places = [folder / f"panoptic_{split}2017" for folder in (path.parent, source)]
     masks = next((place for place in places if place.is_dir()), places[0])
     check_present([masks / name for name, _ in notes.values()], TREE)
-    return [Item(file.stem, str(file), (str(masks / notes[k][0]), notes[k][1])) for k, file in files.items()]
+    return [Item(file.stem, str(file), _label(masks / notes[k][0], notes[k][1])) for k, file in files.items()]
+
+
+def _label(png: Path, facts: Facts) -> tuple[str, int, Facts]:
+    return str(png), png.stat().st_mtime_ns, facts
 
 
 def _parse(path: Path) -> tuple[list[dict[str, Any]], dict[int, tuple[str, Facts]]]:
@@ -97,8 +103,8 @@ def read_panoptic(item: Item) -> Sample:
     Raises:
         DataError: a damaged file, two sizes, or ids that the PNG and the annotation file do not share.
     """
-    label: tuple[str, Facts] = item.label  # type: ignore[assignment]
-    path, facts = label
+    label: tuple[str, int, Facts] = item.label  # type: ignore[assignment]
+    path, _, facts = label
     ids = pack(read_colour_png(path)[..., ::-1])
     _check_ids(ids, facts, path)
     sample = read_pair(item, lambda: _classes(ids, facts))

@@ -105,6 +105,11 @@ class TestSplit:
         with pytest.raises(DataError, match="holiday: no frame of CamVid"):
             camvid_full(tmp_path).index("train")
 
+    def test_a_split_of_no_frame(self, tmp_path: Path) -> None:
+        (write_full(tmp_path) / "701_StillsRaw_full/0016E5_07959.png").unlink()
+        with pytest.raises(DataError, match="none of its 5 frames is of split val"):
+            camvid_full(tmp_path).index("val")
+
     def test_a_mask_is_missing(self, tmp_path: Path) -> None:
         (write_full(tmp_path) / "LabeledApproved_full/0016E5_07959_L.png").unlink()
         with pytest.raises(DataError, match=r"1 file is missing:\n.*0016E5_07959_L\.png"):

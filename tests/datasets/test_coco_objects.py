@@ -1,6 +1,7 @@
 """COCO's objects: instances and panoptic segments, on miniatures of the released files."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from datasets.readers.coco_instances import CLASSES, PALETTE, coco_instances
 from datasets.readers.coco_panoptic import CATEGORIES, coco_panoptic
 from datasets.sample import DataError, Sample
 from datasets.shapes import run_lengths
+from datasets.writer import fingerprint
 
 SIZE = (12, 16)
 IMAGE = {"id": 9, "file_name": "000000000009.jpg", "height": 12, "width": 16}
@@ -196,6 +198,12 @@ class TestPanoptic:
         ]  # fmt: skip
         for found, number in zip(outlines(sample), (0, 2, 132), strict=True):
             np.testing.assert_array_equal(found, expected == number)
+
+    def test_a_replaced_png_gives_other_shards(self, tmp_path: Path) -> None:
+        benchmark = coco_panoptic(self.write(tmp_path))
+        before = [fingerprint(benchmark.index("train"), benchmark, "train") for _ in range(2)]
+        os.utime(tmp_path / "annotations/panoptic_train2017/000000000009.png", (1, 1))
+        assert before[0] == before[1] != fingerprint(benchmark.index("train"), benchmark, "train")
 
     def test_all_void(self, tmp_path: Path) -> None:
         benchmark = coco_panoptic(self.write(tmp_path, drawn={"rug": np.zeros(SIZE, bool)}, noted=()))
