@@ -202,7 +202,7 @@ def report(args: argparse.Namespace, facts: dict[str, Any]) -> Report:
         f"{kib:.0f} KiB each; {facts['workers']} worker(s); {args.repeats} round(s); pure: "
         f"up to {PURE_ROWS} of the rows a round",
         f"start of the session and the processes {facts['start']:.1f} s, not counted above",
-        f"object store at most {mib['store']:.1f} MiB, {mib['spilled']:.0f} MiB spilled; memory of one process's own "
+        f"object store at most {mib['store']:.1f} MiB, {mib['spilled']:.0f} MiB spilled; memory of one worker's own "
         f"at most {mib['largest']:.0f} MiB, of all of the session together {mib['together']:.0f} MiB",
         goal("prepare / pure, rows/s", median(shares), GOAL),
         goal("prepare / pure, by processor time", median(spent), GOAL),

@@ -32,8 +32,10 @@ def processor_seconds() -> float:
 class MemoryPeak(threading.Thread):
     """Watches the family's memory from a thread.
 
+    It reads resident less shared memory, which costs microseconds: exact sums over pages took a third of a core.
+
     Attributes:
-        largest: most bytes that one process held for itself alone.
+        largest: most bytes that one of Ray's workers held for itself alone.
         together: most bytes that all held at one time.
     """
 
@@ -52,8 +54,10 @@ class MemoryPeak(threading.Thread):
 
     def run(self) -> None:
         while not self.ending.wait(POLL_S):
-            held = []
+            held = {}
             for process in family():
                 with contextlib.suppress(psutil.Error):
-                    held.append(process.memory_full_info().uss)
-            self.largest, self.together = max(self.largest, *held), max(self.together, sum(held))
+                    memory, name = process.memory_info(), process.name()
+                    held[name, process.pid] = memory.rss - memory.shared
+            workers = [size for (name, _), size in held.items() if name.startswith("ray::")]
+            self.largest, self.together = max(self.largest, *workers, 0), max(self.together, sum(held.values()))
