@@ -21,7 +21,7 @@ from torch import Tensor
 from datasets.shards import Shards
 from pipelines.plan import Plan, read_block, read_sample
 
-BLOCK_ROWS = 32  # samples in a Ray block: smaller ones drown in scheduling, larger ones delay the first batch
+BLOCK_ROWS = 64  # samples in a Ray block: smaller ones drown in scheduling, larger ones delay the first batch
 RAY_THREADS = ("StreamingExecutor", "iter_threaded")  # how the names of Ray Data's threads that ask Ray begin
 ENDING_S = 10.0  # seconds that they get
 SPAN_BLOCKS = 2048  # blocks of one Ray Data execution, so that its bookkeeping stays small in a run of weeks

@@ -13,7 +13,7 @@ from pipelines.door import ROOT
 from pipelines.recipe import RECIPES, load_recipe
 from pipelines.stages import run_recipe
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("commands")]  # with Ray sessions of their own
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
