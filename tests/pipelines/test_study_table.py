@@ -144,6 +144,14 @@ def test_before_the_baseline_has_run_the_table_has_no_gains():
     assert [row["verdict"] for row in shown] == ["no trial", "", "no trial", "no trial", "no trial"]
 
 
+def test_a_search_that_has_not_begun_has_a_table_all_the_same(tmp_path):
+    table = build("Search", {}, [], PROTOCOL)
+    assert text(table).splitlines()[:2] == ["Search", "variant  measured"]
+    assert "| variant | measured |" in markdown(table)
+    assert ">measured</th></tr>" in html(table)
+    assert plots(table, tmp_path) == {}
+
+
 def test_plots_are_written_for_what_there_is(tmp_path):
     made = plots(example(), tmp_path)
     assert set(made) == {"gains", "curve", "pareto-gmacs", "pareto-parameters"}
