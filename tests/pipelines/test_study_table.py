@@ -144,6 +144,12 @@ def test_before_the_baseline_has_run_the_table_has_no_gains():
     assert [row["verdict"] for row in shown] == ["no trial", "", "no trial", "no trial", "no trial"]
 
 
+def test_a_bar_in_a_cell_makes_no_column():
+    shown = markdown(build("Search", {"t0": {"x": "p|q"}}, [trial("t0", 0, 0.3)], PROTOCOL))
+    lines = [line for line in shown.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
 def test_a_search_that_has_not_begun_has_a_table_all_the_same(tmp_path):
     table = build("Search", {}, [], PROTOCOL)
     assert text(table).splitlines()[:2] == ["Search", "variant  measured"]
