@@ -104,6 +104,7 @@ class StudyTracker(threading.Thread):
             tracker.deliver(place)
         if end is not None:
             self.settle(tracker, end)
+            del self.trackers[trial.name]
             with self.lock:
                 del self.trials[trial.name]
 
@@ -140,9 +141,8 @@ class StudyTracker(threading.Thread):
                 self.client.log_artifact(self.run_id, str(path), name.rpartition("/")[0] or None)
             if best:
                 self.name_best(best)
-            for name, tracker in self.trackers.items():
-                if name in self.trials:  # begun and not ended: the study was interrupted
-                    self.settle(tracker, {"status": "waiting"})
+            for tracker in self.trackers.values():  # begun and not ended: the study was interrupted
+                self.settle(tracker, {"status": "waiting"})
             self.client.set_terminated(self.run_id, status)
         except Exception as error:
             print(f"warning: MLflow at {self.uri}, ending the study: {first_line(error)}", file=sys.stderr, flush=True)

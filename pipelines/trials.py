@@ -160,11 +160,13 @@ def timeline(folder: Path, what: str, **facts: float) -> None:
 
 def ended(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
     """How a trial ended: `status` done, stopped or failed, and `miou`, `progress` or `why`; None while it has not."""
-    if results := finished(recipe, folder):
-        scored = [result for result in results if result["miou"] is not None]
-        end = {"status": "done", "progress": 1.0, "time": results[-1]["time"], "results": results}
-        return end | {"miou": scored[-1]["miou"] if scored else None}
-    return json.loads((folder / ENDED).read_text()) if (folder / ENDED).exists() else None
+    if (folder / ENDED).exists():  # first: its workers may reach their last step before they are gone
+        return json.loads((folder / ENDED).read_text())
+    if not (results := finished(recipe, folder)):
+        return None
+    scored = [result["miou"] for result in results if result["miou"] is not None]
+    facts = {"progress": 1.0, "time": results[-1]["time"], "miou": scored[-1] if scored else None}
+    return {"status": "done", **facts}
 
 
 def row_of(variant: str, seed: int, recipe: Recipe, folder: Path) -> dict[str, Any]:

@@ -311,7 +311,9 @@ def test_how_a_trial_ended_is_read_from_its_folder(study_file, tmp_path):
     (folder / ENDED).write_text(json.dumps({"status": "stopped", "miou": 0.2, "progress": 0.4, "time": 1}))
     assert ended(trial.recipe, folder)["status"] == "stopped"
     assert row_of("narrow", 0, trial.recipe, folder)["miou"] is None  # half trained: it is in no mean
-    finish(place, trial.name, 0.5)
+    finish(place, trial.name, 0.5)  # by workers that were not gone yet
+    assert ended(trial.recipe, folder)["status"] == "stopped"
+    (folder / ENDED).unlink()
     (folder / "first/about.json").write_text(json.dumps({"params": {"cost.parameters": 7, "cost.macs": 2e9}}))
     assert row_of("narrow", 0, trial.recipe, folder) == {
         "variant": "narrow", "seed": 0, "status": "done", "miou": 0.5, "parameters": 7, "gmacs": 2.0}  # fmt: skip
