@@ -48,7 +48,7 @@ def write_files(
     plan: Plan,
     place: Place,
     trials: Sequence[Trial],
-    protocol: str,
+    protocol: str | Mapping[str, str],
     numbers: Numbers,
     caption: str,
     confidence: float,

@@ -112,7 +112,7 @@ def protocols(
         return protocol, {}
     if missing := [name for name in variants if name not in protocol]:
         raise ValueError(f"no protocol for {', '.join(missing)}; every score needs one")
-    common = protocol[baseline or next(iter(variants))]
+    common = protocol[baseline or next(iter(variants))] if variants else ""
     return common, {name: protocol[name] for name in variants if protocol[name] != common}
 
 
@@ -133,6 +133,11 @@ def cells(table: StudyTable) -> list[dict[str, str]]:
         for row in rows:
             row.pop(column, None)
     return rows
+
+
+def columns_of(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The columns of `cells`; of a search that has not begun the two that every table has."""
+    return list(rows[0]) if rows else ["variant", "measured"]
 
 
 def line_cells(line: Line) -> dict[str, str]:
@@ -197,7 +202,7 @@ def caption(table: StudyTable) -> list[str]:
 def text(table: StudyTable) -> str:
     """The table for a terminal."""
     rows = cells(table)
-    columns = list(rows[0])
+    columns = columns_of(rows)
     lines = [columns, *([row[c] for c in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = [
@@ -214,7 +219,7 @@ def text(table: StudyTable) -> str:
 def markdown(table: StudyTable) -> str:
     """The table for a README or MLflow."""
     rows = cells(table)
-    head = list(rows[0])
+    head = columns_of(rows)
     lines = [head, [":---" if c in WORDS else "---:" for c in head], *(list(row.values()) for row in rows)]
     body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
     return "\n".join([f"# {table.title}", "", *body, "", "\n\n".join(caption(table))]) + "\n"
@@ -228,7 +233,7 @@ def html(table: StudyTable) -> str:
         kind = "text" if column in WORDS else "published" if column in PUBLISHED[:2] else "measured"
         return f'<{tag} class="{kind}">{markup.escape(value)}</{tag}>'
 
-    body = ["".join(cell("th", column, column) for column in rows[0])]
+    body = ["".join(cell("th", column, column) for column in columns_of(rows))]
     body += ["".join(cell("td", column, value) for column, value in row.items()) for row in rows]
     title = markup.escape(table.title)
     return (

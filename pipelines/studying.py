@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Checked:
     base: Recipe
     trials: list[Trial]
     root: str
-    protocol: str
+    protocol: str | Mapping[str, str]
     numbers: Numbers
     caption: str
 
@@ -99,7 +99,8 @@ def check(plan: Plan, base: Recipe, trials: list[Trial], numbers: Numbers, root:
         point = next(corners(plan.study.search))
         seen = [Trial("corner", "corner", plan.study.seeds[0], plan.recipe("corner", point, plan.study.seeds[0]))]
     legs, caption = check_samples(plan, seen, root)
-    protocol = protocol_of(legs[seen[0].variant], seen[0])
+    protocols = {trial.variant: protocol_of(legs[trial.variant], trial) for trial in seen}
+    protocol = protocols["corner"] if plan.study.search else protocols
     return Checked(plan, base, trials, root, protocol, numbers, caption)
 
 

@@ -5,6 +5,8 @@ import pytest
 from pipelines.fair import check_fair, check_models, expand
 from pipelines.published.results import published_values, results_table
 from pipelines.study import STUDIES, load_study
+from pipelines.study_files import Numbers
+from pipelines.studying import check
 
 BUNDLED = sorted(str(path.relative_to(STUDIES).with_suffix("")) for path in STUDIES.rglob("*.yaml"))
 # Rows without a variant, and why.
@@ -64,3 +66,16 @@ def test_studies_keep_to_the_protocol_of_their_table():
     assert scored("ctnet/kernels", "se") == (6, True)
     assert scored("ctnet/modules", "occm-resnet50") == (1, False)
     assert scored("srnet/squeeze_reasoning", "ghp-gcn") == scored("ocnet/partition", "fcn") == (1, False)
+
+
+def test_every_variant_has_the_protocol_that_it_is_scored_under(tmp_path, recipe_file, shards):
+    page = tmp_path / "study.yaml"
+    page.write_text(
+        f"{{title: t, recipe: {recipe_file()}, set: {{workers.count: 1}}, baseline: plain, variants: "
+        "{plain: {}, flipped: {set: {validation: {mode: whole, flip: true}}}}}"
+    )
+    plan = load_study(page)
+    trials = expand(plan)
+    protocol = check(plan, trials[0].recipe, trials, Numbers({}, ""), str(shards)).protocol
+    assert protocol["plain"].startswith("voc12/val, 11 rows, whole, scales 1.0, no flip; 5 steps")
+    assert protocol["flipped"].startswith("voc12/val, 11 rows, whole, scales 1.0, flip; 5 steps")

@@ -1,7 +1,6 @@
 """The study's table against numbers worked out by hand, and its plots."""
 
 import re
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
@@ -108,22 +107,12 @@ def test_variants_with_a_protocol_of_their_own_are_named():
         build("Rank", VARIANTS, ROWS, dict.fromkeys("abcd", PROTOCOL))
 
 
-def test_html_is_escaped_and_its_cells_are_those_of_the_table():
-    table = build("<Rank>", {"a&b": {}}, [trial("a&b", 0, 0.5)], "x<y", baseline="a&b")
-
-    class Reader(HTMLParser):
-        def __init__(self):
-            super().__init__()
-            self.found = []
-
-        def handle_data(self, data):
-            self.found.append(data)
-
-    reader = Reader()
-    reader.feed(html(table))
-    assert "<Rank>" in reader.found
-    assert "a&b" in reader.found
-    assert any("x<y" in data for data in reader.found)
+def test_html_is_escaped():
+    page = html(build("<Rank>", {"a&b": {}}, [trial("a&b", 0, 0.5)], "x<y", baseline="a&b"))
+    assert page.count("&lt;Rank&gt;") == 2
+    assert '<td class="text">a&amp;b</td>' in page
+    assert "percent, x&lt;y." in page
+    assert not any(raw in page for raw in ("<Rank>", "a&b", "x<y"))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +131,20 @@ def test_rows_and_baseline_must_be_of_the_study(change, message):
 def test_before_the_baseline_has_run_the_table_has_no_gains():
     shown = cells(build("Rank", VARIANTS, ROWS[3:6], PROTOCOL, baseline="a"))
     assert [row["verdict"] for row in shown] == ["no trial", "", "no trial", "no trial", "no trial"]
+
+
+def test_a_bar_in_a_cell_makes_no_column():
+    shown = markdown(build("Search", {"t0": {"x": "p|q"}}, [trial("t0", 0, 0.3)], PROTOCOL))
+    lines = [line for line in shown.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
+def test_a_search_that_has_not_begun_has_a_table_all_the_same(tmp_path):
+    table = build("Search", {}, [], PROTOCOL)
+    assert text(table).splitlines()[:2] == ["Search", "variant  measured"]
+    assert "| variant | measured |" in markdown(table)
+    assert ">measured</th></tr>" in html(table)
+    assert plots(table, tmp_path) == {}
 
 
 def test_plots_are_written_for_what_there_is(tmp_path):
