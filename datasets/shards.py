@@ -188,7 +188,7 @@ class Shards:
             if not target.exists():
                 data = _checked(self.uri, self.manifest.files[number])
                 temporary = target.with_suffix(".tmp")  # one name: under the lock, a killed run's rest is overwritten
-                _to_ipc(data, temporary)
+                to_ipc(data, temporary)
                 temporary.replace(target)
         return target
 
@@ -257,7 +257,7 @@ def _checked(uri: str, file: dict[str, Any]) -> bytes:
     return data
 
 
-def _to_ipc(data: bytes, path: Path) -> None:
+def to_ipc(data: bytes, path: Path) -> None:
     """Rewrite Parquet bytes as an uncompressed Arrow file, which is mapped, not parsed; a batch per row group."""
     source = pq.ParquetFile(pa.BufferReader(data))
     schema = source.schema_arrow.remove_metadata()

@@ -22,6 +22,7 @@ examples:
   python -m pipelines.bench step --forms fp32 bf16 --json step.json
   python -m pipelines.bench accuracy --data data                # CamVid: minutes on a GPU, a try-out on CPUs
   python -m pipelines.bench prepare --gib 5 --repeats 1         # shards against bare reading and encoding
+  python -m pipelines.bench storage --images data/CamVid        # encodings of masks, layouts of files
   python -m pipelines.bench ablate                              # what a study costs beside its trials
   python -m pipelines.bench COMMAND --help                      # options of one command
 """
@@ -36,6 +37,7 @@ COMMANDS = (
     "heads",
     "accuracy",
     "prepare",
+    "storage",
     "ablate",
 )
 
