@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from datasets.sample import keep_freed_memory
 from datasets.shards import Shards
 from datasets.transforms import TrainView, epoch_order, sample_seed
 
@@ -55,6 +56,7 @@ class Plan:
 @functools.lru_cache(maxsize=8)
 def open_shards(uri: str) -> Shards:
     """The shards, opened once per process."""
+    keep_freed_memory()
     return Shards(uri)
 
 

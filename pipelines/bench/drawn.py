@@ -43,37 +43,6 @@ def draw(rows: int, size: tuple[int, int]) -> Iterator[Pair]:
         yield image, mask
 
 
-def read(folder: Path, rows: int, size: tuple[int, int]) -> tuple[tuple[str, ...], Iterator[Pair]]:
-    """Classes, and the first `rows` pictures of a folder's train split.
-
-    Args:
-        folder: CamVid's release (`train`, `trainannot`), or the layout of `prepare folder`.
-        rows: at most so many.
-        size: height and width in pixels, which pictures of another size are resized to.
-
-    Raises:
-        DataError: it is neither, or a file is at fault.
-    """
-    from datasets.catalog import BENCHMARKS
-    from datasets.sample import DataError, decode_image
-
-    benchmark = BENCHMARKS["camvid" if (folder / "trainannot").is_dir() else "folder"](folder)
-    items = benchmark.index("train")[:rows]
-
-    def pairs() -> Iterator[Pair]:
-        for item in items:
-            sample = benchmark.read(item)
-            if sample.mask is None:
-                raise DataError(f"{folder}: its split train has no masks; give a folder with images and masks")
-            image, mask = decode_image(sample.image), sample.mask
-            if mask.shape != size:
-                image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-                mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-            yield image, mask
-
-    return benchmark.classes, pairs()
-
-
 def write_shards(folder: Path, pairs: Iterable[Pair], classes: Sequence[str], quality: int = 95) -> Path:
     """Write pictures as files, then the shards that `prepare folder` would make of them.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SIZE = (360, 480)  # height and width of the sources, pixels
 SCALE = (0.5, 2.0)
-QUALITY = 75
+QUALITY = 85
 BLOCK = 32  # samples of a block, as in the feed
 FILL = (124, 116, 104)
 
