@@ -43,18 +43,18 @@ def local_release(source: str, stage: Path | None) -> Path:
         stage: where releases of buckets are kept; by default $RELEASE_CACHE, else ~/.cache/context-heads/releases.
 
     Raises:
-        RecipeError: no folder, or an archive.
-        DataError: no such URI, or nothing there.
+        RecipeError: an archive.
+        DataError: no such folder or URI, or nothing in it but archives.
         SetupError: the disk is too small for it.
     """
     if command := unpack_command(source):
         raise RecipeError(f"--source {source} is an archive; a folder is read. Unpack it first:\n  {command}")
     if source.startswith("file://") or "://" not in source:
+        from datasets.readers.files import check_folder
         from datasets.storage import locate
 
         path = Path(locate(source)[1] if "://" in source else source).expanduser().resolve()
-        if not path.is_dir():
-            raise RecipeError(f"--source {source} is no folder; give the folder of the unpacked release")
+        check_folder(path)
         return path
     default = os.environ.get("RELEASE_CACHE") or Path.home() / ".cache/context-heads/releases"
     name = source.partition("?")[0].rstrip("/").rsplit("/", 1)[1]

@@ -9,6 +9,7 @@ from typing import Any
 from pycocotools import mask as rle_api
 
 from datasets.readers.labels import check_present
+from datasets.readers.tables import pixels_covered
 from datasets.sample import DataError
 
 HOME = "https://cocodataset.org/#download"
@@ -71,12 +72,21 @@ def check_categories(found: Iterable[dict[str, Any]], wanted: Mapping[str, int],
 
 
 def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
-    """Compressed run lengths of a polygon list or of either run-length form; None where nothing is enclosed."""
+    """Compressed run lengths of a polygon list or of either run-length form; None where nothing is enclosed.
+
+    Raises:
+        DataError: run lengths that do not cover the image; pycocotools would show what its memory happens to hold.
+    """
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
-        if isinstance(counts, list):
-            return rle_api.frPyObjects(segmentation, height, width)
-        return {"size": [height, width], "counts": counts.encode()}
+        listed = isinstance(counts, list)
+        packed = rle_api.frPyObjects(segmentation, height, width)["counts"] if listed else counts.encode()
+        if (covered := pixels_covered(packed)) != height * width:
+            raise DataError(
+                f"an object's run lengths cover {covered} pixels, its image has {height}x{width} (height x width); "
+                "fetch the annotation file anew"
+            )
+        return {"size": [height, width], "counts": packed}
     # pycocotools takes four numbers for a box; fewer than three corners enclose nothing
     polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
     return rle_api.merge(rle_api.frPyObjects(polygons, height, width)) if polygons else None

@@ -62,7 +62,7 @@ def test_help_is_quick_and_has_examples(name):
     [
         (["camvidd", "--source", ".", "--out", "x"], "did you mean 'camvid'"),
         (["camvid", "--out", "x"], "--source DIR and --out URI are needed"),
-        (["camvid", "--source", "/no/such", "--out", "x"], "/no/such is no folder"),
+        (["camvid", "--source", "/no/such", "--out", "x"], "/no/such: no such folder"),
         (["camvid", "--source", ".", "--out", "x"], "the source holds no split of camvid"),
         (["camvid", "--source", ".", "--out", "x", "--splits", "train"], "train"),
         (["voc12", "--source", "RELEASE", "--out", "x"], "has 18 rows, the release has 1464"),
