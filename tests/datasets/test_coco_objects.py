@@ -111,7 +111,7 @@ class TestInstances:
     def test_cut_run_lengths_are_told(self, tmp_path: Path, counts: object) -> None:
         notes = [{"category_id": 3, "iscrowd": 1, "segmentation": {"size": [12, 16], "counts": counts}}]
         benchmark = coco_instances(write_instances(write_images(tmp_path), notes))
-        with pytest.raises(DataError, match="run lengths cover .* pixels, its image has 12x16"):
+        with pytest.raises(DataError, match=r"run lengths cover .* pixels, its image has 12x16"):
             benchmark.read(*benchmark.index("train"))
 
     def test_an_image_without_objects_is_kept(self, tmp_path: Path) -> None:
