@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 DONE = "done"
-COSTS = ("parameters", "gmacs", "memory_mib", "images_per_s")
+COSTS = ("parameters", "gmacs", "activation_mib", "memory_mib", "images_per_s")
 NO_DIFFERENCE = "no difference shown"
 
 

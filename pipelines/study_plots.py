@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 COSTS = {
     "gmacs": ("GMACs", 1.0, True),
     "parameters": ("parameters, M", 1e6, True),
-    "memory_mib": ("memory, MiB", 1.0, True),
+    "activation_mib": ("activations, MiB", 1.0, True),
+    "memory_mib": ("GPU peak, MiB", 1.0, True),
     "images_per_s": ("images/s, more is better", 1.0, False),
 }
 

@@ -17,7 +17,10 @@ from pipelines.intervals import Interval, Summary, summarise
 
 PUBLISHED = ("published", "gain published", "difference of gains")  # left out where nothing is published
 COMPARED = ("gain measured", "verdict")  # left out without a baseline
-UNITS = {"parameters": "parameters, M", "gmacs": "GMACs", "memory_mib": "memory, MiB", "images_per_s": "images/s"}
+UNITS = {
+    "parameters": "parameters, M", "gmacs": "GMACs", "activation_mib": "activations, MiB",
+    "memory_mib": "GPU peak, MiB", "images_per_s": "images/s",
+}  # fmt: skip
 STYLE = (
     "body{font:15px system-ui,sans-serif;margin:2em;color:#222}table{border-collapse:collapse}"
     "th,td{border-bottom:1px solid #ccc;padding:.3em .8em;text-align:right;white-space:nowrap}"
@@ -129,6 +132,7 @@ def cells(table: StudyTable) -> list[dict[str, str]]:
         *COMPARED * (table.baseline is None),
         *("settings",) * (table.baseline is not None),
         *("note",) * (not any(row["note"] for row in rows)),
+        *(unit for unit in UNITS.values() if all(row[unit] == "-" for row in rows)),
     ):
         for row in rows:
             row.pop(column, None)
@@ -196,6 +200,11 @@ def caption(table: StudyTable) -> list[str]:
         )
     if any(line.published is not None for line in table.lines):
         parts.append(f"Published: as printed, {table.published_as}. Nothing published enters a measured number.")
+    if any(line.summary and any(line.summary.costs.values()) for line in table.lines):
+        parts.append(
+            "Costs: GMACs of convolutions and matrix products, and activations (outputs of leaf modules in float32), "
+            "both of one training crop; images/s of training, the median of trials that may have shared their machine."
+        )
     return [*parts, *([table.notes.strip()] if table.notes.strip() else [])]
 
 

@@ -170,10 +170,7 @@ def ended(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
 
 
 def row_of(variant: str, seed: int, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The trial's line for the study's table: fractions, counts, GMACs.
-
-    No speed: trials that run at once share the machine. `pipelines.bench` measures speeds.
-    """
+    """The trial's line for the study's table: fractions, counts, GMACs, MiB, images/s of its last stage."""
     end = ended(recipe, folder) or {"status": "waiting"}
     row: dict[str, Any] = {"variant": variant, "seed": seed, "status": end["status"]}
     row["miou"] = end["miou"] if end["status"] == "done" else None
@@ -181,4 +178,9 @@ def row_of(variant: str, seed: int, recipe: Recipe, folder: Path) -> dict[str, A
     if about.exists():
         params = json.loads(about.read_text())["params"]
         row |= {"parameters": params["cost.parameters"], "gmacs": params["cost.macs"] / 1e9}
+        row["activation_mib"] = params["cost.activation_bytes"] / 2**20
+    if end["status"] == "done":
+        lines, _ = read_record(about.parent / "record.jsonl")
+        row["memory_mib"] = max((line["gpu_mib"] for line in lines if "gpu_mib" in line), default=None)
+        row["images_per_s"] = end["results"][-1]["images_per_s"]
     return row

@@ -102,12 +102,12 @@ def test_without_a_baseline_there_are_no_gains():
 
 def test_costs_of_a_variant():
     rows = [
-        trial("a", 0, 0.4, parameters=10, gmacs=1.5, memory_mib=100.0, images_per_s=30.0),
+        trial("a", 0, 0.4, parameters=10, gmacs=1.5, activation_mib=7.5, memory_mib=100.0, images_per_s=30.0),
         trial("a", 1, 0.5, parameters=10, gmacs=1.5, memory_mib=140.0, images_per_s=10.0),
         trial("a", 2, 0.5, parameters=10, gmacs=1.5, memory_mib=None, images_per_s=29.0),
     ]
     costs = summarise(rows, "a")[0].costs
-    assert costs == {"parameters": 10, "gmacs": 1.5, "memory_mib": 140.0, "images_per_s": 29.0}
+    assert costs == {"parameters": 10, "gmacs": 1.5, "activation_mib": 7.5, "memory_mib": 140.0, "images_per_s": 29.0}
     assert set(summarise(trials(a=[0.4]), "a")[0].costs.values()) == {None}
 
 
