@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 import ray.train  # and no torch up here: Ray's controller reads this module too, and trains nothing
 from ray.train.backend import Backend, BackendConfig
 
@@ -86,9 +87,11 @@ def trainer(
 def idle() -> tuple[str, ...]:
     """Names of Ray Train's callbacks that would start actors with nothing to do.
 
-    Datasets are the workers' own here, and a local session takes its placement groups with it.
+    Datasets are the workers' own here. A local session takes its placement groups with it, but for a study's: there
+    a trial that is stopped early must leave its CPUs to the next, which would else wait for ever.
     """
-    return ("DatasetsCallback",) if joins() else ("DatasetsCallback", "PlacementGroupCleanerCallback")
+    in_a_trial = ray.get_runtime_context().get_actor_id() is not None
+    return ("DatasetsCallback",) if joins() or in_a_trial else ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 
 @contextlib.contextmanager
