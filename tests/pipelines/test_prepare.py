@@ -315,7 +315,7 @@ def test_report_knows_splits_of_earlier_runs_and_trainval_by_design(release, tmp
     words = ("voc12", "--source", release, "--partial", "--workers", 0, "--out", f"file://{tmp_path}/out")
     prepare(*words, "--splits", "train", "val")
     alone = read_manifest(str(tmp_path / "out/train"))
-    assert json.loads((tmp_path / "out/report.json").read_text())["not_prepared"] == {"trainval": 2913}
+    assert json.loads((tmp_path / "out/report.json").read_text())["not_prepared"] == {"trainval": 2913, "test": 1456}
     shown = prepare(*words, "--splits", "trainval")
     assert "18 image(s) of train are in trainval too: by design" in shown
     assert " are in val too" not in shown
