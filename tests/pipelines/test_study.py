@@ -314,9 +314,16 @@ def test_how_a_trial_ended_is_read_from_its_folder(study_file, tmp_path):
     finish(place, trial.name, 0.5)  # by workers that were not gone yet
     assert ended(trial.recipe, folder)["status"] == "stopped"
     (folder / ENDED).unlink()
-    (folder / "first/about.json").write_text(json.dumps({"params": {"cost.parameters": 7, "cost.macs": 2e9}}))
+    card = {"cost.parameters": 7, "cost.macs": 2e9, "cost.activation_bytes": 3 << 20}
+    (folder / "first/about.json").write_text(json.dumps({"params": card}))
+    done = json.loads((folder / "first/done.json").read_text()) | {"images_per_s": 12.5}
+    (folder / "first/done.json").write_text(json.dumps(done))
+    (folder / "first/record.jsonl").write_text(
+        '{"kind": "train", "gpu_mib": 40.0}\n{"kind": "train", "gpu_mib": 44.0}\n'
+    )
     assert row_of("narrow", 0, trial.recipe, folder) == {
-        "variant": "narrow", "seed": 0, "status": "done", "miou": 0.5, "parameters": 7, "gmacs": 2.0}  # fmt: skip
+        "variant": "narrow", "seed": 0, "status": "done", "miou": 0.5, "parameters": 7, "gmacs": 2.0,
+        "activation_mib": 3.0, "memory_mib": 44.0, "images_per_s": 12.5}  # fmt: skip
 
 
 def test_points_are_told_once_with_progress_over_all_stages(tmp_path):
