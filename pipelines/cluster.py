@@ -42,17 +42,13 @@ class Sizes:
 
 
 @contextlib.contextmanager
-def ray_cluster(
-    workers: Workers, store_bytes: int = 512 << 20, slots: int = 1, dashboard: bool = False
-) -> Iterator[Sizes]:
+def ray_cluster(workers: Workers, store_bytes: int = 512 << 20, slots: int = 1) -> Iterator[Sizes]:
     """A Ray session sized for `workers`: the cluster of RAY_ADDRESS, else a local one on loopback alone.
 
     Args:
         workers: the recipe's wishes.
         store_bytes: object store of a local session, in bytes.
         slots: runs of that size that a local session has room for, an equal part of the machine each.
-        dashboard: start Ray's in a local session too. It costs a dozen processes, but Ray Train's cleaner learns from
-            it which placement groups a trial that was killed has left.
 
     Raises:
         SetupError: a submitted job without its working directory, or packages shadowed on the nodes.
@@ -79,7 +75,7 @@ def ray_cluster(
             address="local",
             num_cpus=max(cores, logical),
             object_store_memory=store_bytes,
-            include_dashboard=dashboard,
+            include_dashboard=False,
             log_to_driver=False,
             configure_logging=True,
             logging_level=logging.ERROR,

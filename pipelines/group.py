@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import os
 import socket
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +21,16 @@ import ray
 import ray.train  # and no torch up here: Ray's controller reads this module too, and trains nothing
 from ray.train.backend import Backend, BackendConfig
 
-from pipelines.cluster import Sizes, joins
+from pipelines.cluster import Sizes
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 LOOPBACK = "127.0.0.1"
+OWNED = "trial:"  # what names of placement groups begin with
+# Ray Train's callbacks that would start actors with nothing to do: datasets are the workers' own here, and placement
+# groups go with the job, or by `reclaim`.
+IDLE = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 
 class NoRendezvous(Backend):
@@ -67,7 +73,9 @@ def trainer(
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # ray.train has two of that name
-            return [callback for callback in callbacks if type(callback).__name__ not in idle()]
+            kept = [callback for callback in callbacks if type(callback).__name__ not in IDLE]
+            owner = ray.get_runtime_context().get_actor_id()
+            return kept if owner is None else [*kept, naming(owner)]
 
     return Lean(
         enter,  # type: ignore[arg-type]
@@ -84,14 +92,40 @@ def trainer(
     )
 
 
-def idle() -> tuple[str, ...]:
-    """Names of Ray Train's callbacks that would start actors with nothing to do.
+def naming(owner: str) -> Any:
+    """A callback of Ray Train's controller that names each placement group after the trial's actor, for `reclaim`."""
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+    from ray.train.v2._internal.execution.worker_group import worker_group
+    from ray.util import placement_group
 
-    Datasets are the workers' own here. A local session takes its placement groups with it, but for a study's: there
-    a trial that is stopped early must leave its CPUs to the next, which would else wait for ever.
+    class Named(WorkerGroupCallback):
+        def before_worker_group_start(self, context: Any) -> None:
+            name = f"{OWNED}{owner}:{uuid.uuid4().hex}"
+            worker_group.placement_group = functools.partial(placement_group, name=name)  # Ray gives it none
+
+    return Named()
+
+
+def reclaim() -> int:
+    """Remove the placement groups of trials whose actor is dead; returns how many.
+
+    Ray 2.60 removes one with the job that made it, not with the actor: a trial that was stopped early or killed would
+    hold its CPUs and GPUs until the study ends, and the next would wait for ever. (Train's own cleaner of them is a
+    process of 600 MB per trial, and asks the dashboard.)
     """
-    in_a_trial = ray.get_runtime_context().get_actor_id() is not None
-    return ("DatasetsCallback",) if joins() or in_a_trial else ("DatasetsCallback", "PlacementGroupCleanerCallback")
+    from ray._private.state import actors  # the public ones need a dashboard
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup, PlacementGroupID
+
+    count = 0
+    for key, group in placement_group_table().items():
+        if group["state"] == "REMOVED" or not group["name"].startswith(OWNED):
+            continue
+        owner = group["name"].removeprefix(OWNED).partition(":")[0]
+        if actors(owner).get("State", "DEAD") == "DEAD":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
+            count += 1
+    return count
 
 
 @contextlib.contextmanager

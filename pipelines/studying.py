@@ -68,7 +68,7 @@ def run_study(plan: Plan, at_once: int | None = None, confidence: float = 0.95) 
             settle(trial.recipe, folder / "trials" / trial.name)
         checked = None if base.data == SAMPLE else check(plan, base, trials, numbers, base.data)
         slots = at_once or slots_of(base.workers, *machine())
-        session.enter_context(ray_cluster(base.workers, slots * store_bytes(base), slots, dashboard=True))
+        session.enter_context(ray_cluster(base.workers, slots * store_bytes(base), slots))
         if checked is None:
             from pipelines.prepare import sample_shards
 

@@ -103,7 +103,27 @@ def fit_trials(
             callbacks=[watch.callback()], failure_config=tune.FailureConfig(max_failures=RETRIES),
         ),
     )  # fmt: skip
-    in_thread(tuner.fit)
+    with reclaiming():
+        in_thread(tuner.fit)
+
+
+@contextlib.contextmanager
+def reclaiming() -> Iterator[None]:
+    """While the body runs, what dead trials held is given back, within a second."""
+    from pipelines.group import reclaim
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            reclaim()
+
+    over = threading.Event()
+    thread = threading.Thread(target=watch, name="reclaim", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def name_of(trial: Any) -> str:

@@ -87,7 +87,7 @@ def test_a_study_survives_its_killed_parts_and_stops_what_learns_nothing(study, 
     trials = out / "killed/trials"
     driver = start(study, "killed", log)
     wait_for(lambda: steps_of(trials / "high-seed0"), driver, log)
-    processes(driver, "RayTrainWorker")[0].kill()  # Ray Train replaces it
+    processes(driver, "ImplicitFunc")[0].kill()  # Tune starts the trial anew, in a placement group of its own
     wait_for(lambda: (trials / "high-seed0/first/done.json").exists(), driver, log)
     wait_for(lambda: len(steps_of(trials / "high-seed1")) > 0, driver, log)
     below = psutil.Process(driver.pid).children(recursive=True)

@@ -56,10 +56,31 @@ def command(process):
     return ""
 
 
-def rank_of(process):
-    """The rank that Ray Train gave a worker, from the file that its hang note would go to; None while it starts."""
-    with contextlib.suppress(psutil.Error):
-        return next((int(f.path[-5]) for f in process.open_files() if "hang-worker" in f.path), None)
+def rank_pids():
+    """The processes of this session's training by rank, from the files that their hang notes would go to."""
+    found = {}
+    for process in train_workers():
+        with contextlib.suppress(psutil.Error):
+            found |= {int(f.path[-5]): process for f in process.open_files() if "hang-worker" in f.path}
+    return found
+
+
+def until(what, seconds=200):
+    """Wait for it."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def trained(folder):
+    """The steps in a stage's record."""
+    return [line["step"] for line in read_record(folder / "record.jsonl")[0] if line["kind"] == "train"]
+
+
+def continued(folder):
+    """How often a stage went on from a checkpoint."""
+    return sum("continues" in line.get("text", "") for line in read_record(folder / "record.jsonl")[0])
 
 
 def listening():
@@ -85,11 +106,13 @@ def test_workers_that_die_or_hang_are_replaced_and_the_run_ends_at_the_same_weig
 
     def disturb():
         try:
-            for step, rank, number in ((3, 1, signal.SIGKILL), (7, 0, signal.SIGKILL), (11, 1, signal.SIGSTOP)):
-                while not [f for f in folder.glob("checkpoints/step-*.pt") if int(f.stem[5:]) >= step]:
-                    time.sleep(0.02)
-                heard.update(listening())
-                victim = next(process for process in train_workers() if rank_of(process) == rank)
+            for starts, (step, rank, number) in enumerate(
+                ((2, 1, signal.SIGKILL), (6, 0, signal.SIGKILL), (10, 1, signal.SIGSTOP))
+            ):
+                until(lambda starts=starts: continued(folder) == starts and rank_pids().keys() == {0, 1})
+                victim = rank_pids()[rank]
+                heard.update(listening() if not heard else {})
+                until(lambda step=step: trained(folder)[-1:] >= [step])
                 victim.send_signal(number)
         except Exception as error:
             trouble.append(error)
@@ -102,10 +125,8 @@ def test_workers_that_die_or_hang_are_replaced_and_the_run_ends_at_the_same_weig
     assert not thread.is_alive()
     whole, tiny = (checkpoint.load(run / "checkpoints/step-00000016.pt") for run in (pair[0] / "first", folder))
     assert all(torch.equal(whole["model"][k], tiny["model"][k]) for k in whole["model"])
-    steps = [line["step"] for line in read_record(folder / "record.jsonl")[0] if line["kind"] == "train"]
-    assert steps == list(range(1, 17))
-    starts = [line for line in read_record(folder / "record.jsonl")[0] if "continues" in line.get("text", "")]
-    assert len(starts) == 3
+    assert trained(folder) == list(range(1, 17))
+    assert continued(folder) == 3
     assert set(heard) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, heard
     assert heard
     assert not secrets_in(tmp_path / "out")
