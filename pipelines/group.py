@@ -74,7 +74,7 @@ def trainer(
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # ray.train has two of that name
             kept = [callback for callback in callbacks if type(callback).__name__ not in IDLE]
-            owner = ray.get_runtime_context().get_actor_id()
+            owner = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
             return kept if owner is None else [*kept, naming(owner)]
 
     return Lean(

@@ -222,9 +222,9 @@ class Watch:
 
     def callback(self) -> Any:
         """This, as Tune calls it."""
-        from ray import tune
+        from ray.tune.progress_reporter import TrialProgressCallback
 
-        class Events(tune.Callback):
+        class Events(TrialProgressCallback):  # Tune would add one of its own, which prints
             def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
                 watch.started(name_of(trial))
 

@@ -80,6 +80,7 @@ def scores(folder):
 
 
 @pytest.mark.timeout(1500)
+@pytest.mark.xdist_group("commands")  # with a Ray session of its own
 def test_a_study_survives_its_killed_parts_and_stops_what_learns_nothing(study, tmp_path):
     import mlflow
 
@@ -141,3 +142,36 @@ def check_table(text, found):
     assert f"{(a + b) / 2:.2f}" in line
     assert f"{12.7062 * (abs(a - b) / math.sqrt(2)) / math.sqrt(2):.2f}" in line
     assert "2 of 2 stopped" in next(line for line in text.splitlines() if line.startswith("none"))
+
+
+@pytest.mark.slow
+def test_two_runs_of_the_same_seed_give_the_same_table(ray_session, recipe_file, tmp_path, monkeypatch):
+    """Each line but for its measured speed, and every loss to the last digit."""
+    from pipelines import ablate
+
+    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 3, "val_every": 0}]
+    page = {
+        "title": "Aux weight",
+        "recipe": str(recipe_file(stages=stages, workers={"count": 1, "gpus": 0})),
+        "baseline": "none",
+        "variants": {"none": {"set": {"loss.aux.cross_entropy": 0.0}}, "full": {}},
+        "seeds": [1],
+    }
+    path = tmp_path / "aux.yaml"
+    path.write_text(yaml.safe_dump(page, sort_keys=False))
+    tables, losses = [], []
+    for name in ("once", "again"):
+        monkeypatch.setattr(sys, "argv", ["ablate", str(path), "--name", name])
+        ablate.main()
+        folder = tmp_path / "out/studies" / name
+        lines = (folder / "table.txt").read_text().splitlines()
+        tables.append([line.split()[:-1] for line in lines if line.startswith(("none ", "full "))])
+        losses.append({trial: losses_of(folder / "trials" / trial) for trial in ("none-seed1", "full-seed1")})
+    assert [line[0] for line in tables[0]] == ["none", "full"]
+    assert tables[0] == tables[1]
+    assert losses[0] == losses[1]
+    assert losses[0]["none-seed1"] != losses[0]["full-seed1"]
+
+
+def losses_of(trial):
+    return [line["loss"] for line in read_record(trial / "first/record.jsonl")[0] if line["kind"] == "train"]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -124,18 +125,48 @@ def test_what_a_training_waits_for_is_started_early(ray_session):
     assert {"AutoscalingCoordinator", "datasets_stats_actor"} <= names
 
 
-def test_a_trainer_starts_no_idle_actors(tmp_path, monkeypatch):
+def test_a_trainer_starts_no_idle_actors(tmp_path):
     from pipelines.group import trainer
 
-    def callbacks():
-        made = trainer(print, {}, Sizes(1, 0, 1.0, 1, 1.0), "x", tmp_path, 0)._create_default_callbacks()
-        return {type(callback).__name__ for callback in made}
+    made = trainer(print, {}, Sizes(1, 0, 1.0, 1, 1.0), "x", tmp_path, 0)._create_default_callbacks()
+    names = {type(callback).__name__ for callback in made}
+    assert "BackendSetupCallback" in names
+    assert not names & {"DatasetsCallback", "PlacementGroupCleanerCallback", "Named"}  # the last is a trial's
 
-    alone = callbacks()
-    assert "BackendSetupCallback" in alone
-    assert not alone & {"DatasetsCallback", "PlacementGroupCleanerCallback"}
-    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")  # others' trainings need the room of one that was killed
-    assert callbacks() - alone == {"PlacementGroupCleanerCallback"}
+
+@pytest.mark.ray
+def test_what_a_dead_trial_held_is_taken_back_and_a_living_ones_is_not(ray_session):
+    import ray
+
+    from pipelines.group import reclaim
+
+    class Trial:
+        def train(self):
+            """What Ray Train's controller does, in its own process."""
+            from ray.train.v2._internal.execution.worker_group import worker_group
+
+            from pipelines.group import naming
+
+            naming(ray.get_runtime_context().get_actor_id()).before_worker_group_start(None)
+            group = worker_group.placement_group([{"CPU": 1}])
+            ray.get(group.ready())
+            return group.id.hex()
+
+    def state(key):
+        return ray.util.placement_group_table()[key]["state"]
+
+    trials = [ray.remote(num_cpus=0)(Trial).remote() for _ in range(2)]
+    dead, living = ray.get([trial.train.remote() for trial in trials])
+    assert reclaim() == 0
+    ray.kill(trials[0])
+    until = time.monotonic() + 30
+    while not reclaim():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert (state(dead), state(living)) == ("REMOVED", "CREATED")
+    ray.kill(trials[1])
+    while not reclaim():
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("place", ["/proc/nothing/here", "FILE/below"])
