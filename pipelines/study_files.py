@@ -83,10 +83,10 @@ def write_files(
 
 
 def settings_of(plan: Plan, place: Place, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
-    """What each variant sets; of a search what each trial's point is."""
+    """What each variant sets; of a search each trial's point, and the share of the steps that a part reached."""
     if plan.study.search is None:
         return {name: variant.set for name, variant in plan.study.variants.items()}
-    return {trial.name: place.point(trial.name) for trial in trials}
+    return {trial.name: place.point(trial.name) | place.share(trial.name) for trial in trials}
 
 
 def protocol_of(legs: Sequence[Leg], trial: Trial) -> str:

@@ -46,6 +46,11 @@ class Place:
         """Where a trial of a search lies in its space."""
         return json.loads((self.trial(name) / POINT).read_text())
 
+    def share(self, name: str) -> dict[str, float]:
+        """`steps`: up to which share of them a trial trains, where it is a part of a training."""
+        part = self.trial(name) / PART
+        return {"steps": round(json.loads(part.read_text())["until"], 4)} if part.exists() else {}
+
 
 def enter(config: dict[str, Any]) -> None:
     """What Tune runs in an actor of its own: the trial of `config`, its validations reported as they are recorded.

@@ -50,7 +50,8 @@ class SelfAttention(nn.Module):
 
         Without `lean` nothing before `attend` is computed again.
         """
-        with contextlib.nullcontext() if lean else plainly():
+        # a compiler computes nothing again by itself, and cannot follow `plainly`
+        with contextlib.nullcontext() if lean or torch.compiler.is_compiling() else plainly():
             parts = self.query(x), self.key(x), self.value(x)
         return self.out(attend(*parts))
 
@@ -108,7 +109,7 @@ def fold(x: Tensor, tiles: int) -> Tensor:
 
 
 def known(size: Size) -> bool:
-    """Whether a map's size is known: not that of an export with free sizes, where nothing may depend on it."""
+    """Whether a size is known: not that of an export with free sizes, where nothing may depend on it."""
     return isinstance(size[0], int) and isinstance(size[1], int)
 
 

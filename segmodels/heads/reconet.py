@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segmodels.checks import positive
 from segmodels.heads.context_head import ContextHead
 from segmodels.heads.maps import Maps
+from segmodels.heads.object_attention import known
 from segmodels.layers import ConvNormReLU, check_norm_batch
 
 
@@ -175,4 +176,6 @@ def reconet_head(
 
 def stretch(v: Tensor, length: int) -> Tensor:
     """Linear resampling with aligned ends: (B, r, n) -> (B, r, length)."""
-    return v if v.shape[2] == length else F.interpolate(v, size=length, mode="linear", align_corners=True)
+    if known((v.shape[2], length)) and v.shape[2] == length:  # free sizes of an export are always resampled
+        return v
+    return F.interpolate(v, size=length, mode="linear", align_corners=True)

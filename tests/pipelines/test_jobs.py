@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from pipelines.door import ROOT
 
@@ -85,6 +86,21 @@ def test_as_a_submitted_job(form, where, address, recipe_file):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "mIoU before" in done.stdout
     assert "succeeded" in done.stdout + done.stderr
+
+
+def test_a_study_as_a_submitted_job(address, recipe_file, tmp_path):
+    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 2, "val_every": 0}]
+    recipe = recipe_file(stages=stages, workers={"count": 1, "gpus": 0}, feed="ray")
+    page = {"title": "Rate", "recipe": str(recipe), "baseline": "low", "seeds": [0],
+            "variants": {"low": {"set": {"optim.lr": 1e-4}}, "high": {}}}  # fmt: skip
+    study = tmp_path / "rate.yaml"
+    study.write_text(yaml.safe_dump(page, sort_keys=False))
+    done = submit(address, "--working-dir", ".", "--", "python", "pipelines/ablate.py", study, "--name", "rate")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "2 trial(s) to run, 1 at once" in done.stdout
+    assert "one seed: no interval" in done.stdout
+    ends = sorted((tmp_path / "out/studies/rate/trials").glob("*/first/done.json"))
+    assert [path.parts[-3] for path in ends] == ["high-seed0", "low-seed0"]
 
 
 def test_without_working_dir_the_message_says_what_to_add(address, recipe_file):

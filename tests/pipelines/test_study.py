@@ -17,6 +17,7 @@ from pipelines.door import ROOT
 from pipelines.fair import check_fair, check_models, check_samples, covered, expand
 from pipelines.recipe import RecipeError, Workers, load_recipe
 from pipelines.study import load_study, to_yaml, variants_of
+from pipelines.study_files import settings_of
 from pipelines.trials import ENDED, Place, Points, end, ended, row_of
 
 PAGE = {
@@ -431,6 +432,9 @@ def test_the_worst_of_a_population_goes_on_from_the_best(study_file, tmp_path):
     part = {name: json.loads((members.place.trial(name) / "part.json").read_text()) for name in second}
     assert [part[name]["origin"] for name in second] == [first[0], first[1], first[1], first[3]]
     assert part[second[0]]["until"] == pytest.approx(2 / 3)
+    trials = [SimpleNamespace(name=name) for name in (first[0], second[0])]
+    shares = [point["steps"] for point in settings_of(members.plan, members.place, trials).values()]
+    assert shares == [0.3333, 0.6667]  # the table says how far each line was trained
     rates = [members.place.point(name)["optim.lr"] for name in (*first, *second)]
     assert [rates[4], rates[5], rates[7]] == [rates[0], rates[1], rates[3]]
     assert rates[6] not in (rates[1], rates[2])
