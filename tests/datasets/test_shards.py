@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_own
 
+from datasets import facts
 from datasets.balance import UNSEEN, enet, median_frequency
-from datasets.facts import REACHES, boundary_pixels
+from datasets.facts import REACHES, boundary_pixels, histogram
 from datasets.readers.folder import folder
 from datasets.readers.voc import voc12
 from datasets.sample import Benchmark, DataError, Item, Sample, Segment, decode_image
@@ -514,3 +515,15 @@ def test_uris() -> None:
     assert locate("a/b")[1] == str(Path("a/b").absolute())
     with pytest.raises(DataError, match=r"allowed are local paths, file://, s3:// and gs://"):
         locate("ftp://host/a")
+
+
+def test_pixels_are_counted_exactly_however_a_mask_lies_in_memory(monkeypatch):
+    mask = np.random.default_rng(0).choice([0, 1, 2, 4, 255], (33, 47), p=[0.6, 0.1, 0.1, 0.1, 0.1]).astype(np.uint8)
+    wanted = [int((mask == value).sum()) for value in (*range(5), 255)]
+    read_only = mask[:]
+    read_only.flags.writeable = False
+    for same in (mask, read_only, np.asfortranarray(mask), np.pad(mask, 3)[3:-3, 3:-3]):
+        assert histogram(same, 5) == wanted
+    monkeypatch.setattr(facts, "EXACT", mask.size)  # as a mask of over 2 ** 24 pixels, which float32 cannot count
+    monkeypatch.setattr(facts.cv2, "calcHist", None)
+    assert histogram(mask, 5) == wanted

@@ -97,7 +97,7 @@ def test_a_study_as_a_submitted_job(address, recipe_file, tmp_path):
     study.write_text(yaml.safe_dump(page, sort_keys=False))
     done = submit(address, "--working-dir", ".", "--", "python", "pipelines/ablate.py", study, "--name", "rate")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "2 trial(s) to run, 1 at once" in done.stdout
+    assert "2 trial(s) to run, 2 at once" in done.stdout  # a worker each
     assert "one seed: no interval" in done.stdout
     ends = sorted((tmp_path / "out/studies/rate/trials").glob("*/first/done.json"))
     assert [path.parts[-3] for path in ends] == ["high-seed0", "low-seed0"]
