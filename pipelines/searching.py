@@ -1,19 +1,16 @@
 """Which trial comes next: those of a list, or points of a space, each a pure function of what is known by then.
 
-Tune asks one `Queue`. What it was told stands in the trials' folders, as plain JSON, before a trial starts: a study
-whose driver was killed reads them again, and draws what it would have drawn.
+Tune asks one `Queue` (`tune_queue.py`). What it was told stands in the trials' folders, as plain JSON, before a trial
+starts: a study whose driver was killed reads them again, and draws what it would have drawn.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from ray.tune.search import Searcher
 
 from pipelines.door import SetupError
 from pipelines.record import write_text
@@ -33,34 +30,6 @@ class Source(Protocol):
 
     def left(self) -> int:
         """How many it will still name."""
-
-
-class Queue(Searcher):
-    """A source as Tune's searcher; `close` lets no further trial start."""
-
-    def __init__(self, source: Source) -> None:
-        super().__init__()
-        self.source, self.closed = source, threading.Event()
-
-    def suggest(self, trial_id: str) -> Any:
-        if self.closed.is_set() or not self.source.left():
-            return Searcher.FINISHED
-        name = self.source.next()
-        return None if name is None else {"name": name}
-
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Nothing to learn: the trial's folder holds it."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save, for the same reason; Tune asks for a file."""
-        write_text(Path(checkpoint_path), "{}")
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing to pickle, for the same reason: Tune writes its searcher to disk before it starts."""
-        return {}
 
 
 class Listed:

@@ -17,7 +17,7 @@ from pipelines.preflight import check_share, localise
 from pipelines.recipe import Recipe, load_recipe, make_recipe
 from pipelines.record import write_text
 from pipelines.runs import keep_recipe, locked, settle
-from pipelines.searching import Listed, Queue, Searched, Source
+from pipelines.searching import Listed, Searched, Source
 from pipelines.stages import SAMPLE, store_bytes
 from pipelines.study import Plan, Trial, to_yaml
 from pipelines.study_files import Numbers, protocol_of, published_of, write_files
@@ -106,6 +106,8 @@ def check(plan: Plan, base: Recipe, trials: list[Trial], numbers: Numbers, root:
 
 def run_trials(checked: Checked, place: Place, at_once: int, confidence: float) -> list[str]:
     """Run what is left, then table and files; returns the names of the trials that failed for good."""
+    from pipelines.tune_queue import Queue
+
     tracker = StudyTracker(checked.plan, checked.base, place)
     source, before = source_of(checked, place)
     for trial in before:

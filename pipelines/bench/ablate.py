@@ -142,7 +142,7 @@ def simulate(count: int, folder: Path) -> dict[str, list[float]]:
 
     from pipelines.cluster import Sizes, ray_cluster
     from pipelines.recipe import Workers, make_recipe
-    from pipelines.searching import Listed, Queue
+    from pipelines.searching import Listed
     from pipelines.study import Trial
     from pipelines.trials import Place
     from pipelines.tuning import Watch, fit_trials
@@ -151,6 +151,8 @@ def simulate(count: int, folder: Path) -> dict[str, list[float]]:
     recipe = make_recipe({"stages": [{"name": "only", "train": "x", "steps": 1}]})
     process = psutil.Process()
     with ray_cluster(Workers(count=1, gpus=0)):
+        from pipelines.tune_queue import Queue  # brings Ray
+
         place = Place(folder / "simulated", "", folder, Sizes(1, 0, 1.0, 1, 1.0))
         watch = Watch(place, lambda name: Trial(name, name, 0, recipe), Nobody(), count, 2)
         before, began = process.memory_info().rss, time.monotonic()

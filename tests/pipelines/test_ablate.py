@@ -62,6 +62,16 @@ def processes(driver, word):
     return found
 
 
+def listening(driver):
+    """Addresses that a study's processes listen on."""
+    found = set()
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found |= {c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    assert found
+    return found
+
+
 def wait_for(what, driver, log, seconds=400):
     until = time.monotonic() + seconds
     while not (found := what()):
@@ -88,6 +98,7 @@ def test_a_study_survives_its_killed_parts_and_stops_what_learns_nothing(study, 
     trials = out / "killed/trials"
     driver = start(study, "killed", log)
     wait_for(lambda: steps_of(trials / "high-seed0"), driver, log)
+    assert listening(driver) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     processes(driver, "ImplicitFunc")[0].kill()  # Tune starts the trial anew, in a placement group of its own
     wait_for(lambda: (trials / "high-seed0/first/done.json").exists(), driver, log)
     wait_for(lambda: len(steps_of(trials / "high-seed1")) > 0, driver, log)

@@ -181,7 +181,7 @@ def test_doors_set_ray_up_before_it_is_imported():
     """Ray reads on import what keeps its listeners on loopback."""
     code = """
 import builtins, os, sys
-import pipelines.stages, pipelines.evaluate, pipelines.prepare
+import pipelines.stages, pipelines.evaluate, pipelines.prepare, pipelines.ablate, pipelines.studying
 from pipelines.cluster import ray_cluster
 from pipelines.recipe import Workers
 assert "ray" not in sys.modules
