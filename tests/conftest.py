@@ -7,7 +7,9 @@ import shutil
 import sys
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # ray reads it on import, and tests import ray early
+# Ray reads these on import, and tests import it before a door could set them
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback alone
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run` each worker would start through uv anew
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes test at once; a run sets its own number
 
 import pytest
