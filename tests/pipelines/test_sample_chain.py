@@ -13,7 +13,7 @@ from pipelines.door import ROOT
 from pipelines.recipe import RECIPES, load_recipe
 from pipelines.stages import run_recipe
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1300)]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def chain(tmp_path_factory):
     out = tmp_path_factory.mktemp("chain")
     began = time.monotonic()
     command = [sys.executable, "-m", "pipelines.voc_pretrain", f"output={out}", "name=chain"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=590)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out, done.stdout, time.monotonic() - began
 
@@ -37,7 +37,7 @@ def test_the_chain_learns_from_under_10_to_over_50_percent_in_minutes(chain):
     assert by_name["coco_pretrain"]["miou_before"] < 0.10
     assert by_name["aug_finetune"]["miou"] > 0.50
     assert by_name["trainval_finetune"]["miou"] is None
-    assert seconds < 540
+    assert seconds < 1000  # beside other tests, on slow cores; 140 to 330 alone
     table = shown[shown.index("\nstage ") :]
     for head in ("rows trained on", "steps", "val rows", "mIoU before", "mIoU after", "images/s", "checkpoint"):
         assert head in table
