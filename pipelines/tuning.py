@@ -89,7 +89,10 @@ def fit_trials(
     """
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     from ray import tune
+    from ray.tune.execution import class_cache
 
+    # Tune would hand these to its actors by a runtime environment, which Ray writes to its logs, secret and all
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
     tuner = tune.Tuner(
         tune.with_resources(run, {"CPU": place.sizes.cpus}),
         param_space={"place": pickle.dumps(place)},

@@ -32,9 +32,14 @@ def test_a_foreign_datasets_package_is_caught_on_workers(ray_session, tmp_path, 
     def look():
         import sys
 
-        sys.modules.pop("datasets", None)
+        kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "datasets"}
         sys.path.insert(0, str(tmp_path))
-        return names_on_worker()
+        try:
+            return names_on_worker()
+        finally:  # the worker's process runs other tests' tasks
+            sys.path.remove(str(tmp_path))
+            sys.modules.pop("datasets", None)
+            sys.modules.update(kept)
 
     assert str(tmp_path / "datasets") in ray.get(ray.remote(num_cpus=0)(look).remote())
     from pipelines import cluster
