@@ -19,10 +19,8 @@ EXACT = 1 << 24
 
 def histogram(mask: np.ndarray, classes: int) -> list[int]:
     """Pixels of each of the K classes, then those of 255."""
-    if mask.size < EXACT:
-        counts = cv2.calcHist(
-            [np.ascontiguousarray(mask)], [0], None, [256], [0, 256]
-        ).ravel()  # a third of bincount's time
+    if mask.size < EXACT:  # a third of bincount's time
+        counts = cv2.calcHist([np.ascontiguousarray(mask)], [0], None, [256], [0, 256]).ravel()
     else:
         counts = np.bincount(mask.reshape(-1), minlength=256)
     return [int(n) for n in (*counts[:classes], counts[IGNORE])]
