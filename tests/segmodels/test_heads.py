@@ -148,6 +148,15 @@ def test_exports_with_free_batch_and_where_defined_free_size(name):
         assert torch.allclose(program(inputs)["logits"], head(inputs)["logits"], atol=1e-5)
 
 
+@pytest.mark.slow
+def test_resampling_that_is_exported_at_its_own_grid_takes_other_maps():
+    head = build("reconet-resample").eval()
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    program = torch.export.export(head, (features(2),), dynamic_shapes=([free] * 4,)).module()  # of SIZES[-1] cells
+    for sizes in (SIZES, OTHER):
+        assert torch.allclose(program(features(3, sizes))["logits"], head(features(3, sizes))["logits"], atol=1e-5)
+
+
 @every_variant
 def test_context_maps_come_with_the_logits(name):
     head, maps, asked = build(name).eval(), features(2), Maps((0.4, 0.7))
