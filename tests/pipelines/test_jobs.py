@@ -31,12 +31,14 @@ def run(*words):
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """A Ray head of two CPUs with its job server, on loopback; whatever else runs on the machine stays alone."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as one, socket.socket() as other:
+        for probe in (one, other):
+            probe.bind(("127.0.0.1", 0))
+        port, agent = one.getsockname()[1], other.getsockname()[1]
     log = tmp_path_factory.mktemp("ray") / "head.log"
     words = ["start", "--head", "--block", "--port=0", "--num-cpus=2", "--disable-usage-stats"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--include-dashboard=true"]
+    words += [f"--dashboard-agent-listen-port={agent}"]  # the usual one may be the other tests' session's
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets lie in it
     token = log.with_name("token")
     token.write_text(secrets.token_hex(32))
