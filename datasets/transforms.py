@@ -1,7 +1,6 @@
-"""Seeded training views and the order of an epoch. The only importer of albumentations."""
+"""Seeded training views and the order of an epoch."""
 
 import hashlib
-import os
 import random
 import threading
 from collections.abc import Sequence
@@ -12,13 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from datasets.absent import absent
 from datasets.sample import IGNORE, DataError
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import unless this is set before
-with absent("albumentations.pytorch", "huggingface_hub"):  # torch and a web client: two thirds of the import's time
-    import albumentations as A
-    from albumentations.core.transforms_interface import BaseTransformInitSchema
 
 
 def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
@@ -51,7 +44,8 @@ def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
     return by_id[generator.permutation(len(ids))]
 
 
-class ScaledWindow(A.DualTransform):
+@dataclass(frozen=True)
+class Window:
     """Random scale, pad to the crop, random crop: done as one window of the source and one resize of that window.
 
     Equals resizing the whole image by s, padding right and bottom, and cropping, up to one rounding of the window's
@@ -61,26 +55,11 @@ class ScaledWindow(A.DualTransform):
         size: height and width of the crop, pixels.
         scale: least and greatest s, drawn uniformly.
         fill: RGB of the padding; its mask is 255.
-        p: probability.
     """
 
-    class InitSchema(BaseTransformInitSchema):
-        """albumentations checks the arguments of a transform by such a class."""
-
-        size: tuple[int, int]
-        scale: tuple[float, float]
-        fill: tuple[int, int, int]
-
-    def __init__(
-        self, size: tuple[int, int], scale: tuple[float, float], fill: tuple[int, int, int], p: float = 1.0
-    ) -> None:
-        super().__init__(p=p)
-        self.size, self.scale, self.fill = size, scale, fill
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw the window: top, left, height and width in the source, and the size it is resized to."""
-        window, resized = self.draw(self.py_random, params["shape"])
-        return {"window": window, "resized": resized}
+    size: tuple[int, int]
+    scale: tuple[float, float]
+    fill: tuple[int, int, int]
 
     def draw(self, generator: random.Random, shape: Sequence[int]) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
         """Window (top, left, height, width) of an image of `shape`, and the (height, width) it is resized to."""
@@ -91,39 +70,25 @@ class ScaledWindow(A.DualTransform):
         left = generator.randint(0, shape[1] - width)
         return (top, left, height, width), (new_height, new_width)
 
-    def apply(self, img: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
-        """Cut and resize an image, uint8 (H, W, 3) -> (h, w, 3)."""
-        return self._cut(img, params["window"], params["resized"], cv2.INTER_LINEAR, self.fill)
-
-    def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
-        """Cut and resize a mask, uint8 (H, W) -> (h, w)."""
-        # INTER_NEAREST rounds down and would shift the mask against the image by up to half a pixel
-        return self._cut(mask, params["window"], params["resized"], cv2.INTER_NEAREST_EXACT, IGNORE)
-
-    def _cut(
-        self, pixels: np.ndarray, window: tuple[int, int, int, int], resized: tuple[int, int], how: int, fill: Any
-    ) -> np.ndarray:
-        out = np.empty((*self.size, *pixels.shape[2:]), np.uint8)
-        self.cut_into(out, pixels, window, resized, how, fill)
-        return out
-
-    def cut_into(
-        self,
-        out: np.ndarray,
-        pixels: np.ndarray,
-        window: tuple[int, int, int, int],
-        resized: tuple[int, int],
-        how: int,
-        fill: Any,
+    def cut(
+        self, pixels: np.ndarray, window: tuple[int, int, int, int], resized: tuple[int, int], out: np.ndarray
     ) -> None:
-        """Write the resized window into the upper left of `out`, and the fill around it."""
+        """Write the resized window into the upper left of `out`, and the fill around it.
+
+        Args:
+            pixels: an image uint8 (H, W, 3), or a mask uint8 (H, W).
+            window, resized: from `draw`.
+            out: uint8 (h, w, 3), or (h, w) for a mask.
+        """
         top, left, height, width = window
-        cut, target = pixels[top : top + height, left : left + width], out[: resized[0], : resized[1]]
+        source, target = pixels[top : top + height, left : left + width], out[: resized[0], : resized[1]]
+        # INTER_NEAREST rounds down and would shift the mask against the image by up to half a pixel
+        how, fill = (cv2.INTER_LINEAR, self.fill) if pixels.ndim == 3 else (cv2.INTER_NEAREST_EXACT, IGNORE)
         if resized != self.size:
             out[:] = _padding(out.shape, fill)  # a copy of memory; filling the two margins takes longer
         if resized == (height, width):
-            target[:] = cut
-        elif (made := cv2.resize(cut, resized[::-1], dst=target, interpolation=how)) is not target:
+            target[:] = source
+        elif (made := cv2.resize(source, resized[::-1], dst=target, interpolation=how)) is not target:
             target[:] = made
 
 
@@ -208,7 +173,9 @@ class TrainView:
         if not (self.rotate or self.brightness or self.contrast or self.saturation or self.hue):
             self._window_and_flip(image, mask, random.Random(seed), *out)
             return out
-        pipeline = _pipeline(self, threading.get_ident())
+        from datasets.augment import pipeline_of  # albumentations: a second's import that few views need
+
+        pipeline = pipeline_of(self, threading.get_ident())
         # Compose.set_random_seed starts every transform at the same state, and flips would follow the scale;
         # one shared generator keeps the draws independent
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -228,35 +195,13 @@ class TrainView:
         scaled = _window(self)
         generator.random()  # Compose's own draw: whether it runs at all
         window, resized = scaled.draw(generator, image.shape)
-        scaled.cut_into(image_out, image, window, resized, cv2.INTER_LINEAR, self.fill)
-        scaled.cut_into(mask_out, mask, window, resized, cv2.INTER_NEAREST_EXACT, IGNORE)
+        scaled.cut(image, window, resized, image_out)
+        scaled.cut(mask, window, resized, mask_out)
         if self.flip >= 1 or (self.flip > 0 and generator.random() < self.flip):
             cv2.flip(image_out, 1, image_out)
             cv2.flip(mask_out, 1, mask_out)
             if self.flip_pairs:
                 mask_out[:] = exchanged(mask_out, self.flip_pairs)
-
-
-class Mirror(A.HorizontalFlip):
-    """A flip left to right in which classes of the mask change places.
-
-    Args:
-        pairs: the classes.
-        p: probability.
-    """
-
-    class InitSchema(BaseTransformInitSchema):
-        """albumentations checks the arguments of a transform by such a class."""
-
-        pairs: tuple[tuple[int, int], ...]
-
-    def __init__(self, pairs: tuple[tuple[int, int], ...], p: float = 0.5) -> None:
-        super().__init__(p=p)
-        self.pairs = pairs
-
-    def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
-        """Flip a mask, uint8 (H, W)."""
-        return exchanged(super().apply_to_mask(mask, *args, **params), self.pairs)
 
 
 def exchanged(mask: np.ndarray, pairs: tuple[tuple[int, int], ...]) -> np.ndarray:
@@ -270,28 +215,6 @@ def exchanged(mask: np.ndarray, pairs: tuple[tuple[int, int], ...]) -> np.ndarra
 
 
 @lru_cache(maxsize=32)
-def _window(view: TrainView) -> ScaledWindow:
-    """Built once per process; it is not asked for its own generator, so threads may share it."""
-    return ScaledWindow(view.crop, view.scale, view.fill)
-
-
-@lru_cache(maxsize=32)
-def _pipeline(view: TrainView, thread: int) -> A.Compose:
-    """Built once per process and thread: it holds the generator, so two threads must not share it."""
-    steps: list[A.BasicTransform] = [
-        ScaledWindow(view.crop, view.scale, view.fill),
-        Mirror(view.flip_pairs, p=view.flip),
-    ]
-    if view.rotate:
-        steps.append(A.Rotate(
-            limit=(-view.rotate, view.rotate), border_mode=cv2.BORDER_CONSTANT, fill=view.fill, fill_mask=IGNORE, p=1.0
-        ))  # fmt: skip
-    if view.brightness or view.contrast:
-        limits = (-view.brightness, view.brightness), (-view.contrast, view.contrast)
-        steps.append(A.RandomBrightnessContrast(brightness_limit=limits[0], contrast_limit=limits[1], p=1.0))
-    if view.saturation or view.hue:
-        factors = max(0.0, 1 - view.saturation), 1 + view.saturation
-        steps.append(A.ColorJitter(
-            brightness=(1, 1), contrast=(1, 1), saturation=factors, hue=(-view.hue, view.hue), p=1.0
-        ))  # fmt: skip
-    return A.Compose(steps)
+def _window(view: TrainView) -> Window:
+    """Made once per process."""
+    return Window(view.crop, view.scale, view.fill)

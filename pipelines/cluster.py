@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else each worker of a driver under `uv run` starts through uv anew
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon an ended or dead worker is noticed
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",  # else Ray reports to its makers over the internet
     "NO_ALBUMENTATIONS_UPDATE": "1",
 }
 LOCAL = {
@@ -42,13 +43,16 @@ class Sizes:
 
 
 @contextlib.contextmanager
-def ray_cluster(workers: Workers, store_bytes: int = 512 << 20, slots: int = 1) -> Iterator[Sizes]:
+def ray_cluster(
+    workers: Workers, store_bytes: int = 512 << 20, slots: int = 1, early: Callable[[Sizes], None] = lambda sizes: None
+) -> Iterator[Sizes]:
     """A Ray session sized for `workers`: the cluster of RAY_ADDRESS, else a local one on loopback alone.
 
     Args:
         workers: the recipe's wishes.
         store_bytes: object store of a local session, in bytes.
         slots: runs of that size that a local session has room for, an equal part of the machine each.
+        early: called in a local session as soon as it is up, while it is still looked at.
 
     Raises:
         SetupError: a submitted job without its working directory, or packages shadowed on the nodes.
@@ -81,6 +85,8 @@ def ray_cluster(workers: Workers, store_bytes: int = 512 << 20, slots: int = 1) 
             logging_level=logging.ERROR,
         )
     try:
+        if not joins():
+            early(sizes)
         check_workers()
         yield sizes
     finally:
@@ -92,29 +98,31 @@ def joins() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def start_early(sizes: Sizes) -> None:
-    """In a local session, start what a training waits for while the driver still looks at its input.
+def start_actors() -> None:
+    """Start two actors of Ray Data's that it would start one after the other, in mid-training.
 
-    These are two of Ray's own actors, which it would start one after the other, and the processes of feeding tasks.
+    They outlive the trainings, and are no children of theirs, whose imports they would repeat.
     """
-    if joins():
-        return
-    import ray
     from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
     from ray.data._internal.stats import get_or_create_stats_actor
 
     get_or_create_autoscaling_coordinator()
     get_or_create_stats_actor()
-    task = ray.remote(num_cpus=0)(import_feed)
-    for _ in range(max(1, sizes.count) * sizes.feed_tasks):
-        task.remote()
 
 
-def import_feed() -> None:
-    """What a feeding task imports; its process is then taken for one."""
-    import ray.data  # noqa: F401
+def start_early(sizes: Sizes) -> None:
+    """Start what a training will wait for, while the driver still looks at its input.
 
-    import pipelines.plan  # noqa: F401
+    These are Ray Data's actors, and the processes of Ray Train's controller, of the actor by which workers wait for
+    each other, of the workers and of their feeding tasks.
+    """
+    from pipelines.prestart import controller_environment, feed_environment, prestart, worker_environment
+
+    if sizes.count:
+        prestart(worker_environment(), sizes.count)  # first: they take longest
+        prestart(controller_environment(), 2)
+        prestart(feed_environment(), sizes.count * sizes.feed_tasks)
+    start_actors()
 
 
 def own_folder() -> dict[str, str]:

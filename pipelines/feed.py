@@ -100,6 +100,8 @@ def executions(plan: Plan, tasks: int, task_cpus: float) -> Generator[Batch]:
     """The batches, by one Ray Data execution after the other."""
     import ray
 
+    from pipelines.prestart import FEED, HOOK
+
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True  # without it nothing is reproducible
     context.enable_progress_bars = False
@@ -118,6 +120,7 @@ def executions(plan: Plan, tasks: int, task_cpus: float) -> Generator[Batch]:
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=task_cpus,
+            runtime_env={"env_vars": {HOOK: FEED}},
             compute=ray.data.TaskPoolStrategy(size=tasks),
         )
         for table in data.iter_batches(batch_size=plan.share, batch_format="pyarrow", prefetch_batches=4):

@@ -22,6 +22,7 @@ import ray.train  # and no torch up here: Ray's controller reads this module too
 from ray.train.backend import Backend, BackendConfig
 
 from pipelines.cluster import Sizes
+from pipelines.prestart import HOOK, WORKER, controller_hook
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -77,6 +78,10 @@ def trainer(
             owner = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
             return kept if owner is None else [*kept, naming(owner)]
 
+        def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
+            with controller_hook():
+                return super()._initialize_and_run_controller(**kwargs)  # type: ignore[misc]
+
     return Lean(
         enter,  # type: ignore[arg-type]
         train_loop_config=config,
@@ -87,7 +92,10 @@ def trainer(
             resources_per_worker={"CPU": sizes.cpus} | ({"GPU": 1} if sizes.gpus else {}),
         ),
         run_config=ray.train.RunConfig(
-            name=name, storage_path=str(storage), failure_config=ray.train.FailureConfig(max_failures=failures)
+            name=name,
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=failures),
+            worker_runtime_env={"env_vars": {HOOK: WORKER}},  # type: ignore[call-arg]  # as above
         ),
     )
 

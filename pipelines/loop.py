@@ -44,7 +44,8 @@ class Job:
     """One stage for the workers. Paths are absolute: Ray's workers change their directory.
 
     `initial` is the checkpoint whose weights the stage starts from, `seen` a digest of each row trained on so far.
-    `until` is the step at which training ends before the last; the learning rate falls as if it did not.
+    `until` is the step at which training ends before the last; the learning rate falls as if it did not. Of one that
+    is to be `succeeded`, each worker has Ray start the process of a worker after it.
     """
 
     recipe: Recipe
@@ -63,6 +64,7 @@ class Job:
     flip_pairs: tuple[tuple[int, int], ...] = ()
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     until: int | None = None
+    succeeded: bool = False
 
     @property
     def end(self) -> int:
@@ -162,6 +164,8 @@ def train(job: Job, pulse: Pulse, opened: contextlib.ExitStack) -> dict[str, Any
     import ray.train
     import ray.train.torch
 
+    from pipelines.prestart import one_more
+
     recipe, stage, context = job.recipe, job.stage, ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     precision = set_up_process(job, device)
@@ -251,6 +255,8 @@ def train(job: Job, pulse: Pulse, opened: contextlib.ExitStack) -> dict[str, Any
         after_step(model)
         meter.add(total)
         done = step + 1
+        if job.succeeded and done == plan.start + 1:
+            one_more()
         if average:
             average.update(model, step=done)
         log_now, val_now = done % recipe.log_every == 0 or done == job.end, done in validations

@@ -59,9 +59,9 @@ def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:
             legs = None if recipe.data == SAMPLE else plan_legs(recipe, recipe.data)
         needs_ray = not (recipe.workers.count == 0 and recipe.feed == "torch" and legs)
         with timeline.part("start of Ray"):
-            sizes = session.enter_context(ray_cluster(recipe.workers, store_bytes(recipe)) if needs_ray else alone())
-        if needs_ray:
-            start_early(sizes)
+            sizes = session.enter_context(
+                ray_cluster(recipe.workers, store_bytes(recipe), early=start_early) if needs_ray else alone()
+            )
         if legs is None:
             from pipelines.prepare import sample_shards
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.cluster import check_nodes, machine, ray_cluster, totals
+from pipelines.cluster import check_nodes, machine, ray_cluster, start_actors, totals
 from pipelines.door import RunFailed, Stopped
 from pipelines.fair import check_fair, check_models, check_samples, corners, expand
 from pipelines.population import Population
@@ -68,7 +68,7 @@ def run_study(plan: Plan, at_once: int | None = None, confidence: float = 0.95) 
             settle(trial.recipe, folder / "trials" / trial.name)
         checked = None if base.data == SAMPLE else check(plan, base, trials, numbers, base.data)
         slots = at_once or slots_of(base.workers, *machine())
-        session.enter_context(ray_cluster(base.workers, slots * store_bytes(base), slots))
+        session.enter_context(ray_cluster(base.workers, slots * store_bytes(base), slots, lambda sizes: start_actors()))
         if checked is None:
             from pipelines.prepare import sample_shards
 

@@ -94,6 +94,7 @@ def follow(recipe: Recipe, place: Place, folder: Path) -> Iterator[dict[str, Any
         whatever the training raises.
     """
     from pipelines.preflight import plan_legs
+    from pipelines.prestart import controller_environment, one_more, prestart
     from pipelines.runs import locked
     from pipelines.screen import shown
     from pipelines.stages import fit, prepare_legs
@@ -104,6 +105,7 @@ def follow(recipe: Recipe, place: Place, folder: Path) -> Iterator[dict[str, Any
         if (folder / PART).exists():
             share = json.loads((folder / PART).read_text())["until"]
             jobs = [dataclasses.replace(job, until=round(job.steps * share)) for job in jobs]
+        jobs = [dataclasses.replace(job, succeeded=True) for job in jobs[:1]] + jobs[1:]
         timeline(folder, "planned")
         box: list[BaseException] = []
 
@@ -118,8 +120,13 @@ def follow(recipe: Recipe, place: Place, folder: Path) -> Iterator[dict[str, Any
         if jobs:
             thread.start()
         points = Points(folder, [(leg.stage.name, leg.steps) for leg in legs])
+        succeeded = False  # whether the processes of the next trial are on their way
         held: list[dict[str, Any]] = []  # the last point would let Tune end the trial before it is done
         while thread.is_alive():
+            if not succeeded and points.begun:
+                succeeded = True
+                one_more()
+                prestart(controller_environment(), 2)  # of its kind is the actor by which workers wait for each other
             for point in points.new():
                 if point["progress"] < 1:
                     yield point
@@ -137,6 +144,7 @@ class Points:
     def __init__(self, folder: Path, stages: Sequence[tuple[str, int]]) -> None:
         self.folder, self.stages = folder, stages
         self.read = dict.fromkeys((name for name, _ in stages), 0)
+        self.begun = False  # whether a line tells of a step
 
     def new(self) -> Iterator[dict[str, Any]]:
         """Those that were not yielded yet."""
@@ -144,6 +152,7 @@ class Points:
         for name, steps in self.stages:
             lines, self.read[name] = read_record(self.folder / name / "record.jsonl", self.read[name])
             for line in lines:
+                self.begun |= line["step"] > 0
                 if line["kind"] == "val" and line["step"]:
                     yield {"progress": (before + line["step"]) / total, "miou": line["miou"], "stage": name,
                            "step": line["step"], "recorded": line["time"] / 1000}  # fmt: skip

@@ -106,8 +106,25 @@ def fit_trials(
             callbacks=[watch.callback()], failure_config=tune.FailureConfig(max_failures=RETRIES),
         ),
     )  # fmt: skip
-    with reclaiming():
+    # actors that the next trial takes over have nothing to wait for
+    with reclaiming(), contextlib.nullcontext() if reuse else trial_hook():
         in_thread(tuner.fit)
+
+
+@contextlib.contextmanager
+def trial_hook() -> Iterator[None]:
+    """While the body runs, actors that Tune starts import what `TRIAL` names before they are given a trial."""
+    from ray.tune.execution import class_cache
+
+    from pipelines.prestart import HOOK, TRIAL
+
+    class_cache.ENV_VARS_TO_PROPAGATE.add(HOOK)
+    os.environ[HOOK] = TRIAL
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE.discard(HOOK)
+        del os.environ[HOOK]
 
 
 @contextlib.contextmanager

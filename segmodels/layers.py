@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Size = Sequence[int]  # (rows, columns)
+
 
 class ConvNormReLU(nn.Sequential):
     """A convolution without bias (the norm has one), batch norm and ReLU; keeps the map's size.
@@ -78,3 +80,13 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def known(size: Size) -> bool:
+    """Whether a size is known: not that of an export with free sizes, where nothing may depend on it."""
+    return isinstance(size[0], int) and isinstance(size[1], int)
+
+
+def divides(size: Size, parts: Size) -> bool:
+    """Whether a map falls into equal parts, as far as is known."""
+    return known(size) and size[0] % parts[0] == 0 and size[1] % parts[1] == 0

@@ -99,7 +99,8 @@ def write_study(args: argparse.Namespace, folder: Path) -> Path:
         "data": str(folder), "output": str(folder / "out"), "batch": 4,
         "backbone": {"name": "resnet18", "output_stride": 32}, "head": {"name": "fcn", "channels": 16},
         "view": {"crop": [32, 32]}, "workers": {"count": args.workers, "gpus": 0}, "overlays": 1, "log_every": 1,
-        "stages": [{"name": "only", "train": str(train), "val": str(val), "steps": args.steps, "val_every": 0.5}],
+        "stages": [{"name": "only", "train": str(train), "val": str(val), "steps": args.steps,
+                    "val_every": args.steps / 8 / 4}],
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     page = {"title": "Seeds alone", "recipe": str(folder / "recipe.yaml"), "variants": {"same": {}},

@@ -79,6 +79,8 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
     """Start Ray, train nothing on `count` workers; returns all rounds of all workers, the store's peak and bound."""
     import dataclasses
 
+    from mlflow import MlflowClient
+
     from datasets.transforms import TrainView
     from pipelines.bench.drain import merge, steady
     from pipelines.bench.store import StorePeak
@@ -98,8 +100,8 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
             f"{steps} steps of {args.batch} are too few to be steady: give --epochs {least}, or more rows"
         )
     folder.mkdir(parents=True)
-    with ray_cluster(recipe.workers, store_bytes(recipe)) as sizes, StorePeak() as peak:
-        start_early(sizes)
+    with ray_cluster(recipe.workers, store_bytes(recipe), early=start_early) as sizes, StorePeak() as peak:
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()  # as a run does before it trains
         began = time.time()
         fit(plan, sizes, args.repeats, args.pace, folder)
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(count)]

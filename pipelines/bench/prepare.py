@@ -160,14 +160,14 @@ def read_and_encode(benchmark: Benchmark, items: list[Item]) -> tuple[int, float
 
 def prepared(workers: int, benchmark: Benchmark, items: list[Item], out: Path, keep: bool = False) -> dict[str, float]:
     """Write the split as `prepare` does: rows/s, and processor seconds a row of all processes, Ray's own included."""
-    from pipelines.bench.processes import processor_seconds
+    from pipelines.bench.processes import processor_seconds, processor_seconds_since
     from pipelines.sharding import write_split
 
     if not keep:
         shutil.rmtree(out, ignore_errors=True)
     wall, cpu = time.monotonic(), processor_seconds()
     write_split(benchmark, "train", items, str(out), workers, lambda line: print(line, flush=True))
-    return {"rate": len(items) / (time.monotonic() - wall), "cpu": (processor_seconds() - cpu) / len(items)}
+    return {"rate": len(items) / (time.monotonic() - wall), "cpu": processor_seconds_since(cpu) / len(items)}
 
 
 def report(args: argparse.Namespace, facts: dict[str, Any]) -> Report:

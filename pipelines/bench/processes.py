@@ -19,14 +19,19 @@ def family() -> Iterator[psutil.Process]:
     yield from here.children(recursive=True)
 
 
-def processor_seconds() -> float:
-    """Seconds of the processor that all of the family have taken so far; of processes that ended, nothing."""
-    total = 0.0
+def processor_seconds() -> dict[tuple[int, float], float]:
+    """Seconds of the processor that each of the family has taken so far, by its number and birth."""
+    taken = {}
     for process in family():
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
-            total += times.user + times.system
-    return total
+            taken[process.pid, process.create_time()] = times.user + times.system
+    return taken
+
+
+def processor_seconds_since(before: dict[tuple[int, float], float]) -> float:
+    """Seconds that those of the family who live have taken since; of those that ended meanwhile, nothing."""
+    return sum(seconds - before.get(who, 0.0) for who, seconds in processor_seconds().items())
 
 
 class MemoryPeak(threading.Thread):

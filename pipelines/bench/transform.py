@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,7 @@ def cases(plan: Plan) -> dict[str, Callable[[], float]]:
     import cv2
     import numpy as np
 
+    from datasets.augment import scaled_crop
     from datasets.sample import decode_image, decode_mask
     from datasets.transforms import sample_seed
     from pipelines.plan import open_shards
@@ -88,7 +90,7 @@ def cases(plan: Plan) -> dict[str, Callable[[], float]]:
     files = [shards.encoded(row) for row in range(plan.rows)]
     pixels = [shards.sample(row) for row in range(plan.rows)]
     seeds = [sample_seed(plan.seed, 0, name) for name in shards.ids]
-    peer = whole_image_pipeline(plan.view.crop)
+    peer, unflipped = scaled_crop(plan.view.crop, SCALE, FILL), replace(plan.view, flip=0)
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
     def rate(work: Callable[..., object], inputs: Iterable[tuple[Any, ...]]) -> Callable[[], float]:
@@ -108,7 +110,7 @@ def cases(plan: Plan) -> dict[str, Callable[[], float]]:
         "its JPEG": rate(lambda image, mask: decode_image(image), files),
         "its mask": rate(lambda image, mask: decode_mask(mask), files),
         "bare cv2.imdecode": rate(lambda image, mask: cv2.imdecode(np.frombuffer(image, np.uint8), flags), files),
-        "geometry alone": rate(plan.view, [(*pair, seed) for pair, seed in zip(pixels, seeds, strict=True)]),
+        "geometry alone": rate(unflipped, [(*pair, seed) for pair, seed in zip(pixels, seeds, strict=True)]),
         "albumentations": rate(lambda image, mask: peer(image=image, mask=mask), pixels),
     }
 
@@ -128,18 +130,6 @@ def block_rate(plan: Plan) -> Callable[[], float]:
         return plan.rows / (time.thread_time() - began)
 
     return once
-
-
-def whole_image_pipeline(crop: tuple[int, int]) -> Any:
-    """The usual pipeline: the whole image resized, padded, then cropped and flipped."""
-    from datasets.transforms import A  # imported there once, without its call home
-
-    return A.Compose([
-        A.RandomScale(scale_limit=(SCALE[0] - 1, SCALE[1] - 1), p=1.0),
-        A.PadIfNeeded(*crop, border_mode=0, fill=FILL, fill_mask=255),
-        A.RandomCrop(*crop),
-        A.HorizontalFlip(p=0.5),
-    ])  # fmt: skip
 
 
 def report(args: argparse.Namespace, plan: Plan, measured: dict[str, list[float]]) -> Report:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from segmodels.checks import choose
 from segmodels.heads.maps import Maps
 from segmodels.heads.nonlocal_ import attention, relation, tokens
-from segmodels.heads.object_attention import SelfAttention, Size, divides, known, tiled
+from segmodels.heads.object_attention import SelfAttention, tiled
+from segmodels.layers import Size, divides, known
 
 ORDERS: dict[str, tuple[str, ...]] = {
     "global_local": ("global", "local"),

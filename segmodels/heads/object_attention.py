@@ -1,7 +1,7 @@
 """Self-attention between all cells of a map, or of each tile of it: the unit SA of OCNet (arXiv:1809.00916)."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from segmodels.heads.lean import LeanConvNormReLU, plainly, recomputed
 from segmodels.heads.maps import Maps
 from segmodels.heads.nonlocal_ import attention, relation, tokens
-
-Size = Sequence[int]  # (rows, columns)
+from segmodels.layers import divides, known
 
 
 class SelfAttention(nn.Module):
@@ -106,13 +105,3 @@ def fold(x: Tensor, tiles: int) -> Tensor:
     """(B, C, H, W) -> (B·k·k, C, H/k, W/k), channels last in memory."""
     x = x.permute(0, 2, 3, 1).unflatten(2, (tiles, -1)).unflatten(1, (tiles, -1))
     return x.transpose(2, 3).contiguous().flatten(0, 2).permute(0, 3, 1, 2)
-
-
-def known(size: Size) -> bool:
-    """Whether a size is known: not that of an export with free sizes, where nothing may depend on it."""
-    return isinstance(size[0], int) and isinstance(size[1], int)
-
-
-def divides(size: Size, parts: Size) -> bool:
-    """Whether a map falls into equal parts, as far as is known."""
-    return known(size) and size[0] % parts[0] == 0 and size[1] % parts[1] == 0

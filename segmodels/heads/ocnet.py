@@ -19,9 +19,9 @@ from segmodels.heads.context_head import ContextHead
 from segmodels.heads.interlaced import ORDERS, InterlacedAttention
 from segmodels.heads.lean import recomputed, recording
 from segmodels.heads.maps import Maps
-from segmodels.heads.object_attention import SelfAttention, known
+from segmodels.heads.object_attention import SelfAttention
 from segmodels.heads.pyramid_head import dropout_classifier, sizes
-from segmodels.layers import ConvNormReLU
+from segmodels.layers import ConvNormReLU, known
 
 SCHEMES: dict[str, int] = {"base": 1, "pyramid": 1, "asp": 2}  # by what the widths of the attention are divided
 ATTENTIONS: dict[str, Callable[..., nn.Module]] = {"sa": SelfAttention, "isa": InterlacedAttention}

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from segmodels.checks import positive
 from segmodels.heads.context_head import ContextHead
 from segmodels.heads.maps import Maps
-from segmodels.heads.object_attention import known
-from segmodels.layers import ConvNormReLU, check_norm_batch
+from segmodels.layers import ConvNormReLU, check_norm_batch, known
 
 
 class TensorGeneration(nn.Module):

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from datasets.augment import ScaledWindow, pipeline_of
 from datasets.sample import DataError
-from datasets.transforms import ScaledWindow, TrainView, _pipeline, epoch_order, sample_seed
+from datasets.transforms import TrainView, epoch_order, sample_seed
 
 VIEW = TrainView((64, 72), (0.5, 2.0))
 
@@ -101,7 +102,7 @@ def test_padding_is_fill_and_255(pair: tuple[np.ndarray, np.ndarray]) -> None:
 @pytest.mark.parametrize("change", [{}, {"flip": 0}, {"flip": 1}, {"crop": (200, 220)}, {"scale": (1, 1)}])
 def test_the_common_view_draws_and_cuts_as_compose_does(pair: tuple[np.ndarray, np.ndarray], change: dict) -> None:
     view = TrainView(**({"crop": (64, 72), "scale": (0.5, 2.0)} | change))
-    pipeline = _pipeline(view, 0)
+    pipeline = pipeline_of(view, 0)
     for seed in range(40):
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         expected = pipeline(image=pair[0], mask=pair[1])

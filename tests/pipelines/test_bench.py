@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -219,3 +220,15 @@ def test_prepare_at_its_smallest(ray_session, tmp_path, capsys):
     assert sum(path.stat().st_size for path in images) >= 0.0004 * 2**30
     assert len(data["rounds"]) == 2
     assert all(min(case.values()) > 0 for turn in data["rounds"] for case in turn.values())
+
+
+def test_seconds_of_a_process_that_ended_are_not_taken_off_the_others():
+    from pipelines.bench.processes import processor_seconds, processor_seconds_since
+
+    busy = "import time\nwhile time.process_time() < 0.3: pass\nprint(1, flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        before = processor_seconds()
+        process.stdin.close()
+    assert sum(before.values()) >= 0.3
+    assert 0 <= processor_seconds_since(before) < 0.3

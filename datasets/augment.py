@@ -1,0 +1,113 @@
+"""The views that turn or recolour, as albumentations composes them. Its only importer."""
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from datasets.absent import absent
+from datasets.sample import IGNORE
+from datasets.transforms import TrainView, Window, exchanged
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import unless this is set before
+with absent("albumentations.pytorch", "huggingface_hub"):  # torch and a web client: two thirds of the import's time
+    import albumentations as A
+    from albumentations.core.transforms_interface import BaseTransformInitSchema
+
+
+class ScaledWindow(A.DualTransform):
+    """`Window` as a transform.
+
+    Args:
+        size, scale, fill: of the window.
+        p: probability.
+    """
+
+    class InitSchema(BaseTransformInitSchema):
+        """albumentations checks the arguments of a transform by such a class."""
+
+        size: tuple[int, int]
+        scale: tuple[float, float]
+        fill: tuple[int, int, int]
+
+    def __init__(
+        self, size: tuple[int, int], scale: tuple[float, float], fill: tuple[int, int, int], p: float = 1.0
+    ) -> None:
+        super().__init__(p=p)
+        self.size, self.scale, self.fill = size, scale, fill
+        self.window = Window(size, scale, fill)
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the window."""
+        window, resized = self.window.draw(self.py_random, params["shape"])
+        return {"window": window, "resized": resized}
+
+    def apply(self, img: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+        """Cut and resize an image, uint8 (H, W, 3) -> (h, w, 3)."""
+        return self.cut(img, params)
+
+    def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+        """Cut and resize a mask, uint8 (H, W) -> (h, w)."""
+        return self.cut(mask, params)
+
+    def cut(self, pixels: np.ndarray, params: dict[str, Any]) -> np.ndarray:
+        """The window of either."""
+        out = np.empty((*self.size, *pixels.shape[2:]), np.uint8)
+        self.window.cut(pixels, params["window"], params["resized"], out)
+        return out
+
+
+class Mirror(A.HorizontalFlip):
+    """A flip left to right in which classes of the mask change places.
+
+    Args:
+        pairs: the classes.
+        p: probability.
+    """
+
+    class InitSchema(BaseTransformInitSchema):
+        """albumentations checks the arguments of a transform by such a class."""
+
+        pairs: tuple[tuple[int, int], ...]
+
+    def __init__(self, pairs: tuple[tuple[int, int], ...], p: float = 0.5) -> None:
+        super().__init__(p=p)
+        self.pairs = pairs
+
+    def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+        """Flip a mask, uint8 (H, W)."""
+        return exchanged(super().apply_to_mask(mask, *args, **params), self.pairs)
+
+
+def scaled_crop(crop: Sequence[int], scale: Sequence[float], fill: Any) -> A.Compose:
+    """The usual pipeline, to compare with: the whole image resized, padded, then cropped."""
+    return A.Compose([
+        A.RandomScale(scale_limit=(scale[0] - 1, scale[1] - 1), p=1.0),
+        A.PadIfNeeded(*crop, border_mode=cv2.BORDER_CONSTANT, fill=fill, fill_mask=IGNORE),
+        A.RandomCrop(*crop),
+    ])  # fmt: skip
+
+
+@lru_cache(maxsize=32)
+def pipeline_of(view: TrainView, thread: int) -> A.Compose:
+    """Built once per process and thread: it holds the generator, so two threads must not share it."""
+    steps: list[A.BasicTransform] = [
+        ScaledWindow(view.crop, view.scale, view.fill),
+        Mirror(view.flip_pairs, p=view.flip),
+    ]
+    if view.rotate:
+        steps.append(A.Rotate(
+            limit=(-view.rotate, view.rotate), border_mode=cv2.BORDER_CONSTANT, fill=view.fill, fill_mask=IGNORE, p=1.0
+        ))  # fmt: skip
+    if view.brightness or view.contrast:
+        limits = (-view.brightness, view.brightness), (-view.contrast, view.contrast)
+        steps.append(A.RandomBrightnessContrast(brightness_limit=limits[0], contrast_limit=limits[1], p=1.0))
+    if view.saturation or view.hue:
+        factors = max(0.0, 1 - view.saturation), 1 + view.saturation
+        steps.append(A.ColorJitter(
+            brightness=(1, 1), contrast=(1, 1), saturation=factors, hue=(-view.hue, view.hue), p=1.0
+        ))  # fmt: skip
+    return A.Compose(steps)

@@ -1,0 +1,134 @@
+"""Processes that are up before they are asked for are the ones that are taken."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from pipelines.cluster import start_actors, start_early
+from pipelines.door import ROOT
+
+
+def workers():
+    """Ray's processes below this one that work, or idle until they are asked to: what they import, by their numbers."""
+    from pipelines.prestart import HOOK
+
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith("ray::"):
+                found[process.pid] = process.environ().get(HOOK)
+    return found
+
+
+def wait_for(wanted, seconds=120):
+    """The processes, once they are those that are wanted."""
+    until = time.monotonic() + seconds
+    while not wanted(found := workers()):
+        assert time.monotonic() < until, found
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.ray
+def test_a_training_takes_the_processes_started_for_it(ray_session, shards, tmp_path):
+    import ray
+
+    from datasets.transforms import TrainView
+    from pipelines.group import trainer
+    from pipelines.plan import Plan
+    from pipelines.prestart import CONTROLLER, FEED, WORKER
+
+    sizes = dataclasses.replace(ray_session, count=1, feed_tasks=1)
+    plan = Plan(str(shards / "voc12/train"), 18, TrainView((32, 32), (1, 1)), seed=0, batch=2, steps=4)
+
+    def enter(config):
+        from pipelines.feed import ray_batches
+
+        facts = {"imported": "pipelines.loop" in sys.modules}
+        assert sum(len(batch.mask) for batch in ray_batches(plan, 1, sizes.feed_cpus)) == 8
+        facts["names"] = {p.name(): p.pid for p in psutil.Process().parent().children()} | {"worker": os.getpid()}
+        config["seen"].write_text(json.dumps(facts))
+
+    start_actors()
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        ray.get(ray.get_actor(actor["name"], actor["namespace"]).__ray_ready__.remote())
+    known = set(workers())
+    start_early(sizes)
+    kinds = {WORKER, CONTROLLER, FEED}
+    ready = wait_for(lambda found: {found[pid] for pid in set(found) - known} >= kinds)
+    seen = tmp_path / "seen"
+    trainer(enter, {"seen": seen}, sizes, "early", tmp_path / "ray", failures=0).fit()
+    facts = json.loads(seen.read_text())
+    assert facts["imported"]
+    controller = next(pid for name, pid in facts["names"].items() if name.startswith("ray::TrainContro"))
+    assert {facts["names"]["worker"], controller} <= set(ready) - known
+    assert not [kind for pid, kind in workers().items() if pid not in ready and kind in (WORKER, FEED)]
+
+
+@pytest.mark.ray
+def test_the_next_of_a_kind_takes_the_process_that_the_one_before_had_started(ray_session):
+    import ray
+
+    from pipelines.prestart import CONTROLLER, HOOK
+
+    class Trial:
+        def number(self):
+            return os.getpid()
+
+        def succeed(self):
+            from pipelines.prestart import one_more
+
+            one_more()
+
+    kind = ray.remote(num_cpus=0, runtime_env={"env_vars": {HOOK: CONTROLLER, "OF_THIS_TEST": "1"}})(Trial)
+    first = kind.remote()
+    number = ray.get(first.number.remote())
+    known = set(workers())
+    ray.get(first.succeed.remote())
+    (successor,) = set(wait_for(lambda found: set(found) - known)) - known
+    ray.kill(first)
+    assert ray.get(kind.remote().number.remote()) == successor != number
+
+
+@pytest.mark.ray
+def test_a_raylet_that_does_not_answer_costs_the_head_start_alone(ray_session, monkeypatch):
+    import ray
+
+    from pipelines.prestart import controller_environment, prestart
+
+    (node,) = ray.nodes()
+    environment, known = controller_environment(), set(workers())
+    monkeypatch.setattr(ray, "nodes", lambda: [node | {"NodeManagerPort": 1}])
+    prestart(environment, 1)
+    assert set(workers()) <= known
+
+
+@pytest.mark.parametrize(("kind", "without"), [("worker", "pipelines.loop"), ("controller", "pipelines.group"),
+                                               ("trial", "ray.tune"), ("feed", "pipelines.plan")])  # fmt: skip
+def test_an_import_that_fails_is_told_where_it_is_needed(kind, without, monkeypatch):
+    from pipelines import prestart
+
+    monkeypatch.setitem(sys.modules, without, None)
+    getattr(prestart, f"{kind}_imports")()  # raised here, Ray would only say that a worker did not start
+    assert getattr(prestart, kind.upper()) == f"pipelines.prestart.{kind}_imports"
+
+
+@pytest.mark.parametrize(("kind", "least", "never"), [
+    ("worker", {"torch", "pipelines.loop", "ray.train"}, {"albumentations", "mlflow"}),
+    ("controller", {"pipelines.group", "ray.train"}, {"torch", "albumentations", "mlflow"}),
+    ("trial", {"torch", "pipelines.stages", "ray.tune"}, {"albumentations"}),
+    ("feed", {"cv2", "pipelines.plan", "ray.data"}, {"torch", "albumentations", "mlflow"}),
+])  # fmt: skip
+def test_each_kind_imports_what_it_needs_and_no_more(kind, least, never):
+    code = f"import sys, pipelines.prestart as p; p.{kind}_imports(); print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+                 .stdout.split())  # fmt: skip
+    assert least <= loaded
+    assert not never & loaded
