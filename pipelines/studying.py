@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.cluster import check_nodes, machine, ray_cluster, start_actors, totals
+from pipelines.cluster import check_nodes, joins, machine, ray_cluster, start_actors, totals
 from pipelines.door import RunFailed, Stopped
 from pipelines.fair import check_fair, check_models, check_samples, corners, expand
 from pipelines.population import Population
@@ -24,7 +24,7 @@ from pipelines.study_files import Numbers, protocol_of, published_of, write_file
 from pipelines.study_tracking import StudyTracker
 from pipelines.tracking import default_uri
 from pipelines.trials import ENDED, POINT, Place, ended
-from pipelines.tuning import Watch, fit_trials, room, slots_of, stoppable_trials
+from pipelines.tuning import Watch, fit_trials, room, slots_of, spare, stoppable_trials
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def run_trials(checked: Checked, place: Place, at_once: int, confidence: float) 
         if left := source.left():
             print(f"{checked.plan.name}: {left} trial(s) to run, {at_once} at once, {len(before)} ended before; "
                   f"{place.folder}", flush=True)  # fmt: skip
-            queue = Queue(source)
+            queue = Queue(source, at_once, spare(place.sizes, at_once, totals()["cores"] if joins() else machine()[0]))
             watch = Watch(place, lambda name: look_up(checked, place, name), tracker, left, at_once)
             with stoppable_trials(place, queue, watch) as told:
                 fit_trials(place, queue, left, at_once, checked.plan.study.stop_early, watch, before)

@@ -71,7 +71,7 @@ def enter(config: dict[str, Any]) -> None:
     recipe = load_recipe(folder / "recipe.yaml")
     timeline(folder, "entered")
     try:
-        for point in follow(recipe, place, folder):
+        for point in follow(recipe, place, folder, config["followed"]):
             tune.report(point)
     except Stopped:
         return
@@ -87,8 +87,10 @@ def end(folder: Path, status: str, **facts: Any) -> None:
     write_text(folder / ENDED, json.dumps({"status": status, "time": int(time.time() * 1000), **facts}))
 
 
-def follow(recipe: Recipe, place: Place, folder: Path) -> Iterator[dict[str, Any]]:
+def follow(recipe: Recipe, place: Place, folder: Path, followed: bool) -> Iterator[dict[str, Any]]:
     """Train in a thread; yields each validation, those of an earlier attempt first.
+
+    While a trial that is `followed` trains, the processes of the next one start.
 
     Raises:
         whatever the training raises.
@@ -105,7 +107,7 @@ def follow(recipe: Recipe, place: Place, folder: Path) -> Iterator[dict[str, Any
         if (folder / PART).exists():
             share = json.loads((folder / PART).read_text())["until"]
             jobs = [dataclasses.replace(job, until=round(job.steps * share)) for job in jobs]
-        jobs = [dataclasses.replace(job, succeeded=True) for job in jobs[:1]] + jobs[1:]
+        jobs = [dataclasses.replace(job, succeeded=followed) for job in jobs[:1]] + jobs[1:]
         timeline(folder, "planned")
         box: list[BaseException] = []
 
@@ -120,11 +122,10 @@ def follow(recipe: Recipe, place: Place, folder: Path) -> Iterator[dict[str, Any
         if jobs:
             thread.start()
         points = Points(folder, [(leg.stage.name, leg.steps) for leg in legs])
-        succeeded = False  # whether the processes of the next trial are on their way
         held: list[dict[str, Any]] = []  # the last point would let Tune end the trial before it is done
         while thread.is_alive():
-            if not succeeded and points.begun:
-                succeeded = True
+            if followed and points.begun:
+                followed = False
                 one_more()
                 prestart(controller_environment(), 2)  # of its kind is the actor by which workers wait for each other
             for point in points.new():

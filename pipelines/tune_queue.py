@@ -16,17 +16,21 @@ from pipelines.searching import Source
 
 
 class Queue(Searcher):
-    """A source as Tune's searcher; `close` lets no further trial start."""
+    """A source as Tune's searcher; `close` lets no further trial start.
 
-    def __init__(self, source: Source) -> None:
+    A trial is told whether it is `followed`: whether the processes of another, which waits for its place among the
+    `at_once` that run, are to start while it trains.
+    """
+
+    def __init__(self, source: Source, at_once: int, early: bool = False) -> None:
         super().__init__()
-        self.source, self.closed = source, threading.Event()
+        self.source, self.at_once, self.early, self.closed = source, at_once, early, threading.Event()
 
     def suggest(self, trial_id: str) -> Any:
         if self.closed.is_set() or not self.source.left():
             return Searcher.FINISHED
         name = self.source.next()
-        return None if name is None else {"name": name}
+        return None if name is None else {"name": name, "followed": self.early and self.source.left() >= self.at_once}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Nothing to learn: the trial's folder holds it."""

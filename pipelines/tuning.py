@@ -64,6 +64,11 @@ def room(workers: Workers, *, cores: int, gpus: int, logical: float, wanted: int
     return sizes, slots
 
 
+def spare(sizes: Sizes, at_once: int, cores: int) -> bool:
+    """Whether processes can start beside so many trials of a size: not where these train on every core there is."""
+    return bool(sizes.gpus) or at_once * max(1, sizes.count) < cores
+
+
 def fit_trials(
     place: Place,
     queue: Any,

@@ -3,8 +3,8 @@
 Runs a small study on drawn images under Ray Tune, then as many trials that do nothing as --simulated says, through the
 same queue, callbacks and folders, in actors that Tune uses again.
 
-The processes of the next trial start while one trains. Trials shorter than their imports, half a minute on two cores,
-wait for them.
+The processes of the next trial start while one trains, where its workers leave a core. Trials shorter than their
+imports, half a minute on two cores, wait for them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PARTS = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
-    parser.add_argument("--workers", type=int, default=2, help="train workers of a trial (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="train workers of a trial (default %(default)s)")
     parser.add_argument("--trials", type=int, default=3, help="of the small study (default %(default)s)")
     parser.add_argument("--steps", type=int, default=100, help="of a trial (default %(default)s)")
     parser.add_argument("--simulated", type=int, default=1000, help="trials that do nothing (default %(default)s)")
@@ -161,7 +161,7 @@ def simulate(count: int, folder: Path) -> dict[str, list[float]]:
         place = Place(folder / "simulated", "", folder, Sizes(1, 0, 1.0, 1, 1.0))
         watch = Watch(place, lambda name: Trial(name, name, 0, recipe), Nobody(), count, 2)
         before, began = process.memory_info().rss, time.monotonic()
-        fit_trials(place, Queue(Listed(names)), count, 2, None, watch, [], nothing, reuse=True)
+        fit_trials(place, Queue(Listed(names), 2), count, 2, None, watch, [], nothing, reuse=True)
         after, took = process.memory_info().rss, time.monotonic() - began
     if watch.counts["done"] != count:
         raise RuntimeError(f"{watch.counts} of {count} simulated trials")
@@ -199,7 +199,7 @@ def report(args: argparse.Namespace, rounds: list[dict[str, list[float]]]) -> Re
     share = idle / (idle + LENGTH_S)
     notes = [
         f"{args.trials} trials of {args.steps} steps with {args.workers} worker(s), one at once, resnet18, 32x32 "
-        "crops; the first one's processes are not up when it is asked for, the others' are",
+        "crops; the first one's processes are not up when it is asked for, the others' are, where workers leave a core",
         f"idle between two trials of {LENGTH_S:.0f} s: {share:.1%} of the workers' time",
         goal("idle share", share, LARGEST_IDLE, least=False, digits=3),
         f"{args.simulated} simulated trials: queue, callbacks and folders are a study's, the trials do nothing",

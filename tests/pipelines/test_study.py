@@ -551,3 +551,23 @@ def test_mlflow_nests_stages_only_where_there_are_several_and_knows_how_trials_e
     tags = found[plan.name].data.tags
     assert tags["best.run"] == found["one-seed0"].info.run_id
     assert checkpoint.load(Path(tags["best.checkpoint"].removeprefix("file://")))["step"] == 2
+
+
+def test_a_trial_is_followed_where_another_waits_for_its_place():
+    from pipelines.searching import Listed
+    from pipelines.tune_queue import Queue
+
+    for early in (True, False):
+        queue = Queue(Listed(list("abcde")), 2, early)
+        handed = [queue.suggest(str(number)) for number in range(5)]
+        assert [trial["name"] for trial in handed] == list("abcde")
+        assert [trial["followed"] for trial in handed] == [early, early, early, False, False]
+
+
+def test_processes_start_early_beside_gpus_and_spare_cores_alone():
+    from pipelines.tuning import spare
+
+    assert spare(Sizes(2, 1, 1.0, 1, 1.0), 2, 4)
+    assert spare(Sizes(1, 0, 1.0, 1, 1.0), 1, 2)
+    assert not spare(Sizes(2, 0, 1.0, 1, 1.0), 1, 2)
+    assert not spare(Sizes(1, 0, 1.0, 1, 1.0), 2, 2)
