@@ -79,8 +79,6 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
     """Start Ray, train nothing on `count` workers; returns all rounds of all workers, the store's peak and bound."""
     import dataclasses
 
-    from mlflow import MlflowClient
-
     from datasets.transforms import TrainView
     from pipelines.bench.drain import merge, steady
     from pipelines.bench.store import StorePeak
@@ -89,6 +87,7 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
     from pipelines.plan import Plan, open_shards
     from pipelines.recipe import RecipeError
     from pipelines.stages import store_bytes
+    from pipelines.tracking import connected
 
     recipe, rows = recipe_of(args, count), len(open_shards(uri))
     steps = args.epochs * rows // args.batch
@@ -101,7 +100,8 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
         )
     folder.mkdir(parents=True)
     with ray_cluster(recipe.workers, store_bytes(recipe), early=start_early) as sizes, StorePeak() as peak:
-        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()  # as a run does before it trains
+        with connected(f"sqlite:///{folder}/mlflow.db") as client:
+            client.search_experiments()  # as a run does before it trains
         began = time.time()
         fit(plan, sizes, args.repeats, args.pace, folder)
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(count)]
