@@ -20,9 +20,8 @@ def chain(tmp_path_factory):
     """The finished run: its output folder, and what it printed. Alone it takes 140 to 380 s."""
     out = tmp_path_factory.mktemp("chain")
     command = [sys.executable, "-m", "pipelines.voc_pretrain", f"output={out}", "name=chain"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=1800
-    )  # beside other tests, on slow cores
+    # beside other tests, on slow cores, it takes three times that
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out, done.stdout
 
