@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+from bisect import bisect_right
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ class Shards:
         self.uri = uri if "://" in str(uri) else os.path.abspath(uri)
         self.cache = Path(cache or default).absolute()
         self.manifest = read_manifest(self.uri)
-        self._starts = np.cumsum([0] + [file["rows"] for file in self.manifest.files])
+        self._starts = list(accumulate((file["rows"] for file in self.manifest.files), initial=0))
         self._parts: dict[int, _Part] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,8 +169,8 @@ class Shards:
         """The number of row i's file, and the row's place in it."""
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of {len(self)} rows in {self.uri}")
-        number = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return number, i - int(self._starts[number])
+        number = bisect_right(self._starts, i) - 1
+        return number, i - self._starts[number]
 
     def _part(self, number: int) -> "_Part":
         if number not in self._parts:
@@ -209,11 +211,11 @@ class _Part:
     def __init__(self, path: Path) -> None:
         self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         self._images, self._masks = self.table["image"].chunks, self.table["mask"].chunks
-        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._images])
+        self._starts = list(accumulate((len(chunk) for chunk in self._images), initial=0))
 
     def row(self, i: int) -> tuple[bytes, bytes | None]:
-        chunk = int(np.searchsorted(self._starts, i, side="right")) - 1
-        at = i - int(self._starts[chunk])
+        chunk = bisect_right(self._starts, i) - 1
+        at = i - self._starts[chunk]
         return self._images[chunk][at].as_py(), self._masks[chunk][at].as_py()
 
     def segments(self, i: int) -> list[dict[str, Any]] | None:

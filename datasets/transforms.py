@@ -5,7 +5,7 @@ import random
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cv2
@@ -22,8 +22,8 @@ def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
         epoch: counted from 0.
         sample_id: the row's id.
     """
-    number = int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:8], "big")
-    return int(np.random.SeedSequence([seed, epoch, number]).generate_state(1, np.uint64)[0])
+    # NumPy's SeedSequence would take 45 µs of a sample's 1,200
+    return int.from_bytes(hashlib.sha256(f"{seed} {epoch} {sample_id}".encode()).digest()[:8], "big")
 
 
 def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
@@ -66,8 +66,8 @@ class Window:
         s = generator.uniform(*self.scale)
         height, new_height = _extent(shape[0], self.size[0], s)
         width, new_width = _extent(shape[1], self.size[1], s)
-        top = generator.randint(0, shape[0] - height)
-        left = generator.randint(0, shape[1] - width)
+        top = int(generator.random() * (shape[0] - height + 1))  # randint takes three times as long
+        left = int(generator.random() * (shape[1] - width + 1))
         return (top, left, height, width), (new_height, new_width)
 
     def cut(
@@ -85,7 +85,9 @@ class Window:
         # INTER_NEAREST rounds down and would shift the mask against the image by up to half a pixel
         how, fill = (cv2.INTER_LINEAR, self.fill) if pixels.ndim == 3 else (cv2.INTER_NEAREST_EXACT, IGNORE)
         if resized != self.size:
-            out[:] = _padding(out.shape, fill)  # a copy of memory; filling the two margins takes longer
+            padding = _padding(out.shape, fill)  # NumPy fills pixels with RGB seventy times slower than it copies them
+            out[resized[0] :] = padding[resized[0] :]
+            out[: resized[0], resized[1] :] = padding[: resized[0], resized[1] :]
         if resized == (height, width):
             target[:] = source
         elif (made := cv2.resize(source, resized[::-1], dst=target, interpolation=how)) is not target:
@@ -155,6 +157,10 @@ class TrainView:
             if not holds:
                 raise DataError(f"view: {key} is {getattr(self, key)}; allowed is {allowed}")
 
+    @cached_property
+    def _window(self) -> Window:
+        return Window(self.crop, self.scale, self.fill)
+
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, seed: int, out: tuple[np.ndarray, np.ndarray] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +198,7 @@ class TrainView:
         mask_out: np.ndarray,
     ) -> None:
         """The common view without Compose, whose bookkeeping costs a fifth of it: the same draws, the same pixels."""
-        scaled = _window(self)
+        scaled = self._window
         generator.random()  # Compose's own draw: whether it runs at all
         window, resized = scaled.draw(generator, image.shape)
         scaled.cut(image, window, resized, image_out)
@@ -212,9 +218,3 @@ def exchanged(mask: np.ndarray, pairs: tuple[tuple[int, int], ...]) -> np.ndarra
     for one, other in pairs:
         table[[one, other]] = other, one
     return cv2.LUT(mask, table)
-
-
-@lru_cache(maxsize=32)
-def _window(view: TrainView) -> Window:
-    """Made once per process."""
-    return Window(view.crop, view.scale, view.fill)

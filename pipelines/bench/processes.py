@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
-from typing import Any
 
 import psutil
 
-POLL_S = 1.0
+from pipelines.bench.watch import Watch
 
 
 def family() -> Iterator[psutil.Process]:
@@ -34,7 +32,7 @@ def processor_seconds_since(before: dict[tuple[int, float], float]) -> float:
     return sum(seconds - before.get(who, 0.0) for who, seconds in processor_seconds().items())
 
 
-class MemoryPeak(threading.Thread):
+class MemoryPeak(Watch):
     """Watches the family's memory from a thread.
 
     It reads resident less shared memory, which costs microseconds: exact sums over pages took a third of a core.
@@ -45,24 +43,14 @@ class MemoryPeak(threading.Thread):
     """
 
     def __init__(self) -> None:
-        super().__init__(name="memory-peak", daemon=True)
+        super().__init__()
         self.largest = self.together = 0
-        self.ending = threading.Event()
 
-    def __enter__(self) -> MemoryPeak:
-        self.start()
-        return self
-
-    def __exit__(self, *unused: Any) -> None:
-        self.ending.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self.ending.wait(POLL_S):
-            held = {}
-            for process in family():
-                with contextlib.suppress(psutil.Error):
-                    memory, name = process.memory_info(), process.name()
-                    held[name, process.pid] = memory.rss - memory.shared
-            workers = [size for (name, _), size in held.items() if name.startswith("ray::")]
-            self.largest, self.together = max(self.largest, *workers, 0), max(self.together, sum(held.values()))
+    def look(self) -> None:
+        held = {}
+        for process in family():
+            with contextlib.suppress(psutil.Error):
+                memory, name = process.memory_info(), process.name()
+                held[name, process.pid] = memory.rss - memory.shared
+        workers = [size for (name, _), size in held.items() if name.startswith("ray::")]
+        self.largest, self.together = max(self.largest, *workers, 0), max(self.together, sum(held.values()))

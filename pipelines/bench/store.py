@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any
-
-POLL_S = 0.1
+from pipelines.bench.watch import Watch
 
 
-class StorePeak(threading.Thread):
+class StorePeak(Watch):
     """Watches all nodes of the session from a thread; `bytes` is the fullest that one store was.
 
     Public calls do not tell: `available_resources()` keeps saying that the whole store is free.
     """
 
+    POLL_S = 0.1
+
     def __init__(self) -> None:
-        super().__init__(name="store-peak", daemon=True)
+        import ray  # not before a door has set it up
+
+        super().__init__()
         self.bytes = self.spilled = 0
-        self.ending = threading.Event()
+        self.nodes = [(n["NodeManagerAddress"], n["NodeManagerPort"]) for n in ray.nodes() if n["Alive"]]
 
-    def __enter__(self) -> StorePeak:
-        self.start()
-        return self
-
-    def __exit__(self, *unused: Any) -> None:
-        self.ending.set()
-        self.join()
-
-    def run(self) -> None:
-        import ray
+    def look(self) -> None:
         from ray._private.internal_api import node_stats
 
-        nodes = [(n["NodeManagerAddress"], n["NodeManagerPort"]) for n in ray.nodes() if n["Alive"]]
-        while not self.ending.wait(POLL_S):
-            for address, port in nodes:
-                stats = node_stats(address, port, include_memory_info=False).store_stats
-                self.bytes = max(self.bytes, stats.object_store_bytes_used)
-                self.spilled = max(self.spilled, stats.spilled_bytes_total)
+        for address, port in self.nodes:
+            stats = node_stats(address, port, include_memory_info=False).store_stats
+            self.bytes = max(self.bytes, stats.object_store_bytes_used)
+            self.spilled = max(self.spilled, stats.spilled_bytes_total)
