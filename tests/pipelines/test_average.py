@@ -19,7 +19,7 @@ def test_the_average_is_what_hand_arithmetic_gives_is_handed_on_and_survives_a_r
     run_recipe(recipe := load_recipe(page))
     folder = tmp_path / "out/runs/tiny/first"
     kept = [checkpoint.load(checkpoint.step_file(folder / "checkpoints", step)) for step in (1, 2, 3, 4)]
-    name = "backbone.trunk.conv1.weight"
+    name = "backbone.trunk.conv1.0.weight"
     average = kept[0]["trained"][name]  # the first step's weights begin it
     for content, decay in zip(kept[1:], [1 - 2 ** (-2 / 3), 1 - 3 ** (-2 / 3), 0.6], strict=True):
         average = decay * average + (1 - decay) * content["trained"][name]

@@ -16,6 +16,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NARROW, WIDE = (64, 128, 256, 512), (256, 512, 1024, 2048)
 WIDTHS = {
+    "resnet10t": NARROW,
     "resnet18": NARROW,
     "resnet34": NARROW,
     **dict.fromkeys(("resnet50", "resnet101", "resnet152", "resnet50s", "resnet101s", "resnet152s"), WIDE),
@@ -198,7 +199,7 @@ def test_wrong_files(tmp_path):
 @pytest.mark.parametrize(
     ("name", "stride", "message"),
     [
-        ("resnet101c", 8, r"unknown backbone 'resnet101c'; allowed: resnet18, .*Did you mean 'resnet101s?'"),
+        ("resnet101c", 8, r"unknown backbone 'resnet101c'; allowed: resnet10t, resnet18, .*Did you mean 'resnet101s?'"),
         ("resnet18", 7, r"output_stride is 7; allowed: 8, 16, 32. Did you mean 8\?"),
         ("resnet18", 4, r"output_stride is 4; allowed: 8, 16, 32. Did you mean 8\?"),
         ("hrnet_w48", 8, r"output_stride is 8; allowed: 4. hrnet_w48 has no other: set output_stride: 4"),
