@@ -1,4 +1,4 @@
-"""The main script as a submitted job, a file with and without `python`; as a module, the sample chain runs it."""
+"""Scripts as submitted jobs, with and without `python`; as a module, the sample chain runs the main one."""
 
 import contextlib
 import os
@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from pipelines.door import ROOT
+from pipelines.record import read_record
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("commands")]  # with Ray sessions of their own
 BIN = Path(sys.executable).parent
@@ -76,33 +77,43 @@ def submit(address, *words):
     return run("ray", "job", "submit", "--address", address, *words)
 
 
-@pytest.mark.parametrize(
-    ("form", "where"),
-    [
-        (["--", "python", "pipelines/voc_pretrain.py"], {"workers": {"count": 1, "gpus": 0}, "feed": "ray"}),
-        (["pipelines/voc_pretrain.py"], {}),  # by its run bit; in the job's own process
-    ],
-)
-def test_as_a_submitted_job(form, where, address, recipe_file):
-    done = submit(address, "--working-dir", ".", *form, recipe_file(**where))
+def test_as_a_submitted_job(address, recipe_file):
+    """By its run bit; the study below goes the other way, through `-- python`."""
+    page = recipe_file(workers={"count": 1, "gpus": 0}, feed="ray")
+    done = submit(address, "--working-dir", ".", "pipelines/voc_pretrain.py", page)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "mIoU before" in done.stdout
     assert "succeeded" in done.stdout + done.stderr
 
 
-def test_a_study_as_a_submitted_job(address, recipe_file, tmp_path):
-    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 2, "val_every": 0}]
-    recipe = recipe_file(stages=stages, workers={"count": 1, "gpus": 0}, feed="ray")
-    page = {"title": "Rate", "recipe": str(recipe), "baseline": "low", "seeds": [0],
-            "variants": {"low": {"set": {"optim.lr": 1e-4}}, "high": {}}}  # fmt: skip
-    study = tmp_path / "rate.yaml"
+def test_a_study_as_a_submitted_job_and_again_on_this_machine_give_the_same_table(address, recipe_file, tmp_path):
+    """Each line but for its measured speed, and every loss to the last digit."""
+    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 3, "val_every": 0}]
+    recipe = recipe_file(stages=stages, workers={"count": 1, "gpus": 0})
+    page = {"title": "Aux weight", "recipe": str(recipe), "baseline": "none", "seeds": [1],
+            "variants": {"none": {"set": {"loss.aux.cross_entropy": 0.0}}, "full": {}}}  # fmt: skip
+    study = tmp_path / "aux.yaml"
     study.write_text(yaml.safe_dump(page, sort_keys=False))
-    done = submit(address, "--working-dir", ".", "--", "python", "pipelines/ablate.py", study, "--name", "rate")
+    done = submit(address, "--working-dir", ".", "--", "python", "pipelines/ablate.py", study, "--name", "once")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "2 trial(s) to run, 2 at once" in done.stdout  # a worker each
     assert "one seed: no interval" in done.stdout
-    ends = sorted((tmp_path / "out/studies/rate/trials").glob("*/first/done.json"))
-    assert [path.parts[-3] for path in ends] == ["high-seed0", "low-seed0"]
+    done = run(sys.executable, "-m", "pipelines.ablate", study, "--name", "again")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    tables, losses = [], []
+    for name in ("once", "again"):
+        folder = tmp_path / "out/studies" / name
+        lines = (folder / "table.txt").read_text().splitlines()
+        tables.append([line.split()[:-1] for line in lines if line.startswith(("none ", "full "))])
+        losses.append({trial: losses_of(folder / "trials" / trial) for trial in ("none-seed1", "full-seed1")})
+    assert [line[0] for line in tables[0]] == ["none", "full"]
+    assert tables[0] == tables[1]
+    assert losses[0] == losses[1]
+    assert losses[0]["none-seed1"] != losses[0]["full-seed1"]
+
+
+def losses_of(trial):
+    return [line["loss"] for line in read_record(trial / "first/record.jsonl")[0] if line["kind"] == "train"]
 
 
 def test_without_working_dir_the_message_says_what_to_add(address, recipe_file):
