@@ -10,7 +10,7 @@ import pytest
 
 from datasets.augment import ScaledWindow, pipeline_of
 from datasets.sample import DataError
-from datasets.transforms import TrainView, epoch_order, sample_seed
+from datasets.transforms import TrainView, Window, epoch_order, sample_seed
 
 VIEW = TrainView((64, 72), (0.5, 2.0))
 
@@ -40,7 +40,13 @@ def test_one_seed_one_view_also_in_another_process(pair: tuple[np.ndarray, np.nd
 def test_seeds_differ_by_seed_epoch_and_id() -> None:
     seeds = {sample_seed(s, e, i) for s in range(4) for e in range(4) for i in "abcd"}
     assert len(seeds) == 64
-    assert sample_seed(0, 0, "2007_000032") == sample_seed(0, 0, "2007_000032")
+    assert sample_seed(0, 0, "2007_000032") == 11_867_209_922_593_784_077  # else a resumed run sees other views
+
+
+def test_windows_lie_at_every_place_and_no_other() -> None:
+    window, generator = Window((10, 10), (1, 1), (0, 0, 0)), random.Random(0)
+    corners = {window.draw(generator, (12, 13))[0][:2] for _ in range(400)}
+    assert corners == {(top, left) for top in range(3) for left in range(4)}
 
 
 def test_views_are_contiguous_and_of_the_crop(pair: tuple[np.ndarray, np.ndarray]) -> None:

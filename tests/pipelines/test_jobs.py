@@ -89,7 +89,7 @@ def test_as_a_submitted_job(address, recipe_file):
 def test_a_study_as_a_submitted_job_and_again_on_this_machine_give_the_same_table(address, recipe_file, tmp_path):
     """Each line but for its measured speed, and every loss to the last digit."""
     stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 3, "val_every": 0}]
-    recipe = recipe_file(stages=stages, workers={"count": 1, "gpus": 0})
+    recipe = recipe_file(stages=stages, workers={"count": 1, "gpus": 0}, feed="ray")
     page = {"title": "Aux weight", "recipe": str(recipe), "baseline": "none", "seeds": [1],
             "variants": {"none": {"set": {"loss.aux.cross_entropy": 0.0}}, "full": {}}}  # fmt: skip
     study = tmp_path / "aux.yaml"
