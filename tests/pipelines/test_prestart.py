@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -118,6 +119,8 @@ def test_an_import_that_fails_is_told_where_it_is_needed(kind, without, monkeypa
 
     monkeypatch.setitem(sys.modules, without, None)
     getattr(prestart, f"{kind}_imports")()  # raised here, Ray would only say that a worker did not start
+    gc.unfreeze()
+    assert gc.isenabled()
     assert getattr(prestart, kind.upper()) == f"pipelines.prestart.{kind}_imports"
 
 
@@ -128,9 +131,14 @@ def test_an_import_that_fails_is_told_where_it_is_needed(kind, without, monkeypa
     ("feed", {"cv2", "pipelines.plan", "ray.data"}, {"torch", "albumentations", "mlflow"}),
 ])  # fmt: skip
 def test_each_kind_imports_what_it_needs_and_no_more(kind, least, never):
-    """And looks at no GPU: which ones it may see is told to a process with its actor, and CUDA reads it but once."""
+    """And looks at no GPU: which ones it may see is told to a process with its actor, and CUDA reads it but once.
+
+    The garbage collector rests meanwhile.
+    """
     spy = "import torch; torch._C._cuda_getDeviceCount = lambda: sys.exit('GPUs were counted'); " * ("torch" in least)
-    code = f"import sys, pipelines.prestart as p; {spy}p.{kind}_imports(); print(*sys.modules)"
+    watch = "runs = []; gc.callbacks.append(lambda phase, facts: runs.append(phase)); "
+    rest = "gc.callbacks.clear(); assert not runs; assert gc.isenabled(); print(*sys.modules)"
+    code = f"import gc, sys, pipelines.prestart as p; {spy}{watch}p.{kind}_imports(); {rest}"
     loaded = set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
                  .stdout.split())  # fmt: skip
     assert least <= loaded
