@@ -20,15 +20,6 @@ from pipelines.recipe import RecipeError
 if TYPE_CHECKING:
     from pyarrow import fs
 
-ARCHIVES = {
-    ".zip": "unzip -q {file} -d {folder}",
-    ".tar": "mkdir -p {folder} && tar -xf {file} -C {folder}",
-    ".tgz": "mkdir -p {folder} && tar -xzf {file} -C {folder}",
-    ".tar.gz": "mkdir -p {folder} && tar -xzf {file} -C {folder}",
-    ".tar.bz2": "mkdir -p {folder} && tar -xjf {file} -C {folder}",
-    ".tar.xz": "mkdir -p {folder} && tar -xJf {file} -C {folder}",
-}
-"""Ending -> the command that unpacks it."""
 THREADS = 8  # files that are fetched at once: a bucket answers slowly, but to many
 CHUNK = 8 << 20
 TELL_S = 5.0
@@ -43,32 +34,24 @@ def local_release(source: str, stage: Path | None) -> Path:
         stage: where releases of buckets are kept; by default $RELEASE_CACHE, else ~/.cache/context-heads/releases.
 
     Raises:
-        RecipeError: an archive.
-        DataError: no such folder or URI, or nothing in it but archives.
+        RecipeError: an archive in a bucket.
+        DataError: no such folder or URI, an archive, or nothing in it but archives.
         SetupError: the disk is too small for it.
     """
-    if command := unpack_command(source):
-        raise RecipeError(f"--source {source} is an archive; a folder is read. Unpack it first:\n  {command}")
-    if source.startswith("file://") or "://" not in source:
-        from datasets.readers.files import check_folder
-        from datasets.storage import locate
+    from datasets.readers.files import check_folder, is_archive
+    from datasets.storage import locate
 
+    if source.startswith("file://") or "://" not in source:
         path = Path(locate(source)[1] if "://" in source else source).expanduser().resolve()
         check_folder(path)
         return path
     default = os.environ.get("RELEASE_CACHE") or Path.home() / ".cache/context-heads/releases"
     name = source.partition("?")[0].rstrip("/").rsplit("/", 1)[1]
+    if is_archive(name):
+        raise RecipeError(f"--source {source} is an archive. Unpack it, and give the folder: here, or in the bucket")
     folder = Path(stage or default).expanduser().resolve() / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     fetch(source, folder)
     return folder
-
-
-def unpack_command(path: str) -> str | None:
-    """The command that unpacks an archive, from its name; None for anything else."""
-    for ending, command in ARCHIVES.items():
-        if path.lower().endswith(ending):
-            return command.format(file=path, folder=path[: -len(ending)])
-    return None
 
 
 def fetch(uri: str, folder: Path) -> None:
@@ -134,6 +117,8 @@ def drawn_tree(source: Path) -> str:
 
 
 def _branches(folder: Path, depth: int) -> Iterator[str]:
+    from datasets.readers.files import is_archive, unpack
+
     indent = "  " * depth
     with os.scandir(folder) as entries:
         inside = sorted(entries, key=lambda entry: entry.name)
@@ -141,8 +126,8 @@ def _branches(folder: Path, depth: int) -> Iterator[str]:
     for entry in inside:
         if not entry.is_dir():
             endings[os.path.splitext(entry.name)[1] or entry.name] += 1
-            if command := unpack_command(entry.path):
-                yield f"{indent}{entry.name}    an archive; unpack it: {command}"
+            if is_archive(entry.name):
+                yield f"{indent}{unpack(Path(entry.path))}"
         elif depth == DEPTH:
             yield f"{indent}{entry.name}/ ..."
         else:
