@@ -13,6 +13,8 @@ import numpy as np
 
 from datasets.sample import IGNORE, DataError
 
+VIEWS = 2  # one more whenever the same seeds give other views or another order: no run goes on across that
+
 
 def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
     """The seed of one sample in one epoch, whatever worker or batch it falls to.

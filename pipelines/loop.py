@@ -20,13 +20,13 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.transforms import TrainView
+from datasets.transforms import VIEWS, TrainView
 from pipelines import checkpoint, figures
 from pipelines.cluster import Sizes
 from pipelines.door import SetupError, check_names, users_message
 from pipelines.feed import Batch, read_ahead, train_batches, under_way, validation_batches
 from pipelines.plan import Plan, open_shards
-from pipelines.recipe import InferenceSpec, Recipe, Stage, Workers, to_page
+from pipelines.recipe import InferenceSpec, Recipe, RecipeError, Stage, Workers, to_page
 from pipelines.record import Record, write_text
 from pipelines.stopping import STOP, asked_to_stop
 from segmodels.inference import Inference, predict
@@ -340,11 +340,19 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, sho
 
     The optimizer keeps its own rates, which are the checkpoint's too, but for a member of a population that goes on
     from the weights of another.
+
+    Raises:
+        RecipeError: a version with other views of the same seeds began the stage.
     """
     found = checkpoint.newest(folder / "checkpoints")
     if found is None:
         return {"step": 0, "before": None, "after": None, "best": -1.0, "best_step": -1, "seconds": 0.0, "images": 0,
                 "losses": []}  # fmt: skip
+    if found.get("views", 1) != VIEWS:
+        raise RecipeError(
+            f"the checkpoints in {folder} are of a version that cuts other views from the same seeds: what came of "
+            "going on is neither's. Finish the run with that version, or train anew with name=OTHER."
+        )
     shown.load_state_dict(found["model"])
     if shown is not model:
         model.load_state_dict(found["trained"])
@@ -359,6 +367,7 @@ def content(job: Job, model: Segmentor, state: dict[str, Any]) -> dict[str, Any]
     """What every checkpoint holds: enough to evaluate the weights and to know where they come from."""
     return {
         "model": model.state_dict(),
+        "views": VIEWS,
         "recipe": to_page(job.recipe),
         "stage": job.stage.name,
         "step": state["step"],

@@ -40,7 +40,7 @@ def test_one_seed_one_view_also_in_another_process(pair: tuple[np.ndarray, np.nd
 def test_seeds_differ_by_seed_epoch_and_id() -> None:
     seeds = {sample_seed(s, e, i) for s in range(4) for e in range(4) for i in "abcd"}
     assert len(seeds) == 64
-    assert sample_seed(0, 0, "2007_000032") == 11_867_209_922_593_784_077  # else a resumed run sees other views
+    assert sample_seed(0, 0, "2007_000032") == 11_867_209_922_593_784_077  # else raise VIEWS
 
 
 def test_windows_lie_at_every_place_and_no_other() -> None:
