@@ -3,7 +3,8 @@
 `resnet50s`, `resnet101s` and `resnet152s` are the papers' trunks: a stem of three 3x3 convolutions (64, 64, 128) in
 place of the 7x7. timm's `c` (stem 32, 32, 64) and `d` (average-pool shortcuts) cost other than the papers print. The
 plain ResNets have the 7x7; their tags are torchvision's weights, from which PyTorch codes start. `resnet10t` has a
-block per stage and a stem of three 3x3 (24, 32, 64): no paper's, for trials without a GPU.
+block per stage and a stem of three 3x3 (24, 32, 64), `test_resnet` a block per stage of a few dozen channels: no
+paper's, for trials without a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,6 +60,7 @@ def resnet(tag: str, output_stride: int, pretrained: bool) -> nn.Module:
 HRNET_EXTRA = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")
 # The names in a recipe.
 BACKBONES: dict[str, Kind] = {
+    "test_resnet": Kind("test_resnet.r160_in1k", resnet),
     "resnet10t": Kind("resnet10t.c3_in1k", resnet),
     "resnet18": Kind("resnet18.tv_in1k", resnet),
     "resnet34": Kind("resnet34.tv_in1k", resnet),

@@ -21,7 +21,7 @@ gc.set_threshold(50_000)  # as the doors do, see there
 TINY = {
     "seed": 3,
     "batch": 4,
-    "backbone": {"name": "resnet10t", "output_stride": 32},
+    "backbone": {"name": "test_resnet", "output_stride": 32},
     "head": {"name": "fcn", "channels": 16},
     "aux": {"name": "fcn", "stage": 3, "channels": 8},
     "loss": {"logits": {"cross_entropy": 1.0}, "aux": {"cross_entropy": 0.4}},

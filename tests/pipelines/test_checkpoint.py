@@ -23,7 +23,7 @@ def model(classes=3, channels=8):
     return build_segmentor(
         num_classes=classes,
         crop=(32, 32),
-        backbone={"name": "resnet10t", "output_stride": 32},
+        backbone={"name": "test_resnet", "output_stride": 32},
         head={"name": "fcn", "channels": channels},
         aux={"name": "fcn", "channels": 8},
     )

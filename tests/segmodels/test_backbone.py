@@ -16,6 +16,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NARROW, WIDE = (64, 128, 256, 512), (256, 512, 1024, 2048)
 WIDTHS = {
+    "test_resnet": (32, 48, 192, 96),
     "resnet10t": NARROW,
     "resnet18": NARROW,
     "resnet34": NARROW,
@@ -61,7 +62,7 @@ def test_widths_strides_and_normalisation(name, stride):
     assert backbone.strides == ((4, 8, 4, 4) if name == "hrnet_w48" else tuple(min(s, stride) for s in (4, 8, 16, 32)))
     expected = [(2, c, down(65, s), down(91, s)) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
     assert shapes(backbone, 2, 3, 65, 91) == expected
-    assert (backbone.mean, backbone.std) == (HALF if name == "xception65" else IMAGENET)
+    assert (backbone.mean, backbone.std) == (HALF if name in ("test_resnet", "xception65") else IMAGENET)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_wrong_files(tmp_path):
 @pytest.mark.parametrize(
     ("name", "stride", "message"),
     [
-        ("resnet101c", 8, r"unknown backbone 'resnet101c'; allowed: resnet10t, resnet18, .*Did you mean 'resnet101s?'"),
+        ("resnet101c", 8, r"unknown backbone 'resnet101c'; allowed: test_resnet, .*Did you mean 'resnet101s?'"),
         ("resnet18", 7, r"output_stride is 7; allowed: 8, 16, 32. Did you mean 8\?"),
         ("resnet18", 4, r"output_stride is 4; allowed: 8, 16, 32. Did you mean 8\?"),
         ("hrnet_w48", 8, r"output_stride is 8; allowed: 4. hrnet_w48 has no other: set output_stride: 4"),
