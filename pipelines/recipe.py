@@ -163,9 +163,9 @@ class Recipe:
 
 
 def nearest(given: str, allowed: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing when no name is near."""
+    """`; did you mean 'x'?`, or a full stop when no name is near."""
     near = difflib.get_close_matches(given, list(allowed), 1, 0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def load_recipe(source: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
@@ -208,11 +208,20 @@ def make_recipe(page: dict[str, Any]) -> Recipe:
 
 def find_recipe(source: str) -> Path:
     """The file that `source` names: a path, or `reconet/camvid_resnet50s` below pipelines/recipes."""
-    for path in (Path(source), RECIPES / source, RECIPES / f"{source}.yaml"):
+    return find_page(source, RECIPES, "recipe")
+
+
+def find_page(source: str, bundled: Path, what: str) -> Path:
+    """The file that `source` names: a path, or a name below a folder.
+
+    Raises:
+        RecipeError: no such file.
+    """
+    for path in (Path(source), bundled / source, bundled / f"{source}.yaml"):
         if path.is_file():
             return path
-    known = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
-    raise RecipeError(f"no recipe {source!r}{nearest(source, known)} Bundled: {', '.join(known)}; or give a path.")
+    known = sorted(str(path.relative_to(bundled).with_suffix("")) for path in bundled.rglob("*.yaml"))
+    raise RecipeError(f"no {what} {source!r}{nearest(source, known)} Bundled: {', '.join(known)}; or give a path.")
 
 
 def apply_override(page: dict[str, Any], override: str) -> None:

@@ -34,6 +34,7 @@ from pipelines.recipe import (
     Recipe,
     RecipeError,
     convert,
+    find_page,
     find_recipe,
     fingerprint,
     make_recipe,
@@ -157,7 +158,7 @@ def load_study(
     Raises:
         RecipeError: no such file, an unknown key, or a plan that cannot be.
     """
-    path = find_study(str(source))
+    path = find_page(str(source), STUDIES, "study")
     study = cast(Study, convert(Study, read_page(path, f"a study is a mapping of keys; see {STUDIES}"), ""))
     if seeds is not None:
         if seeds < 1:
@@ -186,15 +187,6 @@ def to_yaml(plan: Plan) -> str:
     """The study as a page of its own, with all that the command line set."""
     page = json.loads(json.dumps(dataclasses.asdict(plan.study)))
     return yaml.safe_dump({k: v for k, v in page.items() if v not in (None, {}, "")}, sort_keys=False, width=110)
-
-
-def find_study(source: str) -> Path:
-    """The file that `source` names: a path, or `reconet/rank` below pipelines/studies."""
-    for path in (Path(source), STUDIES / source, STUDIES / f"{source}.yaml"):
-        if path.is_file():
-            return path
-    known = sorted(str(path.relative_to(STUDIES).with_suffix("")) for path in STUDIES.rglob("*.yaml"))
-    raise RecipeError(f"no study {source!r}{nearest(source, known)} Bundled: {', '.join(known)}; or give a path.")
 
 
 def benchmark_keys(page: Mapping[str, Any], benchmark: str) -> dict[str, str]:

@@ -76,7 +76,7 @@ def check(args: argparse.Namespace) -> None:
     for given, known in ((args.only or [], [*UNITS, *HEADS]), (args.dtype or [], TYPES)):
         if unknown := [name for name in given if name not in known]:
             listing = ", ".join(dict.fromkeys(known))
-            raise RecipeError(f"no unit, head or type {unknown[0]!r}{nearest(unknown[0], known)}. Known: {listing}")
+            raise RecipeError(f"no unit, head or type {unknown[0]!r}{nearest(unknown[0], known)} Known: {listing}")
     if min(args.size or [16]) < 16 or (args.batch or 2) < 2 or (args.channels or 32) % 32:
         raise RecipeError("allowed: --size of 16 cells or more, --batch of 2 or more, --channels a multiple of 32")
 

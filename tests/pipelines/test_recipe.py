@@ -105,6 +105,8 @@ def test_names_follow_what_is_computed_not_where():
 def test_missing_recipe_names_the_nearest():
     with pytest.raises(RecipeError, match="did you mean 'fcn/camvid_resnet50s'"):
         load_recipe("fcn/camvid_resnet50")
+    with pytest.raises(RecipeError, match=r"no recipe 'xyzzy'\. Bundled: .*sample.*; or give a path"):
+        load_recipe("xyzzy")
 
 
 def test_flatten_names_stages():
