@@ -16,7 +16,7 @@ from pipelines.door import ROOT
 from pipelines.record import read_record
 
 pytestmark = pytest.mark.ray
-STEPS = 6
+STEPS = 40
 AGENTS = (
     "ray::DashboardAgent",
     "ray::RuntimeEnvAgent",
@@ -28,7 +28,7 @@ AGENTS = (
 @pytest.fixture
 def study(recipe_file, tmp_path):
     """Two rates x two seeds, a worker each; the rate that learns nothing is stopped half-way."""
-    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": STEPS, "val_every": 0.67}]
+    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": STEPS, "val_every": 4.45}]
     recipe = recipe_file(workers={"count": 1, "gpus": 0}, feed="ray", stages=stages, checkpoint_minutes=0.0,
                          optim={"lr": 0.05, "head_lr_scale": 2})  # fmt: skip
     page = {

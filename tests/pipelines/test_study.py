@@ -543,14 +543,15 @@ def test_mlflow_nests_stages_only_where_there_are_several_and_knows_how_trials_e
         "bad-seed0": "KILLED"
     }
     assert found["bad-seed0"].data.tags["trial"] == "stopped at 50%"
-    score = json.loads((place.trial("one-seed0") / "first/done.json").read_text())["miou"] * 100
+    done = json.loads((place.trial("one-seed0") / "first/done.json").read_text())
+    score = done["miou"] * 100
     assert found["one-seed0"].data.metrics["mIoU"] == found["one-seed0"].data.metrics["val/mIoU"] == score
     assert found[plan.name].data.metrics["best/mIoU"] == score
     assert "train/loss" in found["one-seed0"].data.metrics
     assert "train/loss" not in found["two-seed0"].data.metrics
     tags = found[plan.name].data.tags
     assert tags["best.run"] == found["one-seed0"].info.run_id
-    assert checkpoint.load(Path(tags["best.checkpoint"].removeprefix("file://")))["step"] == 2
+    assert checkpoint.load(Path(tags["best.checkpoint"].removeprefix("file://")))["step"] == done["best_step"]
 
 
 def test_a_trial_is_followed_where_another_waits_for_its_place():
