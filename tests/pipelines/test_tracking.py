@@ -54,7 +54,10 @@ class Server:
             str(self.folder),
         ]
         sink = (self.folder / "server.log").open("a")
-        self.process = subprocess.Popen([sys.executable, *words], stdout=sink, stderr=sink, cwd=self.folder)
+        self.process = subprocess.Popen(
+            [sys.executable, *words], stdout=sink, stderr=sink, cwd=self.folder,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # eight processes that nobody here needs
+        )  # fmt: skip
         for _ in range(600):
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
