@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import resource
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from datasets.shards import write_part
 from datasets.transforms import VIEWS
 from pipelines import checkpoint
 from pipelines.door import users_message
-from pipelines.loop import resume
+from pipelines.loop import resume, start_weights
 from pipelines.recipe import RecipeError, load_recipe
 from pipelines.stages import run_recipe
 from segmodels.segmentor import build_segmentor, classifier_keys
@@ -164,14 +165,16 @@ def test_initialise_refuses_another_model():
         checkpoint.initialise(model(channels=8), model(channels=4).state_dict(), same_classes=True)
 
 
-def test_a_stage_that_other_views_began_does_not_go_on(tmp_path):
+def test_a_run_that_other_views_began_does_not_go_on_in_its_stage_or_the_next(tmp_path):
     trained = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(trained.parameters(), lr=1.0)
     content = {"model": trained.state_dict(), "optimizer": optimizer.state_dict(), "state": {"step": 3}}
     path = checkpoint.step_file(tmp_path / "checkpoints", 3)
     checkpoint.save(path, content | {"views": VIEWS})
     assert resume(tmp_path, trained, optimizer, trained) == {"step": 3}
-    for other in ({}, {"views": VIEWS + 1}):  # 0.3.0 noted none
+    for other in ({}, {"views": VIEWS + 1}):  # 0.3.1 noted none
         checkpoint.save(path, content | other)
-        with pytest.raises(RecipeError, match=r"other views from the same seeds.* name=OTHER"):
+        with pytest.raises(RecipeError, match=r"other views from the same seeds.*name=OTHER"):
             resume(tmp_path, trained, optimizer, trained)
+        with pytest.raises(RecipeError, match=r"step-00000003\.pt: .* other views from the same seeds"):
+            start_weights(trained, SimpleNamespace(initial=path))
