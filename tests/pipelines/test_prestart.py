@@ -16,15 +16,18 @@ from pipelines.cluster import start_actors, start_early
 from pipelines.door import ROOT
 
 
-def workers():
-    """Ray's processes below this one that work, or idle until they are asked to: what they import, by their numbers."""
+def workers(variable=None):
+    """Ray's processes below this one that work, or idle until they are asked to, by their numbers.
+
+    To each what it imports, or what another variable of its environment says.
+    """
     from pipelines.prestart import HOOK
 
     found = {}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if " ".join(process.cmdline()).startswith("ray::"):
-                found[process.pid] = process.environ().get(HOOK)
+                found[process.pid] = process.environ().get(variable or HOOK)
     return found
 
 
@@ -35,6 +38,13 @@ def wait_for(wanted, seconds=120):
         assert time.monotonic() < until, found
         time.sleep(0.1)
     return found
+
+
+def wait_until_idle(pid, seconds=120):
+    """Ray gives an actor a process that has told it is ready, which it does once it is through its imports."""
+    until, process = time.monotonic() + seconds, psutil.Process(pid)
+    while (busy := process.cpu_percent(interval=1)) > 10:
+        assert time.monotonic() < until, (pid, busy)
 
 
 @pytest.mark.ray
@@ -64,6 +74,8 @@ def test_a_training_takes_the_processes_started_for_it(ray_session, shards, tmp_
     start_early(sizes)
     kinds = {WORKER, CONTROLLER, FEED}
     ready = wait_for(lambda found: {found[pid] for pid in set(found) - known} >= kinds)
+    for pid in set(ready) - known:
+        wait_until_idle(pid)
     seen = tmp_path / "seen"
     trainer(enter, {"seen": seen}, sizes, "early", tmp_path / "ray", failures=0).fit()
     facts = json.loads(seen.read_text())
@@ -92,9 +104,14 @@ def test_the_next_of_a_kind_takes_the_process_that_the_one_before_had_started(ra
     kind = ray.remote(num_cpus=0, runtime_env={"env_vars": {HOOK: CONTROLLER, "OF_THIS_TEST": "1"}})(Trial)
     first = kind.remote()
     number = ray.get(first.number.remote())
-    known = set(workers())
     ray.get(first.succeed.remote())
-    (successor,) = set(wait_for(lambda found: set(found) - known)) - known
+
+    def ours():
+        return {pid for pid, mark in workers("OF_THIS_TEST").items() if mark} - {number}
+
+    wait_for(lambda _: ours())
+    (successor,) = ours()
+    wait_until_idle(successor)
     ray.kill(first)
     assert ray.get(kind.remote().number.remote()) == successor != number
 
