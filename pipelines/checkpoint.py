@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datasets.transforms import VIEWS
 from pipelines.recipe import RecipeError
 from segmodels.segmentor import classifier_keys
 
@@ -41,8 +42,12 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Content of a checkpoint, tensors on the CPU.
+
+    Args:
+        path: the file.
+        mapped: leave the tensors in the file until they are looked at.
 
     Raises:
         RecipeError: no such file, not a checkpoint of ours, cut off, or of another format.
@@ -52,7 +57,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         if not zipfile.is_zipfile(path):  # torch.save writes one, its directory last: this finds the cut-off file
             raise zipfile.BadZipFile("not a whole archive")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise RecipeError(f"{path} is no readable checkpoint (cut off, or not of this project): {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -66,14 +71,27 @@ def step_file(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.pt"
 
 
-def newest(folder: Path) -> dict[str, Any] | None:
+def newest(folder: Path, mapped: bool = False) -> dict[str, Any] | None:
     """Content of the newest readable checkpoint of a stage; an unreadable one is passed over with a warning."""
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
         try:
-            return load(path)
+            return load(path, mapped)
         except RecipeError as error:
             log.warning("%s; falling back to the checkpoint before it", error)
     return None
+
+
+def check_views(found: dict[str, Any], path: Path) -> None:
+    """Refuse to train on from what was trained on other views.
+
+    Raises:
+        RecipeError: the run was begun by a version that cuts other views from the same seeds.
+    """
+    if found.get("views", 1) != VIEWS:  # 0.3.1 and before noted none
+        raise RecipeError(
+            f"{path}: trained by a version that cuts other views from the same seeds, so its run cannot go on here. "
+            "Finish it with that version, or train anew under another name (name=OTHER; a study, --name OTHER)."
+        )
 
 
 def prune(folder: Path, keep: int) -> None:

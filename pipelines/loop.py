@@ -26,7 +26,7 @@ from pipelines.cluster import Sizes
 from pipelines.door import SetupError, check_names, users_message
 from pipelines.feed import Batch, read_ahead, train_batches, under_way, validation_batches
 from pipelines.plan import Plan, open_shards
-from pipelines.recipe import InferenceSpec, Recipe, RecipeError, Stage, Workers, to_page
+from pipelines.recipe import InferenceSpec, Recipe, Stage, Workers, to_page
 from pipelines.record import Record, write_text
 from pipelines.stopping import STOP, asked_to_stop
 from segmodels.inference import Inference, predict
@@ -307,12 +307,12 @@ def start_weights(model: Segmentor, job: Job) -> str:
     """Take over the weights of the stage before; returns a sentence for the record.
 
     Raises:
-        RecipeError: as `check_views`.
+        RecipeError: as `checkpoint.check_views`.
     """
     if job.initial is None:
         return f"starts from {'backbone weights ' + job.weights if job.weights else 'random weights'}"
     before = checkpoint.load(job.initial)
-    check_views(before, job.initial)
+    checkpoint.check_views(before, job.initial)
     fresh = checkpoint.initialise(model, before["model"], tuple(before["classes"]) == job.classes)
     source = f"starts from the weights of {before['stage']} (step {before['step']})"
     if fresh:
@@ -347,13 +347,13 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, sho
     from the weights of another.
 
     Raises:
-        RecipeError: as `check_views`.
+        RecipeError: as `checkpoint.check_views`.
     """
     found = checkpoint.newest(folder / "checkpoints")
     if found is None:
         return {"step": 0, "before": None, "after": None, "best": -1.0, "best_step": -1, "seconds": 0.0, "images": 0,
                 "losses": []}  # fmt: skip
-    check_views(found, folder / "checkpoints")
+    checkpoint.check_views(found, folder / "checkpoints")
     shown.load_state_dict(found["model"])
     if shown is not model:
         model.load_state_dict(found["trained"])
@@ -362,19 +362,6 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, sho
     for group, values in zip(optimizer.param_groups, own, strict=True):
         group.update(values)
     return dict(found["state"])
-
-
-def check_views(found: dict[str, Any], path: Path) -> None:
-    """Refuse to train on from what was trained on other views.
-
-    Raises:
-        RecipeError: the run was begun by a version that cuts other views from the same seeds.
-    """
-    if found.get("views", 1) != VIEWS:  # 0.3.1 and before noted none
-        raise RecipeError(
-            f"{path}: trained by a version that cuts other views from the same seeds, so its run cannot go on here. "
-            "Finish it with that version, or train anew under another name (name=OTHER; a study, --name OTHER)."
-        )
 
 
 def content(job: Job, model: Segmentor, state: dict[str, Any]) -> dict[str, Any]:

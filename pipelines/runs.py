@@ -13,6 +13,7 @@ import filelock
 import psutil
 import yaml
 
+from pipelines import checkpoint
 from pipelines.door import SetupError
 from pipelines.recipe import Recipe, RecipeError, computed_part, flatten, to_yaml
 from pipelines.record import write_text
@@ -70,6 +71,17 @@ def settle(recipe: Recipe, folder: Path) -> None:
     if differ := sorted(k for k in before | now if before.get(k) != now.get(k)):
         shown = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in differ[:5])
         raise RecipeError(f"the run {recipe.name} in {folder} has another recipe ({shown}). Choose name=OTHER.")
+
+
+def check_views(folder: Path) -> None:
+    """Make sure that a run that goes on saw the views which this version cuts.
+
+    Raises:
+        RecipeError: its checkpoints are of other views.
+    """
+    for checkpoints in sorted(folder.glob("*/checkpoints")):
+        if found := checkpoint.newest(checkpoints, mapped=True):
+            checkpoint.check_views(found, checkpoints)
 
 
 def keep_recipe(recipe: Recipe, folder: Path) -> None:

@@ -24,7 +24,7 @@ from pipelines.loop import FAULT, OUTCOME, Job, inference_of
 from pipelines.preflight import Leg, check_model, check_share, localise, meta_model_of, plan_legs
 from pipelines.recipe import Recipe, RecipeError, flatten
 from pipelines.record import write_text
-from pipelines.runs import Timeline, finished, keep_recipe, locked, settle, table
+from pipelines.runs import Timeline, check_views, finished, keep_recipe, locked, settle, table
 from pipelines.screen import Part, shown
 from pipelines.stopping import in_thread, stoppable
 from pipelines.tracking import System, Tracker, default_uri
@@ -55,6 +55,7 @@ def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:
             print(f"run {recipe.name} is finished, nothing to do; `name=OTHER` trains anew. It lies in {folder}")
             print(table(recipe, results))
             return results
+        check_views(folder)
         with timeline.part("checks of the shards"):
             legs = None if recipe.data == SAMPLE else plan_legs(recipe, recipe.data)
         needs_ray = not (recipe.workers.count == 0 and recipe.feed == "torch" and legs)

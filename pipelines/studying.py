@@ -16,7 +16,7 @@ from pipelines.population import Population
 from pipelines.preflight import check_share, localise
 from pipelines.recipe import Recipe, load_recipe, make_recipe
 from pipelines.record import write_text
-from pipelines.runs import keep_recipe, locked, settle
+from pipelines.runs import check_views, keep_recipe, locked, settle
 from pipelines.searching import Listed, Searched, Source
 from pipelines.stages import SAMPLE, store_bytes
 from pipelines.study import Plan, Trial, to_yaml
@@ -66,6 +66,7 @@ def run_study(plan: Plan, at_once: int | None = None, confidence: float = 0.95) 
     with locked(folder), contextlib.ExitStack() as session:
         for trial in trials:
             settle(trial.recipe, folder / "trials" / trial.name)
+        check_trials(folder)
         checked = None if base.data == SAMPLE else check(plan, base, trials, numbers, base.data)
         slots = at_once or slots_of(base.workers, *machine())
         session.enter_context(ray_cluster(base.workers, slots * store_bytes(base), slots, lambda sizes: start_actors()))
@@ -90,6 +91,18 @@ def run_study(plan: Plan, at_once: int | None = None, confidence: float = 0.95) 
             "the same command tries them again, from their last checkpoints."
         )
     return folder
+
+
+def check_trials(folder: Path) -> None:
+    """Make sure that no trial would go on with other views than it saw.
+
+    Raises:
+        RecipeError: as `check_views`.
+    """
+    for page in sorted(folder.glob("trials/*/recipe.yaml")):
+        end = ended(load_recipe(page), page.parent)
+        if end is None or end["status"] == "failed":
+            check_views(page.parent)
 
 
 def check(plan: Plan, base: Recipe, trials: list[Trial], numbers: Numbers, root: str) -> Checked:

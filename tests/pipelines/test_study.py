@@ -327,6 +327,31 @@ def test_how_a_trial_ended_is_read_from_its_folder(study_file, tmp_path):
         "activation_mib": 3.0, "memory_mib": 44.0, "images_per_s": 12.5}  # fmt: skip
 
 
+def test_a_study_with_an_unfinished_trial_of_other_views_is_refused_before_ray_starts(
+    study_file, tmp_path, monkeypatch
+):
+    from datasets.transforms import VIEWS
+    from pipelines import studying
+    from pipelines.runs import keep_recipe
+
+    plan = load_study(study_file())
+    trial = expand(plan)[2]
+    folder = tmp_path / "out/studies" / plan.name / "trials" / trial.name
+    folder.mkdir(parents=True)
+    keep_recipe(trial.recipe, folder)
+    checkpoint.save(checkpoint.step_file(folder / "first/checkpoints", 2), {"views": VIEWS + 1})
+
+    def begin(*args):
+        raise StopIteration
+
+    monkeypatch.setattr(studying, "check", begin)  # what comes next
+    for status, expected in {None: RecipeError, "failed": RecipeError, "stopped": StopIteration}.items():
+        if status:
+            end(folder, status)
+        with pytest.raises(expected, match="wide-seed0/first.* --name OTHER" if expected is RecipeError else ""):
+            studying.run_study(plan)
+
+
 def test_points_are_told_once_with_progress_over_all_stages(tmp_path):
     points = Points(tmp_path, [("one", 10), ("two", 30)])
 

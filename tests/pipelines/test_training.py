@@ -229,9 +229,10 @@ def test_a_checkpoint_brings_everything_back(recipe_file, tmp_path):
     seen = []
     original = checkpoint.newest
 
-    def spy(place):
-        seen.append(original(place))
-        return seen[-1]
+    def spy(place, mapped=False):  # mapped: the driver's look before the training
+        found = original(place, mapped)
+        seen.extend([] if mapped else [found])
+        return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "newest", spy)
@@ -278,6 +279,24 @@ def test_another_recipe_under_the_same_name_is_refused(recipe_file):
     run_recipe(load_recipe(recipe_file()))
     with pytest.raises(RecipeError, match=r"another recipe \(head.channels: 16 -> 8\)"):
         run_recipe(load_recipe(recipe_file(), ["head.channels=8"]))
+
+
+def test_views_of_another_version_are_refused_by_the_driver_while_there_are_steps_to_train(
+    recipe_file, tmp_path, monkeypatch
+):
+    from pipelines import stages
+
+    recipe, folder = load_recipe(recipe_file()), tmp_path / "out/runs/tiny"
+    run_recipe(recipe)
+    (last, *_) = folder.glob("first/checkpoints/step-*.pt")
+    content = torch.load(last, weights_only=True)
+    torch.save(content | {"views": content["views"] + 1}, last)
+    assert run_recipe(recipe)  # finished: it says so and trains nothing
+    (folder / "first/done.json").unlink()
+    (folder / "first/outcome.json").unlink()
+    monkeypatch.setattr(stages, "plan_legs", None)  # found before anything of the shards is read
+    with pytest.raises(RecipeError, match=r"first/checkpoints: .* other views from the same seeds.*name=OTHER"):
+        run_recipe(recipe)
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):
