@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from datasets.shards import Shards
-from pipelines.plan import Plan, read_block, read_sample
+from pipelines.plan import Plan, read_blocks, read_sample
 
-BLOCK_ROWS = 64  # samples in a Ray block: smaller ones drown in scheduling, larger ones delay the first batch
+BLOCK_ROWS = 32  # samples in a Ray block: smaller ones drown in bookkeeping, for larger ones batches wait longer
+TASK_ROWS = 256  # samples that a task reads: between two tasks their process waits for Ray Data to look at it
 RAY_THREADS = ("StreamingExecutor", "iter_threaded")  # how the names of Ray Data's threads that ask Ray begin
 ENDING_S = 10.0  # seconds that they get
-SPAN_BLOCKS = 2048  # blocks of one Ray Data execution, so that its bookkeeping stays small in a run of weeks
+SPAN_TASKS = 512  # tasks of one Ray Data execution, so that its bookkeeping stays small in a run of weeks
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,18 @@ def under_way(batches: Generator[Batch]) -> Iterator[Iterator[Batch]]:
         yield all_of_them()
 
 
+def block_steps(plan: Plan) -> int:
+    """Steps whose batches lie in one block."""
+    return max(1, BLOCK_ROWS // plan.share)
+
+
+def task_steps(plan: Plan) -> int:
+    """Steps whose batches one task reads: a whole number of blocks."""
+    return max(1, TASK_ROWS // (block_steps(plan) * plan.share)) * block_steps(plan)
+
+
 def ray_batches(plan: Plan, tasks: int, task_cpus: float) -> Generator[Batch]:
-    """Batches through Ray Data; blocks carry positions to the tasks and bytes back, in order."""
+    """Batches through Ray Data, which carries positions to the tasks and blocks of bytes back, in order."""
     try:
         yield from executions(plan, tasks, task_cpus)
     finally:
@@ -106,16 +117,18 @@ def executions(plan: Plan, tasks: int, task_cpus: float) -> Generator[Batch]:
     context.execution_options.preserve_order = True  # without it nothing is reproducible
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    per_block = max(1, BLOCK_ROWS // plan.share)
-    starts = range(plan.start, plan.steps, per_block)
-    for first in range(0, len(starts), SPAN_BLOCKS):
-        blocks = [
-            pa.table({"position": [p for t in range(s, min(s + per_block, plan.steps)) for p in plan.positions(t)]})
-            for s in starts[first : first + SPAN_BLOCKS]
+    rows, per_task = block_steps(plan) * plan.share, task_steps(plan)
+    # Ray hands on what a task yields when it is more than that, and cuts it when it is half as much again
+    context.target_max_block_size = rows * plan.view.crop[0] * plan.view.crop[1] * 4 * 3 // 4
+    starts = range(plan.start, plan.steps, per_task)
+    for first in range(0, len(starts), SPAN_TASKS):
+        parts = [
+            pa.table({"position": [p for t in range(s, min(s + per_task, plan.steps)) for p in plan.positions(t)]})
+            for s in starts[first : first + SPAN_TASKS]
         ]
-        data = ray.data.from_blocks(blocks).map_batches(
-            read_block,
-            fn_kwargs={"plan": plan},
+        data = ray.data.from_blocks(parts).map_batches(
+            read_blocks,
+            fn_kwargs={"plan": plan, "rows": rows},
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,

@@ -9,6 +9,7 @@ workers, nor the blocks that travel, nor the step at which a resume started can 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,9 +83,15 @@ def read_sample(
     return plan.view(image, mask, sample_seed(plan.seed, epoch, shards.ids[row]), out)
 
 
-def read_block(table: pa.Table, plan: Plan) -> pa.Table:
-    """Ray Data's task: positions in, raw pixels out (bytes, not floats and not tensors of Python objects)."""
+def read_blocks(table: pa.Table, plan: Plan, rows: int) -> Iterator[pa.Table]:
+    """Ray Data's task: positions in, blocks of `rows` views out, each on its way while the next is read."""
     positions = table["position"].to_pylist()
+    for first in range(0, len(positions), rows):
+        yield read_block(positions[first : first + rows], plan)
+
+
+def read_block(positions: Sequence[int], plan: Plan) -> pa.Table:
+    """The views of stream positions as raw pixels (bytes, not floats and not tensors of Python objects)."""
     images = np.empty((len(positions), *plan.view.crop, 3), np.uint8)
     masks = np.empty((len(positions), *plan.view.crop), np.uint8)
     for place, position in enumerate(positions):

@@ -73,15 +73,15 @@ def merge(ranks: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
 
 
 def steady(plan: Plan) -> tuple[int, int]:
-    """First and last step of the part whose rate counts: in the second half, each the first step of a block.
+    """First and last step of the part whose rate counts: in the second half, each the first step of a task.
 
-    What was decoded ahead of the first batch is used up by the second half. And Ray's batches come a block at a time:
-    counted from any other step, the steps of a begun block would cost nothing.
+    What was decoded ahead of the first batch is used up by the second half. And Ray's batches come a block at a time,
+    with a pause between tasks: counted from any other step, a begun task's would cost nothing.
     """
-    from pipelines import feed
+    from pipelines.feed import task_steps
 
-    per_block = max(1, feed.BLOCK_ROWS // plan.share)
-    return -(-(plan.steps // 2) // per_block) * per_block, (plan.steps - 1) // per_block * per_block
+    per_task = task_steps(plan)
+    return -(-(plan.steps // 2) // per_task) * per_task, (plan.steps - 1) // per_task * per_task
 
 
 def waits_of(part: dict[str, Any]) -> list[float]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.plan import Plan
     from pipelines.recipe import Recipe
 
-LEAST_BLOCKS = 4  # Ray blocks for each worker in the part of a round whose rate counts
+LEAST_TASKS = 2  # of each worker in the part of a round whose rate counts
 LARGEST_GAP = 0.3  # seconds between two batches that a goal allows
 
 
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", metavar="URI", help="a split's shards instead of drawn ones")
     parser.add_argument("--crop", type=int, nargs=2, default=(352, 352), metavar=("H", "W"), help="default 352 352")
     parser.add_argument("--batch", type=int, default=16, help="images of a step over all workers (default 16)")
-    parser.add_argument("--epochs", type=int, default=4, help="of each kind in each round (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=8, help="of each kind in each round (default %(default)s)")
     parser.add_argument("--tasks", type=int, help="decoding tasks of each worker (default: what the machine carries)")
     parser.add_argument("--pace", type=float, default=0.0, metavar="S", help="seconds that a step takes (default 0)")
 
@@ -83,7 +83,7 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
     from pipelines.bench.drain import merge, steady
     from pipelines.bench.store import StorePeak
     from pipelines.cluster import ray_cluster, start_early
-    from pipelines.feed import BLOCK_ROWS
+    from pipelines.feed import task_steps
     from pipelines.plan import Plan, open_shards
     from pipelines.recipe import RecipeError
     from pipelines.stages import store_bytes
@@ -93,8 +93,8 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
     steps = args.epochs * rows // args.batch
     plan = Plan(uri, rows, TrainView(**dataclasses.asdict(recipe.view)), 0, args.batch, steps, world=count)
     first, last = steady(plan)
-    if (last - first) * plan.share < LEAST_BLOCKS * BLOCK_ROWS:
-        least = -(-2 * (LEAST_BLOCKS + 2) * BLOCK_ROWS * count // rows)
+    if last - first < LEAST_TASKS * task_steps(plan):
+        least = -(-2 * (LEAST_TASKS + 2) * task_steps(plan) * args.batch // rows)
         raise RecipeError(
             f"{steps} steps of {args.batch} are too few to be steady: give --epochs {least}, or more rows"
         )
@@ -157,7 +157,7 @@ def report(args: argparse.Namespace, measured: dict[int, dict[str, Any]]) -> Rep
         0,
         f"{source}, crop {args.crop[0]}x{args.crop[1]}, global batch {args.batch}, {args.epochs} epochs or {steps} "
         f"steps of each kind in each of {args.repeats} rounds, a step takes {args.pace:g} s; images/s: of the second "
-        "half of each, from block to block; first batch: from the call of train_batches; waits: the longest for any "
+        "half of each, from task to task; first batch: from the call of train_batches; waits: the longest for any "
         "later batch, and for the first of an epoch",
     )
     columns = ["feed", "images/s", "to torch", "first batch, s", "longest wait, s", "at a border, s"]

@@ -64,14 +64,15 @@ def test_json_holds_header_table_and_every_value(tmp_path):
     assert report.markdown().endswith("| x   |   1 |\n\n- a note\n")
 
 
-def test_feed_rates_are_of_whole_blocks_in_the_second_half(monkeypatch):
-    monkeypatch.setattr("pipelines.feed.BLOCK_ROWS", 64)
-    plan = Plan("unused", rows=512, view=None, seed=0, batch=16, steps=100, world=2)  # 8 steps of 8 images a block
+def test_feed_rates_are_of_whole_tasks_in_the_second_half(monkeypatch):
+    monkeypatch.setattr("pipelines.feed.TASK_ROWS", 64)
+    plan = Plan("unused", rows=512, view=None, seed=0, batch=16, steps=100, world=2)  # 8 steps of 8 images a task
     assert steady(plan) == (56, 96)
 
 
 def test_feed_rates_wait_for_the_slowest_worker(monkeypatch):
-    monkeypatch.setattr("pipelines.feed.BLOCK_ROWS", 2)  # a block a step
+    for rows in ("BLOCK_ROWS", "TASK_ROWS"):
+        monkeypatch.setattr(f"pipelines.feed.{rows}", 2)  # a task a step
     plan = Plan("unused", rows=8, view=None, seed=0, batch=4, steps=4, world=2)  # two steps an epoch
     parts = [
         {"kind": "ray", "asked": [0.0, 3.0, 3.5, 5.0], "came": [3.0, 3.5, 4.5, 5.1]},

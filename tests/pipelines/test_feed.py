@@ -16,7 +16,16 @@ import pytest
 from datasets.shards import Shards
 from datasets.transforms import TrainView
 from pipelines.door import ROOT
-from pipelines.feed import BLOCK_ROWS, RAY_THREADS, read_ahead, train_batches, under_way, validation_batches
+from pipelines.feed import (
+    BLOCK_ROWS,
+    RAY_THREADS,
+    block_steps,
+    read_ahead,
+    task_steps,
+    train_batches,
+    under_way,
+    validation_batches,
+)
 from pipelines.plan import Plan, row_of
 
 
@@ -166,14 +175,38 @@ def test_loader_processes_give_the_same_batches(plan):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("block_rows", [16, 128])
-def test_ray_data_gives_the_loaders_batches_bit_for_bit(plan, ray_session, monkeypatch, block_rows):
+@pytest.mark.parametrize(("block_rows", "task_rows"), [(16, 32), (128, 64), (6, 24)])
+def test_ray_data_gives_the_loaders_batches_bit_for_bit(plan, ray_session, monkeypatch, block_rows, task_rows):
     monkeypatch.setattr("pipelines.feed.BLOCK_ROWS", block_rows)
-    monkeypatch.setattr("pipelines.feed.SPAN_BLOCKS", 2)  # several executions in a row
+    monkeypatch.setattr("pipelines.feed.TASK_ROWS", task_rows)
+    monkeypatch.setattr("pipelines.feed.SPAN_TASKS", 2)  # several executions in a row
     assert stream(plan, "ray", tasks=2) == stream(plan)
     for world, rank, start in ((2, 1, 3), (3, 2, 4)):  # step 4 lies in mid-epoch
         part = dataclasses.replace(plan, world=world, rank=rank, start=start)
         assert stream(part, "ray", tasks=1) == stream(part)
+
+
+def test_a_task_reads_whole_blocks_of_whole_batches(plan):
+    for batch, world, block, task in ((16, 1, 2, 16), (16, 2, 4, 32), (6, 1, 5, 40), (64, 1, 1, 4), (512, 1, 1, 1)):
+        sized = dataclasses.replace(plan, batch=batch, world=world)
+        assert (block_steps(sized), task_steps(sized)) == (block, task)
+
+
+@pytest.mark.ray
+def test_blocks_arrive_as_they_were_yielded_while_their_task_goes_on(plan, ray_session, monkeypatch):
+    from ray.data import Dataset
+
+    sizes = []
+    original = Dataset.iter_batches
+
+    def spy(data, **options):
+        bundles = data.iter_internal_ref_bundles()
+        sizes.extend(meta.num_rows for bundle in bundles for meta in bundle.metadata)
+        return original(data, **options)
+
+    monkeypatch.setattr(Dataset, "iter_batches", spy)
+    assert stream(dataclasses.replace(plan, batch=16, steps=19), "ray", tasks=1)
+    assert sizes == [32] * 9 + [16]
 
 
 @pytest.mark.ray
