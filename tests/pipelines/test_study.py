@@ -348,7 +348,7 @@ def test_a_study_with_an_unfinished_trial_of_other_views_is_refused_before_ray_s
     for status, expected in {None: RecipeError, "failed": RecipeError, "stopped": StopIteration}.items():
         if status:
             end(folder, status)
-        with pytest.raises(expected, match="wide-seed0/first.* --name OTHER" if expected is RecipeError else ""):
+        with pytest.raises(expected, match="wide-seed0/first.* --name OTHER" if expected is RecipeError else None):
             studying.run_study(plan)
 
 
