@@ -113,13 +113,7 @@ def executions(plan: Plan, tasks: int, task_cpus: float) -> Generator[Batch]:
 
     from pipelines.prestart import FEED, HOOK
 
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True  # without it nothing is reproducible
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     rows, per_task = block_steps(plan) * plan.share, task_steps(plan)
-    # Ray hands on what a task yields when it is more than that, and cuts it when it is half as much again
-    context.target_max_block_size = rows * plan.view.crop[0] * plan.view.crop[1] * 4 * 3 // 4
     starts = range(plan.start, plan.steps, per_task)
     for first in range(0, len(starts), SPAN_TASKS):
         parts = [
@@ -136,6 +130,12 @@ def executions(plan: Plan, tasks: int, task_cpus: float) -> Generator[Batch]:
             runtime_env={"env_vars": {HOOK: FEED}},
             compute=ray.data.TaskPoolStrategy(size=tasks),
         )
+        context = data.context  # its own: other data of this process keep theirs
+        context.execution_options.preserve_order = True  # without it nothing is reproducible
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        # Ray hands on what a task yields when it is more than that, and cuts it when it is half as much again
+        context.target_max_block_size = rows * plan.view.crop[0] * plan.view.crop[1] * 4 * 3 // 4
         for table in data.iter_batches(batch_size=plan.share, batch_format="pyarrow", prefetch_batches=4):
             yield unpack(table, plan)
 
