@@ -186,6 +186,19 @@ def test_ray_data_gives_the_loaders_batches_bit_for_bit(plan, ray_session, monke
         assert stream(part, "ray", tasks=1) == stream(part)
 
 
+@pytest.mark.ray
+def test_a_task_that_is_overtaken_by_the_next_still_comes_first(plan, ray_session, monkeypatch):
+    from pipelines.plan import read_blocks
+
+    def slow_at_first(table, plan, rows):
+        time.sleep(2 if table["position"][0].as_py() == 0 else 0)
+        yield from read_blocks(table, plan, rows)
+
+    monkeypatch.setattr("pipelines.feed.read_blocks", slow_at_first)
+    monkeypatch.setattr("pipelines.feed.TASK_ROWS", 12)
+    assert stream(plan, "ray", tasks=2) == stream(plan)
+
+
 def test_a_task_reads_whole_blocks_of_whole_batches(plan):
     for batch, world, block, task in ((16, 1, 2, 16), (16, 2, 4, 32), (6, 1, 5, 40), (64, 1, 1, 4), (512, 1, 1, 1)):
         sized = dataclasses.replace(plan, batch=batch, world=world)
