@@ -17,7 +17,16 @@ from typing import Any
 from pipelines.recipe import Recipe, flatten
 from pipelines.record import write_text
 from pipelines.study import Plan, Trial
-from pipelines.tracking import Tracker, connected, default_uri, find_experiment, first_line, git_tags, send_params
+from pipelines.tracking import (
+    PARENT,
+    Tracker,
+    connected,
+    default_uri,
+    find_experiment,
+    first_line,
+    git_tags,
+    send_params,
+)
 from pipelines.trials import Place, ended
 
 POLL_S = 1.0
@@ -111,7 +120,7 @@ class StudyTracker(threading.Thread):
     def tracker_of(self, trial: Trial, folder: Path) -> Tracker:
         """The trial's run, a child of the study's."""
         if trial.name not in self.trackers:
-            tags = {"mlflow.parentRunId": self.run_id, "variant": trial.variant, "seed": str(trial.seed)}
+            tags = {PARENT: self.run_id, "variant": trial.variant, "seed": str(trial.seed)}
             recipe, output = trial.recipe, self.place.output
             self.trackers[trial.name] = tracker = Tracker(recipe, output, folder, self.uri, tags)
             tracker.resume()

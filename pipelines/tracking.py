@@ -32,6 +32,7 @@ POLL_S = 0.5
 RETRY_S = 15.0  # while the server is away
 SYSTEM_S = 5.0
 RECORDS = ("record.jsonl", "system.jsonl")
+PARENT = "mlflow.parentRunId"  # the tag by which its page nests runs
 PARAM_CHARS = 6000  # MLflow cuts longer values silently; whole values stand in recipe.yaml
 METRICS = {
     "train": {"loss": "train/loss", "lr": "train/lr", "epoch": "train/epoch", "images_per_s": "speed/images_per_s",
@@ -132,10 +133,19 @@ class Tracker:
                 self.experiment = self.client.get_run(self.state["parent"]).info.experiment_id
 
     def create(self, name: str, tags: dict[str, str], params: dict[str, Any]) -> str:
-        """A new run with its parameters. Returns its id."""
-        run = self.client.create_run(self.experiment, run_name=name, tags=tags | git_tags()).info.run_id
+        """A new run with its parameters, or the one that a server which died meanwhile had begun. Returns its id."""
+        run = self.begun(name, tags.get(PARENT))
+        run = run or self.client.create_run(self.experiment, run_name=name, tags=tags | git_tags()).info.run_id
         send_params(self.client, run, params)
         return run
+
+    def begun(self, name: str, parent: str | None) -> str | None:
+        """Id of the unfinished child of that name: created, but its id never reached this machine's notes."""
+        if parent is None:
+            return None
+        query = f"tags.`{PARENT}` = '{parent}' and attributes.status = 'RUNNING'"
+        found = self.client.search_runs([self.experiment], query)
+        return next((run.info.run_id for run in found if run.info.run_name == name), None)
 
     def save(self) -> None:
         """Keep run ids and offsets beside the run."""
@@ -154,7 +164,7 @@ class Tracker:
                 for key, value in about["tags"].items():
                     self.client.set_tag(run, key, value)
             else:
-                tags = about["tags"] | {"mlflow.parentRunId": self.state["parent"]}
+                tags = about["tags"] | {PARENT: self.state["parent"]}
                 run = self.create(f"{self.recipe.name}/{place.name}", tags, about["params"])
             self.state["stages"][place.name] = run
             self.save()

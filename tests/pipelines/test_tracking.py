@@ -161,6 +161,34 @@ def test_a_server_that_comes_back_is_noticed_and_complained_about_once(tmp_path,
     assert capsys.readouterr().err.count("is back and has everything") == 1
 
 
+@pytest.mark.parametrize("lost", ["create_run", "log_batch"])
+def test_a_server_that_dies_while_a_stages_run_is_created_leaves_one_run_of_it(
+    recipe_file, tmp_path, monkeypatch, lost
+):
+    page = load_recipe(recipe_file(stages=STAGES[:1]))
+    folder, place = tmp_path / "run", tmp_path / "run/first"
+    place.mkdir(parents=True)
+    (place / "about.json").write_text(json.dumps({"params": {"steps": 6}, "tags": {}}))
+    tracker = tracking.Tracker(page, tmp_path, folder)
+
+    def answer_lost(*args, **words):
+        original(*args, **words)
+        raise ConnectionError
+
+    original = getattr(tracker.client, lost)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker.client, lost, answer_lost)
+        with pytest.raises(ConnectionError):
+            tracker.run_of(place)
+    again = tracking.Tracker(page, tmp_path, folder)  # a resume, or a replay
+    run = again.run_of(place)
+    runs = again.client.search_runs([again.experiment])
+    assert sorted(run.info.run_name for run in runs) == ["tiny", "tiny/first"]
+    assert again.client.get_run(run).data.params == {"steps": "6"}
+    again.client.set_terminated(run, "FINISHED")
+    assert again.create("tiny/first", {tracking.PARENT: again.state["parent"]}, {}) != run  # a finished one stays
+
+
 def test_long_parameters_are_whole_in_an_artifact(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file())
     folder = tmp_path / "run"
