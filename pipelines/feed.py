@@ -21,8 +21,9 @@ from torch import Tensor
 from datasets.shards import Shards
 from pipelines.plan import Plan, read_blocks, read_sample
 
-BLOCK_ROWS = 32  # samples in a Ray block: smaller ones drown in bookkeeping, for larger ones batches wait longer
-TASK_ROWS = 256  # samples that a task reads: between two tasks their process waits for Ray Data to look at it
+BLOCK_ROWS = 48  # samples in a Ray block: smaller ones drown in bookkeeping, for larger ones batches wait longer
+LONE_ROWS = 2048  # samples that a worker's only task reads: between two, its process waits for Ray Data to look at it
+TASK_ROWS = 256  # and that each of several reads: the blocks of all but the first wait in the store for their turn
 RAY_THREADS = ("StreamingExecutor", "iter_threaded")  # how the names of Ray Data's threads that ask Ray begin
 ENDING_S = 10.0  # seconds that they get
 SPAN_TASKS = 512  # tasks of one Ray Data execution, so that its bookkeeping stays small in a run of weeks
@@ -87,13 +88,14 @@ def block_steps(plan: Plan) -> int:
     return max(1, BLOCK_ROWS // plan.share)
 
 
-def task_steps(plan: Plan) -> int:
-    """Steps whose batches one task reads: a whole number of blocks."""
-    return max(1, TASK_ROWS // (block_steps(plan) * plan.share)) * block_steps(plan)
+def task_steps(plan: Plan, tasks: int) -> int:
+    """Steps whose batches one of so many tasks of a worker reads: a whole number of blocks."""
+    rows = LONE_ROWS if tasks == 1 else TASK_ROWS
+    return max(1, rows // (block_steps(plan) * plan.share)) * block_steps(plan)
 
 
 def ray_batches(plan: Plan, tasks: int, task_cpus: float) -> Generator[Batch]:
-    """Batches through Ray Data, which carries positions to the tasks and blocks of bytes back, in order."""
+    """Batches through Ray Data, which carries steps to the tasks and blocks of bytes back, in order."""
     try:
         yield from executions(plan, tasks, task_cpus)
     finally:
@@ -113,16 +115,16 @@ def executions(plan: Plan, tasks: int, task_cpus: float) -> Generator[Batch]:
 
     from pipelines.prestart import FEED, HOOK
 
-    rows, per_task = block_steps(plan) * plan.share, task_steps(plan)
+    per_block, per_task = block_steps(plan), task_steps(plan, tasks)
     starts = range(plan.start, plan.steps, per_task)
     for first in range(0, len(starts), SPAN_TASKS):
         parts = [
-            pa.table({"position": [p for t in range(s, min(s + per_task, plan.steps)) for p in plan.positions(t)]})
-            for s in starts[first : first + SPAN_TASKS]
+            pa.table({"step": range(start, min(start + per_task, plan.steps))})
+            for start in starts[first : first + SPAN_TASKS]
         ]
         data = ray.data.from_blocks(parts).map_batches(
             read_blocks,
-            fn_kwargs={"plan": plan, "rows": rows},
+            fn_kwargs={"plan": plan, "per_block": per_block},
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -135,7 +137,7 @@ def executions(plan: Plan, tasks: int, task_cpus: float) -> Generator[Batch]:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         # Ray hands on what a task yields when it is more than that, and cuts it when it is half as much again
-        context.target_max_block_size = rows * plan.view.crop[0] * plan.view.crop[1] * 4 * 3 // 4
+        context.target_max_block_size = per_block * plan.share * plan.view.crop[0] * plan.view.crop[1] * 4 * 3 // 4
         for table in data.iter_batches(batch_size=plan.share, batch_format="pyarrow", prefetch_batches=4):
             yield unpack(table, plan)
 

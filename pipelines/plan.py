@@ -83,11 +83,11 @@ def read_sample(
     return plan.view(image, mask, sample_seed(plan.seed, epoch, shards.ids[row]), out)
 
 
-def read_blocks(table: pa.Table, plan: Plan, rows: int) -> Iterator[pa.Table]:
-    """Ray Data's task: positions in, blocks of `rows` views out, each on its way while the next is read."""
-    positions = table["position"].to_pylist()
-    for first in range(0, len(positions), rows):
-        yield read_block(positions[first : first + rows], plan)
+def read_blocks(table: pa.Table, plan: Plan, per_block: int) -> Iterator[pa.Table]:
+    """Ray Data's task: steps in, blocks of `per_block` steps' views out, one on its way while the next is read."""
+    steps = table["step"].to_pylist()
+    for first in range(0, len(steps), per_block):
+        yield read_block([p for step in steps[first : first + per_block] for p in plan.positions(step)], plan)
 
 
 def read_block(positions: Sequence[int], plan: Plan) -> pa.Table:

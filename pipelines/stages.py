@@ -98,7 +98,7 @@ def store_bytes(recipe: Recipe) -> int:
     """Object store of a local session: the blocks in flight, several times over."""
     block = BLOCK_ROWS * recipe.view.crop[0] * recipe.view.crop[1] * 4
     tasks = max(1, recipe.workers.count or 1) * (recipe.workers.feed_tasks or 2)
-    return max(256 << 20, min(8 << 30, 24 * tasks * block))
+    return max(256 << 20, min(8 << 30, 16 * tasks * block))
 
 
 def run_legs(recipe: Recipe, legs: Sequence[Leg], folder: Path, sizes: Sizes, tracker: Tracker) -> None:

@@ -51,12 +51,12 @@ def drain(plan: Plan, kind: str, sizes: Sizes, pace: float) -> dict[str, Any]:
     return {"asked": asked[: len(came)], "came": came, "first_at": first_at}
 
 
-def merge(ranks: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
-    """Rounds of all workers as one: a step is there when the slowest worker has it.
+def merge(ranks: list[dict[str, Any]], plan: Plan, tasks: int) -> list[dict[str, Any]]:
+    """Rounds of all workers, each with so many tasks, as one: a step is there when the slowest worker has it.
 
     The rate is that of the steady part, see `steady`.
     """
-    merged, (first, last) = [], steady(plan)
+    merged, (first, last) = [], steady(plan, tasks)
     epochs = [step * plan.batch // plan.rows for step in range(plan.steps)]
     borders = [step for step in range(1, plan.steps) if epochs[step] > epochs[step - 1]]
     for parts in zip(*(rank["rounds"] for rank in ranks), strict=True):
@@ -72,16 +72,21 @@ def merge(ranks: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
     return merged
 
 
-def steady(plan: Plan) -> tuple[int, int]:
-    """First and last step of the part whose rate counts: in the second half, each the first step of a task.
+def steady(plan: Plan, tasks: int) -> tuple[int, int]:
+    """First and last step of the part whose rate counts: in the second half, whole turns of all tasks.
 
     What was decoded ahead of the first batch is used up by the second half. And Ray's batches come a block at a time,
     with a pause between tasks: counted from any other step, a begun task's would cost nothing.
     """
+    turn = turn_steps(plan, tasks)
+    return -(-(plan.steps // 2) // turn) * turn, (plan.steps - 1) // turn * turn
+
+
+def turn_steps(plan: Plan, tasks: int) -> int:
+    """Steps in which each of a worker's tasks is read once."""
     from pipelines.feed import task_steps
 
-    per_task = task_steps(plan)
-    return -(-(plan.steps // 2) // per_task) * per_task, (plan.steps - 1) // per_task * per_task
+    return tasks * task_steps(plan, tasks)
 
 
 def waits_of(part: dict[str, Any]) -> list[float]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.plan import Plan
     from pipelines.recipe import Recipe
 
-LEAST_TASKS = 2  # of each worker in the part of a round whose rate counts
+ROUNDS = 4  # times that each worker's tasks all take their turn, in one round of a kind: the last but one counts
 LARGEST_GAP = 0.3  # seconds between two batches that a goal allows
 
 
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", metavar="URI", help="a split's shards instead of drawn ones")
     parser.add_argument("--crop", type=int, nargs=2, default=(352, 352), metavar=("H", "W"), help="default 352 352")
     parser.add_argument("--batch", type=int, default=16, help="images of a step over all workers (default 16)")
-    parser.add_argument("--epochs", type=int, default=8, help="of each kind in each round (default %(default)s)")
+    parser.add_argument("--epochs", type=int, help="of each kind in each round (default: as few as give a rate)")
     parser.add_argument("--tasks", type=int, help="decoding tasks of each worker (default: what the machine carries)")
     parser.add_argument("--pace", type=float, default=0.0, metavar="S", help="seconds that a step takes (default 0)")
 
@@ -45,8 +45,8 @@ def check(args: argparse.Namespace) -> None:
 
     if wrong := [n for n in args.workers if n < 1 or args.batch % n]:
         raise RecipeError(f"--workers {wrong[0]}: 1 or more, and --batch {args.batch} must fall into equal shares")
-    if args.rows < 2 * args.batch or args.epochs < 1:
-        raise RecipeError(f"--rows {args.rows} --epochs {args.epochs}: two batches of rows and one epoch are the least")
+    if args.rows < 2 * args.batch:
+        raise RecipeError(f"--rows {args.rows}: two batches of {args.batch} are the least")
 
 
 def measure(args: argparse.Namespace) -> Report:
@@ -68,7 +68,7 @@ def recipe_of(args: argparse.Namespace, count: int) -> Recipe:
     from pipelines.recipe import Recipe, Stage, View, Workers
 
     return Recipe(
-        stages=(Stage("feed", "train", epochs=args.epochs),),
+        stages=(Stage("feed", "train", epochs=1),),  # how many are drained is the plan's business
         batch=args.batch,
         view=View(crop=tuple(args.crop)),
         workers=Workers(count=count, gpus=0, feed_tasks=args.tasks),
@@ -77,37 +77,46 @@ def recipe_of(args: argparse.Namespace, count: int) -> Recipe:
 
 def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dict[str, Any]:
     """Start Ray, train nothing on `count` workers; returns all rounds of all workers, the store's peak and bound."""
-    import dataclasses
-
-    from datasets.transforms import TrainView
-    from pipelines.bench.drain import merge, steady
+    from pipelines.bench.drain import merge
     from pipelines.bench.store import StorePeak
     from pipelines.cluster import ray_cluster, start_early
-    from pipelines.feed import task_steps
-    from pipelines.plan import Plan, open_shards
-    from pipelines.recipe import RecipeError
     from pipelines.stages import store_bytes
     from pipelines.tracking import connected
 
-    recipe, rows = recipe_of(args, count), len(open_shards(uri))
-    steps = args.epochs * rows // args.batch
-    plan = Plan(uri, rows, TrainView(**dataclasses.asdict(recipe.view)), 0, args.batch, steps, world=count)
-    first, last = steady(plan)
-    if last - first < LEAST_TASKS * task_steps(plan):
-        least = -(-2 * (LEAST_TASKS + 2) * task_steps(plan) * args.batch // rows)
-        raise RecipeError(
-            f"{steps} steps of {args.batch} are too few to be steady: give --epochs {least}, or more rows"
-        )
+    recipe = recipe_of(args, count)
     folder.mkdir(parents=True)
     with ray_cluster(recipe.workers, store_bytes(recipe), early=start_early) as sizes, StorePeak() as peak:
+        plan = plan_of(args, recipe, uri, sizes)
         with connected(f"sqlite:///{folder}/mlflow.db") as client:
             client.search_experiments()  # as a run does before it trains
         began = time.time()
         fit(plan, sizes, args.repeats, args.pace, folder)
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(count)]
-    return {"rounds": merge(ranks, plan), "tasks": sizes.feed_tasks, "entered": ranks[0]["entered"] - began,
-            "first": ranks[0]["rounds"][0]["first_at"] - began, "store": peak.bytes, "spilled": peak.spilled,
-            "bound": store_bytes(recipe), "steps": steps}  # fmt: skip
+    return {"rounds": merge(ranks, plan, sizes.feed_tasks), "tasks": sizes.feed_tasks, "steps": plan.steps,
+            "entered": ranks[0]["entered"] - began, "first": ranks[0]["rounds"][0]["first_at"] - began,
+            "store": peak.bytes, "spilled": peak.spilled, "bound": store_bytes(recipe)}  # fmt: skip
+
+
+def plan_of(args: argparse.Namespace, recipe: Recipe, uri: str, sizes: Sizes) -> Plan:
+    """What one kind feeds in one round: whole epochs, `ROUNDS` turns of all tasks or more.
+
+    Raises:
+        RecipeError: the epochs asked for are too few to be steady.
+    """
+    import dataclasses
+
+    from datasets.transforms import TrainView
+    from pipelines.bench.drain import turn_steps
+    from pipelines.plan import Plan, open_shards
+    from pipelines.recipe import RecipeError
+
+    rows = len(open_shards(uri))
+    plan = Plan(uri, rows, TrainView(**dataclasses.asdict(recipe.view)), 0, args.batch, 0, world=sizes.count)
+    least = -(-ROUNDS * turn_steps(plan, sizes.feed_tasks) * args.batch // rows)
+    epochs = least if args.epochs is None else args.epochs
+    if epochs < least:
+        raise RecipeError(f"--epochs {epochs} of {rows} rows are too few to be steady: give --epochs {least} or more")
+    return dataclasses.replace(plan, steps=epochs * rows // args.batch)
 
 
 def fit(plan: Plan, sizes: Sizes, repeats: int, pace: float, folder: Path) -> None:
@@ -143,22 +152,20 @@ def report(args: argparse.Namespace, measured: dict[int, dict[str, Any]]) -> Rep
         border = max(r["border_s"] for r in by_kind["ray"])
         mib = {key: session[key] / 2**20 for key in ("store", "bound", "spilled")}
         notes += [
-            f"{count} worker(s) with {session['tasks']} task(s) each: fit() to the loop {session['entered']:.1f} s, to "
-            f"its first batch {session['first']:.1f} s; object store at most {mib['store']:.0f} MiB of "
-            f"{mib['bound']:.0f} MiB, {mib['spilled']:.0f} MiB spilled",
+            f"{count} worker(s) with {session['tasks']} task(s) each, {session['steps']} steps a round: fit() to the "
+            f"loop {session['entered']:.1f} s, to its first batch {session['first']:.1f} s; object store at most "
+            f"{mib['store']:.0f} MiB of {mib['bound']:.0f} MiB, {mib['spilled']:.0f} MiB spilled",
             goal(f"{count} worker(s), ray / torch", median(against["ray"]), 0.95),
             goal(f"{count} worker(s), ray's longest wait at an epoch's border, s", border, LARGEST_GAP, least=False),
             goal(f"{count} worker(s), store used / bound", mib["store"] / mib["bound"], 1, least=False),
         ]
         values[str(count)] = session
-    steps = next(iter(measured.values()))["steps"]
     source = args.shards or f"{args.rows} drawn 480x360 images"
     notes.insert(
         0,
-        f"{source}, crop {args.crop[0]}x{args.crop[1]}, global batch {args.batch}, {args.epochs} epochs or {steps} "
-        f"steps of each kind in each of {args.repeats} rounds, a step takes {args.pace:g} s; images/s: of the second "
-        "half of each, from task to task; first batch: from the call of train_batches; waits: the longest for any "
-        "later batch, and for the first of an epoch",
+        f"{source}, crop {args.crop[0]}x{args.crop[1]}, global batch {args.batch}, each kind once in each of "
+        f"{args.repeats} rounds, a step takes {args.pace:g} s; images/s: of the second half, from task to task; first "
+        "batch: from the call of train_batches; waits: the longest for any later batch, and for the first of an epoch",
     )
     columns = ["feed", "images/s", "to torch", "first batch, s", "longest wait, s", "at a border, s"]
     return Report("Ray Data against a torch DataLoader", columns, rows, notes, values)

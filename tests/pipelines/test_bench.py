@@ -11,10 +11,13 @@ import pytest
 
 from pipelines.bench.__main__ import COMMANDS, build_parser, main
 from pipelines.bench.drain import merge, steady
+from pipelines.bench.feed import plan_of, recipe_of
 from pipelines.bench.report import Report, goal, interleave, ratios, spread, table, write_json
 from pipelines.bench.spans import account
+from pipelines.cluster import Sizes
 from pipelines.door import run
-from pipelines.feed import Plan
+from pipelines.plan import Plan
+from pipelines.recipe import RecipeError
 
 
 def test_ratios_are_of_neighbours_in_time():
@@ -65,20 +68,38 @@ def test_json_holds_header_table_and_every_value(tmp_path):
 
 
 def test_feed_rates_are_of_whole_tasks_in_the_second_half(monkeypatch):
-    monkeypatch.setattr("pipelines.feed.TASK_ROWS", 64)
-    plan = Plan("unused", rows=512, view=None, seed=0, batch=16, steps=100, world=2)  # 8 steps of 8 images a task
-    assert steady(plan) == (56, 96)
+    for rows in ("LONE_ROWS", "TASK_ROWS"):
+        monkeypatch.setattr(f"pipelines.feed.{rows}", 96)
+    plan = Plan("unused", rows=512, view=None, seed=0, batch=16, steps=100, world=2)  # 12 steps of 8 images a task
+    assert steady(plan, tasks=1) == (60, 96)
+    assert steady(plan, tasks=2) == (72, 96)
+
+
+@pytest.mark.parametrize(("tasks", "turn"), [(1, 126), (2, 30), (8, 120)])
+def test_feed_takes_as_few_epochs_as_give_a_rate(tasks, turn, shards):
+    args = argparse.Namespace(batch=16, crop=(32, 32), tasks=tasks, epochs=None)
+    recipe, uri = recipe_of(args, 1), str(shards / "voc12" / "train")
+    sizes = Sizes(count=1, gpus=0, cpus=1, feed_tasks=tasks, feed_cpus=1)
+    plan = plan_of(args, recipe, uri, sizes)
+    epochs = -(-4 * turn * 16 // plan.rows)
+    assert plan.steps == epochs * plan.rows // 16
+    first, last = steady(plan, tasks)
+    assert first % turn == last % turn == 0
+    assert last - first in (turn, 2 * turn)
+    args.epochs = epochs - 1
+    with pytest.raises(RecipeError, match=f"--epochs {epochs - 1} of 18 rows .*: give --epochs {epochs} or more"):
+        plan_of(args, recipe, uri, sizes)
 
 
 def test_feed_rates_wait_for_the_slowest_worker(monkeypatch):
-    for rows in ("BLOCK_ROWS", "TASK_ROWS"):
+    for rows in ("BLOCK_ROWS", "LONE_ROWS"):
         monkeypatch.setattr(f"pipelines.feed.{rows}", 2)  # a task a step
     plan = Plan("unused", rows=8, view=None, seed=0, batch=4, steps=4, world=2)  # two steps an epoch
     parts = [
         {"kind": "ray", "asked": [0.0, 3.0, 3.5, 5.0], "came": [3.0, 3.5, 4.5, 5.1]},
         {"kind": "ray", "asked": [0.0, 2.0, 3.6, 4.0], "came": [2.0, 3.6, 4.0, 5.5]},
     ]
-    (merged,) = merge([{"rounds": [part]} for part in parts], plan)
+    (merged,) = merge([{"rounds": [part]} for part in parts], plan, tasks=1)
     assert merged["first_s"] == 3.0
     assert merged["images_per_s"] == pytest.approx(4 / (5.5 - 4.5))  # the last step alone: 4 images in 1 s
     assert merged["gap_s"] == pytest.approx(1.6)

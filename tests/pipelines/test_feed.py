@@ -178,7 +178,8 @@ def test_loader_processes_give_the_same_batches(plan):
 @pytest.mark.parametrize(("block_rows", "task_rows"), [(16, 32), (128, 64), (6, 24)])
 def test_ray_data_gives_the_loaders_batches_bit_for_bit(plan, ray_session, monkeypatch, block_rows, task_rows):
     monkeypatch.setattr("pipelines.feed.BLOCK_ROWS", block_rows)
-    monkeypatch.setattr("pipelines.feed.TASK_ROWS", task_rows)
+    for rows in ("LONE_ROWS", "TASK_ROWS"):
+        monkeypatch.setattr(f"pipelines.feed.{rows}", task_rows)
     monkeypatch.setattr("pipelines.feed.SPAN_TASKS", 2)  # several executions in a row
     assert stream(plan, "ray", tasks=2) == stream(plan)
     for world, rank, start in ((2, 1, 3), (3, 2, 4)):  # step 4 lies in mid-epoch
@@ -190,9 +191,9 @@ def test_ray_data_gives_the_loaders_batches_bit_for_bit(plan, ray_session, monke
 def test_a_task_that_is_overtaken_by_the_next_still_comes_first(plan, ray_session, monkeypatch):
     from pipelines.plan import read_blocks
 
-    def slow_at_first(table, plan, rows):
-        time.sleep(2 if table["position"][0].as_py() == 0 else 0)
-        yield from read_blocks(table, plan, rows)
+    def slow_at_first(table, plan, per_block):
+        time.sleep(2 if table["step"][0].as_py() == 0 else 0)
+        yield from read_blocks(table, plan, per_block)
 
     monkeypatch.setattr("pipelines.feed.read_blocks", slow_at_first)
     monkeypatch.setattr("pipelines.feed.TASK_ROWS", 12)
@@ -200,9 +201,11 @@ def test_a_task_that_is_overtaken_by_the_next_still_comes_first(plan, ray_sessio
 
 
 def test_a_task_reads_whole_blocks_of_whole_batches(plan):
-    for batch, world, block, task in ((16, 1, 2, 16), (16, 2, 4, 32), (6, 1, 5, 40), (64, 1, 1, 4), (512, 1, 1, 1)):
+    for batch, world, block, several, lone in (
+        (16, 1, 3, 15, 126), (16, 2, 6, 30, 252), (6, 1, 8, 40, 336), (64, 1, 1, 4, 32), (512, 1, 1, 1, 4),
+    ):  # fmt: skip
         sized = dataclasses.replace(plan, batch=batch, world=world)
-        assert (block_steps(sized), task_steps(sized)) == (block, task)
+        assert (block_steps(sized), task_steps(sized, 8), task_steps(sized, 1)) == (block, several, lone)
 
 
 @pytest.mark.ray
@@ -219,7 +222,7 @@ def test_blocks_arrive_as_they_were_yielded_while_their_task_goes_on(plan, ray_s
 
     monkeypatch.setattr(Dataset, "iter_batches", spy)
     assert stream(dataclasses.replace(plan, batch=16, steps=19), "ray", tasks=1)
-    assert sizes == [32] * 9 + [16]
+    assert sizes == [48] * 6 + [16]
 
 
 @pytest.mark.ray
