@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sys
 import threading
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from pipelines.recipe import Recipe, flatten
 from pipelines.record import write_text
 from pipelines.study import Plan, Trial
 from pipelines.tracking import (
+    KEY,
     PARENT,
     Tracker,
+    begun,
     connected,
     default_uri,
     find_experiment,
@@ -47,15 +50,20 @@ class StudyTracker(threading.Thread):
         self.plan, self.place, self.path = plan, place, place.folder / "mlflow.json"
         self.uri = base.tracking or default_uri(place.output)
         known = json.loads(self.path.read_text()) if self.path.exists() else {}
+        elsewhere = known.get("uri") not in (None, self.uri)
+        known = known if known.get("uri") == self.uri else {"uri": self.uri, "key": uuid.uuid4().hex}
         with connected(self.uri) as self.client:
-            if known.get("uri") != self.uri:
+            if "run" not in known:
+                if not elsewhere:  # else what is noted of another server stays until this one has the run
+                    write_text(self.path, json.dumps(known))
                 experiment = find_experiment(self.client, base.experiment, self.uri, place.output)
-                tags = {"mlflow.note.content": plan.study.title, "study": plan.name} | git_tags()
-                run = self.client.create_run(experiment, run_name=plan.name, tags=tags).info.run_id
+                tags = {KEY: known["key"], "mlflow.note.content": plan.study.title, "study": plan.name} | git_tags()
+                run = begun(self.client, experiment, plan.name, tags)
+                run = run or self.client.create_run(experiment, run_name=plan.name, tags=tags).info.run_id
                 send_params(
                     self.client, run, {"seeds": list(plan.study.seeds), "recipe": plan.study.recipe} | fixed(base)
                 )
-                known = {"uri": self.uri, "run": run}
+                known["run"] = run
                 write_text(self.path, json.dumps(known))
             self.client.update_run(known["run"], "RUNNING")
         self.run_id: str = known["run"]

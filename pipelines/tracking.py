@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ RETRY_S = 15.0  # while the server is away
 SYSTEM_S = 5.0
 RECORDS = ("record.jsonl", "system.jsonl")
 PARENT = "mlflow.parentRunId"  # the tag by which its page nests runs
+KEY = "context_heads.key"  # and the one that names a run before its server does
 PARAM_CHARS = 6000  # MLflow cuts longer values silently; whole values stand in recipe.yaml
 METRICS = {
     "train": {"loss": "train/loss", "lr": "train/lr", "epoch": "train/epoch", "images_per_s": "speed/images_per_s",
@@ -81,6 +83,15 @@ def find_experiment(client: Any, name: str, uri: str, output: Path) -> str:
     return client.create_experiment(name, artifact_location=place)
 
 
+def begun(client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> str | None:
+    """Id of the unfinished run of that name and key or parent: created, but its id never reached this machine."""
+    tag = next((tag for tag in (KEY, PARENT) if tag in tags), None)
+    if tag is None:
+        return None
+    found = client.search_runs([experiment], f"tags.`{tag}` = '{tags[tag]}' and attributes.status = 'RUNNING'")
+    return next((run.info.run_id for run in found if run.info.run_name == name), None)
+
+
 def send_params(client: Any, run: str, params: Mapping[str, Any]) -> None:
     """Parameters of a run; those that MLflow would cut are kept whole in params.json."""
     from mlflow.entities import Param
@@ -126,7 +137,11 @@ class Tracker:
         with connected(self.uri) as self.client:
             if "parent" not in self.state:
                 self.experiment = find_experiment(self.client, recipe.experiment, self.uri, output)
-                self.state["parent"] = self.create(str(recipe.name), dict(tags or {}), flatten(to_page(recipe)))
+                self.state.setdefault("key", uuid.uuid4().hex)
+                if known.get("uri") in (None, self.uri):  # else what is noted of another server stays until this has it
+                    self.save()
+                named = {KEY: self.state["key"]} | dict(tags or {})
+                self.state["parent"] = self.create(str(recipe.name), named, flatten(to_page(recipe)))
                 self.client.log_text(self.state["parent"], to_yaml(recipe), "recipe.yaml")
                 self.save()
             else:
@@ -134,18 +149,10 @@ class Tracker:
 
     def create(self, name: str, tags: dict[str, str], params: dict[str, Any]) -> str:
         """A new run with its parameters, or the one that a server which died meanwhile had begun. Returns its id."""
-        run = self.begun(name, tags.get(PARENT))
+        run = begun(self.client, self.experiment, name, tags)
         run = run or self.client.create_run(self.experiment, run_name=name, tags=tags | git_tags()).info.run_id
         send_params(self.client, run, params)
         return run
-
-    def begun(self, name: str, parent: str | None) -> str | None:
-        """Id of the unfinished child of that name: created, but its id never reached this machine's notes."""
-        if parent is None:
-            return None
-        query = f"tags.`{PARENT}` = '{parent}' and attributes.status = 'RUNNING'"
-        found = self.client.search_runs([self.experiment], query)
-        return next((run.info.run_id for run in found if run.info.run_name == name), None)
 
     def save(self) -> None:
         """Keep run ids and offsets beside the run."""

@@ -13,7 +13,7 @@ import yaml
 from datasets.sample import DataError
 from pipelines import checkpoint
 from pipelines.cluster import Sizes
-from pipelines.door import ROOT
+from pipelines.door import ROOT, SetupError
 from pipelines.fair import check_fair, check_models, check_samples, covered, expand
 from pipelines.recipe import RecipeError, Workers, load_recipe
 from pipelines.study import load_study, to_yaml, variants_of
@@ -577,6 +577,31 @@ def test_mlflow_nests_stages_only_where_there_are_several_and_knows_how_trials_e
     tags = found[plan.name].data.tags
     assert tags["best.run"] == found["one-seed0"].info.run_id
     assert checkpoint.load(Path(tags["best.checkpoint"].removeprefix("file://")))["step"] == done["best_step"]
+
+
+def test_a_server_that_dies_while_a_studys_run_is_created_leaves_one_run_of_it(study_file, tmp_path, monkeypatch):
+    import mlflow
+
+    from pipelines.study_tracking import StudyTracker
+
+    plan = load_study(study_file())
+    base = expand(plan)[0].recipe
+    place = Place(tmp_path / "study", "", tmp_path / "out", Sizes(0, 0, 1.0, 0, 1.0))
+    place.folder.mkdir()
+    original = mlflow.MlflowClient.log_batch
+
+    def answer_lost(*args, **words):
+        original(*args, **words)
+        raise ConnectionError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_batch", answer_lost)
+        with pytest.raises(SetupError, match="gone"):
+            StudyTracker(plan, base, place)
+    again = StudyTracker(plan, base, place)
+    (run,) = again.client.search_runs(["1"])
+    assert run.info.run_id == again.run_id
+    assert run.data.params["recipe"] == plan.study.recipe
 
 
 def test_a_trial_is_followed_where_another_waits_for_its_place():

@@ -189,6 +189,52 @@ def test_a_server_that_dies_while_a_stages_run_is_created_leaves_one_run_of_it(
     assert again.create("tiny/first", {tracking.PARENT: again.state["parent"]}, {}) != run  # a finished one stays
 
 
+def answers_lost(patch, method):
+    """The server does what it is asked to, and dies before it says so."""
+    import mlflow
+
+    original = getattr(mlflow.MlflowClient, method)
+
+    def answer_lost(*args, **words):
+        original(*args, **words)
+        raise ConnectionError("gone")
+
+    patch.setattr(mlflow.MlflowClient, method, answer_lost)
+
+
+@pytest.mark.parametrize("lost", ["create_run", "log_text"])
+def test_a_server_that_dies_while_a_chains_run_is_created_leaves_one_run_of_it(
+    recipe_file, tmp_path, monkeypatch, lost
+):
+    page = load_recipe(recipe_file())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with monkeypatch.context() as patch:
+        answers_lost(patch, lost)
+        with pytest.raises(SetupError, match="gone"):
+            tracking.Tracker(page, tmp_path, folder)
+    again = tracking.Tracker(page, tmp_path, folder)
+    (run,) = again.client.search_runs([again.experiment])
+    assert run.info.run_id == again.state["parent"]
+    assert run.data.params["batch"] == str(page.batch)
+    other = tmp_path / "other"  # of the same name, and none of this one's
+    other.mkdir()
+    assert tracking.Tracker(page, tmp_path, other).state["parent"] != run.info.run_id
+
+
+def test_a_replay_to_another_server_that_dies_leaves_the_notes_on_the_first(recipe_file, tmp_path, monkeypatch):
+    page = load_recipe(recipe_file())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    notes = folder / "mlflow.json"
+    notes.write_text(before := json.dumps({"uri": "http://first", "parent": "1", "stages": {"first": "2"}}))
+    with monkeypatch.context() as patch:
+        answers_lost(patch, "create_run")
+        with pytest.raises(SetupError, match="gone"):
+            tracking.Tracker(page, tmp_path, folder, f"sqlite:///{tmp_path}/other.db")
+    assert notes.read_text() == before
+
+
 def test_long_parameters_are_whole_in_an_artifact(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file())
     folder = tmp_path / "run"
