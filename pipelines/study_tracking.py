@@ -22,13 +22,11 @@ from pipelines.tracking import (
     KEY,
     PARENT,
     Tracker,
-    begun,
     connected,
+    create_run,
     default_uri,
     find_experiment,
     first_line,
-    git_tags,
-    send_params,
 )
 from pipelines.trials import Place, ended
 
@@ -57,13 +55,9 @@ class StudyTracker(threading.Thread):
                 if not elsewhere:  # else what is noted of another server stays until this one has the run
                     write_text(self.path, json.dumps(known))
                 experiment = find_experiment(self.client, base.experiment, self.uri, place.output)
-                tags = {KEY: known["key"], "mlflow.note.content": plan.study.title, "study": plan.name} | git_tags()
-                run = begun(self.client, experiment, plan.name, tags)
-                run = run or self.client.create_run(experiment, run_name=plan.name, tags=tags).info.run_id
-                send_params(
-                    self.client, run, {"seeds": list(plan.study.seeds), "recipe": plan.study.recipe} | fixed(base)
-                )
-                known["run"] = run
+                tags = {KEY: known["key"], "mlflow.note.content": plan.study.title, "study": plan.name}
+                params = {"seeds": list(plan.study.seeds), "recipe": plan.study.recipe} | fixed(base)
+                known["run"] = create_run(self.client, experiment, plan.name, tags, params)
                 write_text(self.path, json.dumps(known))
             self.client.update_run(known["run"], "RUNNING")
         self.run_id: str = known["run"]

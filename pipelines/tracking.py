@@ -83,6 +83,14 @@ def find_experiment(client: Any, name: str, uri: str, output: Path) -> str:
     return client.create_experiment(name, artifact_location=place)
 
 
+def create_run(client: Any, experiment: str, name: str, tags: dict[str, str], params: Mapping[str, Any]) -> str:
+    """A new run with its parameters, or the one that a server which died meanwhile had begun. Returns its id."""
+    run = begun(client, experiment, name, tags)
+    run = run or client.create_run(experiment, run_name=name, tags=tags | git_tags()).info.run_id
+    send_params(client, run, params)
+    return run
+
+
 def begun(client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> str | None:
     """Id of the unfinished run of that name and key or parent: created, but its id never reached this machine."""
     tag = next((tag for tag in (KEY, PARENT) if tag in tags), None)
@@ -148,11 +156,8 @@ class Tracker:
                 self.experiment = self.client.get_run(self.state["parent"]).info.experiment_id
 
     def create(self, name: str, tags: dict[str, str], params: dict[str, Any]) -> str:
-        """A new run with its parameters, or the one that a server which died meanwhile had begun. Returns its id."""
-        run = begun(self.client, self.experiment, name, tags)
-        run = run or self.client.create_run(self.experiment, run_name=name, tags=tags | git_tags()).info.run_id
-        send_params(self.client, run, params)
-        return run
+        """Id of a new run in the chain's experiment, see `create_run`."""
+        return create_run(self.client, self.experiment, name, tags, params)
 
     def save(self) -> None:
         """Keep run ids and offsets beside the run."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.plan import Plan
     from pipelines.recipe import Recipe
 
-ROUNDS = 4  # times that each worker's tasks all take their turn, in one round of a kind: the last but one counts
+TURNS = 4  # of all tasks of a worker, in one round of a kind, at the least: the rate is that of the last but one
 LARGEST_GAP = 0.3  # seconds between two batches that a goal allows
 
 
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", metavar="URI", help="a split's shards instead of drawn ones")
     parser.add_argument("--crop", type=int, nargs=2, default=(352, 352), metavar=("H", "W"), help="default 352 352")
     parser.add_argument("--batch", type=int, default=16, help="images of a step over all workers (default 16)")
-    parser.add_argument("--epochs", type=int, help="of each kind in each round (default: as few as give a rate)")
+    parser.add_argument("--epochs", type=int, help="of each kind in each round, or more where a rate takes them")
     parser.add_argument("--tasks", type=int, help="decoding tasks of each worker (default: what the machine carries)")
     parser.add_argument("--pace", type=float, default=0.0, metavar="S", help="seconds that a step takes (default 0)")
 
@@ -98,24 +98,17 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
 
 
 def plan_of(args: argparse.Namespace, recipe: Recipe, uri: str, sizes: Sizes) -> Plan:
-    """What one kind feeds in one round: whole epochs, `ROUNDS` turns of all tasks or more.
-
-    Raises:
-        RecipeError: the epochs asked for are too few to be steady.
-    """
+    """What one kind feeds in one round: whole epochs, `TURNS` turns of all tasks or more."""
     import dataclasses
 
     from datasets.transforms import TrainView
     from pipelines.bench.drain import turn_steps
     from pipelines.plan import Plan, open_shards
-    from pipelines.recipe import RecipeError
 
     rows = len(open_shards(uri))
     plan = Plan(uri, rows, TrainView(**dataclasses.asdict(recipe.view)), 0, args.batch, 0, world=sizes.count)
-    least = -(-ROUNDS * turn_steps(plan, sizes.feed_tasks) * args.batch // rows)
-    epochs = least if args.epochs is None else args.epochs
-    if epochs < least:
-        raise RecipeError(f"--epochs {epochs} of {rows} rows are too few to be steady: give --epochs {least} or more")
+    least = -(-TURNS * turn_steps(plan, sizes.feed_tasks) * args.batch // rows)
+    epochs = max(least, args.epochs or 0)
     return dataclasses.replace(plan, steps=epochs * rows // args.batch)
 
 
