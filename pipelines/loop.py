@@ -184,6 +184,7 @@ def train(job: Job, pulse: Pulse, opened: contextlib.ExitStack) -> dict[str, Any
     state = resume(job.folder, model, optimizer, shown)
     note = f"continues from its checkpoint at step {state['step']}" if state["step"] else note
     net = distribute(model, world, device, recipe.workers.compile)
+    pulse.beat()  # setting up is progress too: on a busy machine it alone takes half a minute
     micro = micro_batch(recipe, world)
     plan = dataclasses.replace(make_plan(job), world=world, rank=rank, start=state["step"])
     batches = train_batches(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus)
@@ -195,6 +196,7 @@ def train(job: Job, pulse: Pulse, opened: contextlib.ExitStack) -> dict[str, Any
 
     def score(step: int) -> None:
         """Validate, record, and keep the weights when they are the best so far."""
+        pulse.beat()
         share_buffers(shown, world)
         counts = validate(shown, str(job.val), inference, device, rank, world, precision, validation.batch, pulse.beat)
         result = scores(torch.from_numpy(counts))
@@ -509,6 +511,7 @@ def validate(
     confusion = Confusion(model.num_classes).to(device)
     rows = 0
     mine = validation_batches(shards, batch)[rank::world]
+    beat()
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for part in read_ahead(shards, mine):
             part = part.to(device, channels_last=device.type == "cuda")

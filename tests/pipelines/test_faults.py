@@ -75,7 +75,7 @@ def until(what, seconds=200):
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def trained(folder):
@@ -119,8 +119,8 @@ def test_workers_that_die_or_hang_are_replaced_and_the_run_ends_at_the_same_weig
                 heard.update(listening() if not heard else {})
                 until(lambda step=step: trained(folder)[-1:] >= [step])
                 victim.send_signal(number)
-        except Exception as error:
-            trouble.append(error)
+        except Exception as error:  # what they did instead, if they hung
+            trouble.extend([error, *(path.read_text() for path in folder.glob("hang-worker*"))])
 
     thread = threading.Thread(target=disturb, daemon=True)
     thread.start()

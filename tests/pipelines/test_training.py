@@ -1,6 +1,7 @@
 """The walk in this process: train, resume, stop on nan, refuse what would mislead."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import time
 import pytest
 import torch
 
-from pipelines import checkpoint
+from pipelines import checkpoint, loop
 from pipelines.door import ROOT, RunFailed, SetupError, Stopped
 from pipelines.loop import micro_batch
 from pipelines.recipe import RecipeError, load_recipe
@@ -52,6 +53,24 @@ def test_a_chain_runs_hands_its_weights_on_and_ends_in_a_table(recipe_file, tmp_
     after = checkpoint.load(folder / "second/checkpoints/step-00000003.pt")["model"]
     near = max(float((after[k] - before[k]).abs().max()) for k in before if k.endswith("conv1.weight"))
     assert 0 < near < 0.05  # the second stage began at the first one's end
+
+
+def test_what_is_slow_on_a_busy_machine_has_the_whole_time_before_a_worker_hangs_each(recipe_file, monkeypatch):
+    """Set-up, reading the record of old, the first import of torchmetrics, pictures, a step: a beat between any two."""
+    heard = []
+
+    def follow(place, name):
+        original = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *args, **kw: [heard.append(name), original(*args, **kw)][1])
+
+    for name in ("build_model", "Record", "Confusion", "predict", "draw_overlays", "poly"):
+        follow(loop, name)
+    follow(loop.Pulse, "beat")
+    run_recipe(load_recipe(recipe_file()))
+    slow = [name for name in heard if name != "beat"]
+    assert {"build_model", "Record", "Confusion", "predict", "draw_overlays", "poly"} == set(slow)
+    followed = [pair for pair in itertools.pairwise(heard) if "beat" not in pair]
+    assert set(followed) <= {("draw_overlays", "predict")}, followed  # an overlay is one image predicted
 
 
 def test_a_finished_run_does_nothing_and_says_so(recipe_file, capsys):
