@@ -489,7 +489,7 @@ print(sum(len(shards.encoded(i)[0]) for i in range(len(shards))))
 def test_two_processes_stage_at_once(uri: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", STAGING, uri, str(tmp_path / "cache"), str(time.time() + 2)]
     running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    sums = {int(process.communicate(timeout=60)[0]) for process in running}
+    sums = {int(process.communicate(timeout=400)[0]) for process in running}
     shards = Shards(uri, tmp_path / "fresh")
     assert sums == {sum(len(shards.encoded(i)[0]) for i in range(10))}
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == len(parts(uri))

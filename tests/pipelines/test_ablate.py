@@ -110,7 +110,7 @@ def test_a_study_survives_its_killed_parts_and_stops_what_learns_nothing(study, 
     below = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
-    until = time.monotonic() + 90  # those that only import, for the next trial, see it when they are through
+    until = time.monotonic() + 300  # those that only import, for the next trial, see it when they are through
     while training := [process for process in alive(below) if process.name() not in AGENTS]:
         assert time.monotonic() < until, training  # what trains ends with its driver
         time.sleep(0.5)
