@@ -19,8 +19,9 @@ from datasets.storage import below
 from pipelines.cluster import Sizes
 from pipelines.loop import inference_of, micro_batch, train_mode
 from pipelines.recipe import InferenceSpec, Recipe, RecipeError, Stage
+from segmodels.inference import Inference, predict
 from segmodels.losses import Objective
-from segmodels.segmentor import build_segmentor
+from segmodels.segmentor import Segmentor, build_segmentor
 
 
 @dataclass(frozen=True)
@@ -160,19 +161,40 @@ def refuse_seen(stage: Stage, seen: np.ndarray, val: Shards) -> None:
 
 
 def check_sizes(recipe: Recipe, spec: InferenceSpec, name: str, val: Shards) -> None:
-    """A head bound to its crop cannot see whole images of another size.
+    """A head bound to its crop cannot see whole images of another size, and some heads none of few cells.
 
     Raises:
         RecipeError: it would have to.
     """
-    with torch.device("meta"):
-        window = meta_model(recipe, 2).window
+    model = meta_model_of(recipe, 2).eval()
+    window = model.window
     odd = [tuple(map(int, size)) for size in np.unique(val.sizes, axis=0) if tuple(size) != window] if window else []
     if odd and spec.mode == "whole":
         raise RecipeError(
             f"the head {recipe.head['name']} is bound to its crop {window}, {name} has images of {odd[:3]}: "
             "use sliding windows (inference.mode=slide), or head.resample=true where the head has it"
         )
+    if spec.mode == "whole":
+        inference = inference_of(recipe, spec)
+        for size in {tuple(map(int, val.sizes[val.sizes[:, axis].argmin()])) for axis in (0, 1)}:
+            try_size(model, inference, name, size)
+
+
+def try_size(model: Segmentor, inference: Inference, name: str, size: tuple[int, ...]) -> None:
+    """Predict an image of a size at the smallest scale, without computing anything.
+
+    Raises:
+        RecipeError: the head does not take so small a map.
+    """
+    scale = min(inference.scales)
+    smallest = dataclasses.replace(inference, scales=(scale,), flip=False)
+    try:
+        predict(model, torch.zeros(1, 3, *size, dtype=torch.uint8, device="meta"), smallest)
+    except ValueError as error:
+        raise RecipeError(
+            f"{name} has an image of {size[0]}x{size[1]} pixels, seen whole at scale {scale}: {error}; or use sliding "
+            "windows (inference.mode=slide), to whose size it is padded"
+        ) from None
 
 
 def localise(weights: str | None, output: Path) -> tuple[str | None, str | None]:

@@ -36,6 +36,17 @@ def positive(name: str, value: Any) -> int:
     return value
 
 
+def pair(name: str, values: Any) -> tuple[int, int]:
+    """Two integers of at least 1, of rows and of columns.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not isinstance(values, list | tuple) or len(values) != 2:
+        raise ValueError(f"{name} is {values!r}; allowed: two integers, of rows and of columns, such as [8, 8]")
+    return positive(name, values[0]), positive(name, values[1])
+
+
 def keywords_of(builder: Callable[..., Any]) -> dict[str, Any]:
     """The keyword-only parameters of a builder with their defaults: what a recipe may set."""
     parameters = inspect.signature(builder).parameters.values()
@@ -57,3 +68,5 @@ def check_keywords(given: Mapping[str, Any], allowed: Mapping[str, Any], what: s
         fits = type(value) is kind or (kind is float and type(value) is int)
         if kind in (bool, int, float, str) and not fits:
             raise ValueError(f"{what}: {name} is {value!r}; allowed: {kind.__name__}, such as {allowed[name]!r}")
+        if kind is tuple and not isinstance(value, list | tuple):
+            raise ValueError(f"{what}: {name} is {value!r}; allowed: a list, such as {list(allowed[name])}")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.backbone import Backbone, build_backbone
-from segmodels.checks import check_keywords, choose, keywords_of, positive
+from segmodels.checks import check_keywords, choose, keywords_of, pair, positive
 from segmodels.cost import on_meta
 from segmodels.heads.catalog import HEADS, build_head
 from segmodels.jpu import JPU, build_neck
@@ -142,7 +142,7 @@ def stage_head(
     size = (-(-crop[0] // stride), -(-crop[1] // stride))  # strided convolutions round up
     if "feature_size" in keywords_of(choose(HEADS, name, "head")):
         given = keywords.get("feature_size")
-        keywords["feature_size"] = tuple(given) if given is not None else size
+        keywords["feature_size"] = size if given is None else pair("feature_size", given)
     head = build_head(name, source.channels[:stage], num_classes, **keywords)
     bound = getattr(head, "feature_size", None)
     if bound is not None and bound != size:

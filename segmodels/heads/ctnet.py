@@ -234,6 +234,7 @@ def ctnet_head(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}; allowed: from 0 to below 1")
     choose(GATES, gate, "gate")
+    choose(GATE_BIASES, gate_bias, "gate_bias")
     logits: nn.Module
     if gate == "se":
         logits = squeeze_excitation(channels, positive("se_reduction", se_reduction))

@@ -33,18 +33,10 @@ class Regrouping:
         size: (H, W).
         partition: (P_h, P_w).
         maps: keep the relations of its pixel.
-
-    Raises:
-        ValueError: the map has less than P_h rows or P_w columns.
     """
 
     def __init__(self, size: Size, partition: tuple[int, int], maps: Maps | None = None) -> None:
         self.known = known(size)
-        if self.known and (size[0] < partition[0] or size[1] < partition[1]):
-            raise ValueError(
-                f"partition is {partition}, but the map, or a tile of the pyramid, has {tuple(size)} cells; allowed: "
-                "at most its size. Lower partition or pyramid, or enlarge the crop"
-            )
         self.size, self.partition, self.maps = size, partition, maps
         self.steps = tuple((n + p - 1) // p for n, p in zip(size, partition, strict=True))  # Q_h, Q_w
         # In an export sizes are formulas, which it can simplify beyond its own grasp: there the start is a tensor.
@@ -162,10 +154,8 @@ class InterlacedAttention(nn.Module):
         mask_padding: where P does not divide the map, relate true cells alone; our own option. Without it padded
             cells, zeros in x, are keys as in the authors' code, and of its batch norms' statistics in training too.
 
-    Shape: (B, C, H, W) -> (B, C, H, W); with `tiles`, each of the tiles x tiles parts by itself.
-
-    Raises:
-        ValueError: in `forward`, a map smaller than the partition.
+    Shape: (B, C, H, W) -> (B, C, H, W), a map smaller than the partition too; with `tiles`, each of the tiles x tiles
+    parts by itself.
     """
 
     gives_maps = True

@@ -89,7 +89,7 @@ def tiled(attend: Callable[..., Tensor], *inputs: Tensor, tiles: int) -> Tensor:
     if known((height, width)) and min(height, width) < tiles:
         raise ValueError(
             f"pyramid has {tiles} x {tiles} tiles, but the map has {(height, width)} cells; allowed: at most one tile "
-            "per row and column. Lower pyramid, or enlarge the crop"
+            "per row and column. Lower pyramid, or enlarge the crop or image"
         )
     if divides((height, width), (tiles, tiles)):
         y = attend(*(fold(x, tiles) for x in inputs))

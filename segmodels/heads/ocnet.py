@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmodels.checks import choose, positive
+from segmodels.checks import choose, pair, positive
 from segmodels.heads.context_head import ContextHead
 from segmodels.heads.interlaced import ORDERS, InterlacedAttention
 from segmodels.heads.lean import recomputed, recording
@@ -51,7 +51,7 @@ class Pooled(nn.Module):
         if known((height, width)) and min(height, width) < self.pool:
             raise ValueError(
                 f"pool is {self.pool}, but the map has {(height, width)} cells; allowed: at most its smaller side. "
-                "Lower pool, or enlarge the crop"
+                "Lower pool, or enlarge the crop or image"
             )
         y = self.unit(F.max_pool2d(x, self.pool), maps)
         return F.interpolate(y, (height, width), mode="bilinear", align_corners=True)
@@ -272,10 +272,3 @@ def layers(qk_layers: int) -> int:
     if qk_layers not in (1, 2):
         raise ValueError(f"qk_layers is {qk_layers!r}; allowed: 1, as in the published costs, or 2, as in the paper")
     return qk_layers
-
-
-def pair(name: str, values: Sequence[int]) -> tuple[int, int]:
-    """Two integers of at least 1, of rows and of columns."""
-    if not isinstance(values, list | tuple) or len(values) != 2:
-        raise ValueError(f"{name} is {values!r}; allowed: two integers, of rows and of columns, such as [8, 8]")
-    return positive(name, values[0]), positive(name, values[1])

@@ -63,9 +63,8 @@ class OCR(nn.Module):
         self, in_channels: Sequence[int], num_classes: int, channels: int, key_channels: int, dropout: float
     ) -> None:
         super().__init__()
-        self.coarse = nn.Sequential(
-            biased_conv_norm_relu(in_channels[-2], channels, 3), Classifier(channels, num_classes)
-        )
+        reduce = biased_conv_norm_relu(in_channels[-2], channels, 3)
+        self.coarse = nn.Sequential(reduce.append(nn.Dropout2d(dropout)), Classifier(channels, num_classes))
         self.reduce = biased_conv_norm_relu(in_channels[-1], channels, 3)
         self.context = ObjectContext(channels, key_channels)
         self.fuse = biased_conv_norm_relu(2 * channels, channels)
@@ -92,7 +91,7 @@ def ocr_head(
         num_classes: K.
         channels: width of pixels and objects.
         key_channels: see `ObjectContext`.
-        dropout: probability that a channel is dropped before the classifier.
+        dropout: probability that a channel is dropped before either classifier.
 
     Raises:
         ValueError: a width below 1, a bad dropout, or one stage where two are needed.

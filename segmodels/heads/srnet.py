@@ -191,6 +191,7 @@ def srnet_head(
     """
     positive("channels", channels)
     choose({"none": None} | SQUEEZES, squeeze, "squeeze")
+    choose(LAYOUTS, layout, "layout")
     if squeeze == "none" and choose(REASONINGS, reasoning, "reasoning") is not REASONINGS["none"]:
         raise ValueError(
             f"reasoning is {reasoning!r} with squeeze 'none'; allowed: 'none', as reasoning needs a squeezed vector "

@@ -184,6 +184,9 @@ def test_evaluate_refuses_other_classes_and_wrong_windows(shards, recipe_file, t
     assert "this is a folder of splits" in refused("evaluate", best, shards / "voc12")
 
 
+OCNET = {"name": "ocnet", "channels": 8, "key_channels": 4, "scheme": "pyramid", "pyramid": [1, 2]}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -193,6 +196,10 @@ def test_evaluate_refuses_other_classes_and_wrong_windows(shards, recipe_file, t
         ({"loss": {"logits": {"cross_entropy": 1.0}}}, "every output needs a term"),
         ({"stages": [{"name": "a", "train": "voc12/train", "steps": 1}], "optim": {"warmup": 5}}, "warmup = 5 steps"),
         ({"head": {"name": "reconet", "channels": 8, "rank": 2}}, "bound to its crop"),
+        (
+            {"head": OCNET, "view": {"crop": [64, 64]}, "validation": {"scales": [0.5]}},
+            "pixels, seen whole at scale 0.5: pyramid has 2 x 2 tiles, but the map has (1, ",
+        ),
         ({"tracking": "http://127.0.0.1:9"}, "MLflow at http://127.0.0.1:9 cannot be used"),
     ],
 )

@@ -71,6 +71,18 @@ def test_head_equals_its_equations(low_size):
     assert agree(outputs["coarse"], coarse, leaves)
 
 
+def test_channels_drop_before_both_classifiers_as_in_the_public_code():
+    head = ocr_head([LOW, D], K, channels=C, key_channels=E).double()
+    drops = [layer.p for layer in head.modules() if isinstance(layer, torch.nn.Dropout2d)]
+    assert drops == [0.05, 0.05]
+    head = ocr_head([LOW, D], K, channels=C, key_channels=E, dropout=0.5).double()
+    low, high = images(LOW), images(D)
+    for name in ("coarse", "logits"):
+        assert not torch.equal(*(head([None, low, high])[name] for _ in range(2)))
+        assert torch.equal(*(head.eval()([None, low, high])[name] for _ in range(2)))
+        head.train()
+
+
 def test_two_classifiers_are_found():
     assert len(classifier_keys(ocr_head([LOW, D], K, channels=C, key_channels=E))) == 4
 

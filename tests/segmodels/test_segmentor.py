@@ -73,11 +73,11 @@ def test_builds_on_the_meta_device():
         ({"crop": (0, 64)}, "crop is 0"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"head": {"name": "reconet", "feature_size": [7, 7]}}, r"feature_size is \(7, 7\).*gives \(4, 6\)"),
-        (
-            {"head": {"name": "ocnet", "channels": 8, "partition": [5, 2]}},
-            r"'ocnet' on a crop of .*partition is \(5, 2\)",
-        ),
-        ({"head": OCNET | {"scheme": "pyramid", "attention": "sa"}}, "pyramid has 6 x 6 tiles"),
+        ({"head": {"name": "reconet", "feature_size": 8}}, "feature_size is 8; allowed: two integers"),
+        ({"head": {"name": "reconet", "feature_size": [4]}}, r"feature_size is \[4\]; allowed: two integers"),
+        ({"head": {"name": "psp", "bins": 3}}, r"bins is 3; allowed"),
+        ({"head": {"name": "ann", "sizes": 3}}, r"head 'ann': sizes is 3; allowed: a list, such as \[1, 3, 6, 8\]"),
+        ({"head": OCNET | {"scheme": "pyramid", "attention": "sa"}}, "'ocnet' on a crop of .*pyramid has 6 x 6 tiles"),
         (
             {"head": OCNET | {"scheme": "asp", "pool": 5}},
             "pool is 5, .* Lower pool, or enlarge",

@@ -199,6 +199,7 @@ def test_golden_head(golden, squeeze, count, giga):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
+        ({"squeeze": "none", "reasoning": "none", "layout": "offical"}, r"unknown layout .* 'official'\?"),
         ({"squeeze": "gph"}, r"unknown squeeze 'gph'; allowed: none, gap, ghp. Did you mean 'ghp'\?"),
         (
             {"squeeze": "none"},
