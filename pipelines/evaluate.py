@@ -80,6 +80,8 @@ def plan(args: argparse.Namespace, content: dict[str, Any]) -> dict[str, Any]:
     keys = ("mode", "window", "stride", "scales", "flip")
     given = {k: getattr(args, k) for k in keys if getattr(args, k) is not None}
     kept = {k: v for k, v in content["recipe"]["inference"].items() if k not in given}
+    if "mode" in given and given["mode"] != recipe.inference.mode:
+        kept |= dict.fromkeys({"window", "stride"} & kept.keys())  # of the other mode
     spec = convert_table(type(recipe.inference), kept | given, "inference")
     recipe = dataclasses.replace(recipe, inference=spec)
     uri = locate(str(Path.cwd()), args.shards)
@@ -97,8 +99,8 @@ def plan(args: argparse.Namespace, content: dict[str, Any]) -> dict[str, Any]:
             f"{both} of the {len(shards)} images of {uri} were trained on by this checkpoint's chain: the score would "
             "mean nothing. Score on other rows, or add --allow-seen to see it labelled as such."
         )
-    check_sizes(recipe, spec, uri, shards)
     check_window(recipe, spec, meta_model_of(recipe, 2).window)
+    check_sizes(recipe, spec, uri, shards)
     inference = dataclasses.replace(inference_of(recipe, spec), flip_pairs=shards.manifest.flip_pairs)
     return {"checkpoint": args.checkpoint.resolve(), "recipe": recipe, "uri": uri, "inference": inference, "both": both,
             "precision": args.precision}  # fmt: skip

@@ -190,7 +190,7 @@ def train(job: Job, pulse: Pulse, opened: contextlib.ExitStack) -> dict[str, Any
     batches = train_batches(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus)
     feed = opened.enter_context(under_way(batches))
     record = Record(job.folder / "record.jsonl") if rank == 0 else None
-    meter = Meter(device, recipe.batch, state)
+    meter = Meter(device, recipe.batch, state, rank)
     stop = job.folder.parent / STOP
     validations = validation_steps(job)
 
@@ -208,7 +208,8 @@ def train(job: Job, pulse: Pulse, opened: contextlib.ExitStack) -> dict[str, Any
             if best:
                 checkpoint.save(job.folder / "best.pt", content(job, shown, state | {"step": step}))
             overlays = draw_overlays(job, shown, inference, device, step)
-            matrix = figures.save_counts(job.folder / "validation" / f"step-{step:08d}.npy", counts)
+            matrix = f"validation/step-{step:08d}.npy"  # in the stage's folder, wherever people move it
+            figures.save_counts(job.folder / matrix, counts)
             values = {"miou": result.miou, "accuracy": result.accuracy, "fwiou": result.fwiou}
             record.add("val", step, **values, iou=result.iou, counts=matrix, overlays=overlays, rows=int(state["val"]))
         ray.train.report({"step": step, "miou": result.miou})
@@ -264,10 +265,12 @@ def train(job: Job, pulse: Pulse, opened: contextlib.ExitStack) -> dict[str, Any
         log_now, val_now = done % recipe.log_every == 0 or done == job.end, done in validations
         # on CPUs alone: on a GPU, looking at it would wait for the step
         ending = (log_now or val_now or device.type == "cpu") and bool(asked) and done < job.end
-        if log_now or val_now:
+        if log_now or val_now or ending:
             losses = meter.losses(world)
             if bad := [i for i, value in enumerate(losses) if not np.isfinite(value)]:
                 return {"failure": not_finite(plan, done - len(losses) + bad[0], losses[bad[0]])}
+        if log_now or val_now:
+            meter.kept = []
             if record:
                 lr = optimizer.param_groups[0]["lr"]
                 record.add("train", done, loss=float(np.mean(losses)), lr=lr, epoch=done * recipe.batch / job.rows,
@@ -474,7 +477,8 @@ def not_finite(plan: Plan, step: int, value: float) -> str:
     """The message for a loss that is nan or inf."""
     return (
         f"the loss became {value} at step {step}, on the samples {', '.join(plan.ids(step))}. Nothing was saved after "
-        "it; look at these samples (audit), lower the learning rate, or add warmup, then run the same command again."
+        "it. Look at these samples (audit), or train with a lower learning rate or more warmup, which is another run "
+        "(name=OTHER); the same command goes on from the last checkpoint."
     )
 
 
@@ -545,15 +549,16 @@ def draw_overlays(job: Job, model: Segmentor, inference: Inference, device: torc
         prediction = predict(model, tensor, inference).argmax(1)[0].cpu().numpy().astype(np.uint8)
         path = job.folder / "overlays" / figures.safe_name(shards.ids[row]) / f"step-{step:08d}.png"
         files.append(figures.save_overlay(path, image, mask, prediction, job.palette))
-    return files
+    return [str(Path(file).relative_to(job.folder)) for file in files]
 
 
 class Meter:
     """Losses kept on the device, and where the seconds go."""
 
-    def __init__(self, device: torch.device, batch: int, state: dict[str, Any]) -> None:
-        self.device, self.batch = device, batch
-        self.kept = [torch.tensor(value, device=device) for value in state["losses"]]  # of steps not logged yet
+    def __init__(self, device: torch.device, batch: int, state: dict[str, Any], rank: int = 0) -> None:
+        self.device, self.batch, self.rank = device, batch, rank
+        # Each worker's part of the losses of steps not logged yet: what a checkpoint holds is rank 0's.
+        self.kept = [torch.tensor(value, device=device) * (rank == 0) for value in state["losses"]]
         self.seconds, self.images = state["seconds"], state["images"]
         self.saved = time.monotonic()
         self.restart()
@@ -583,11 +588,11 @@ class Meter:
         self.steps += 1
 
     def losses(self, world: int) -> np.ndarray:
-        """Global losses of the steps since the last call: the one host sync of the loop."""
+        """Global losses of the steps not logged yet: the one host sync of the loop. From here on they are rank 0's."""
         stacked = torch.stack(self.kept)
-        self.kept = []
         if world > 1:
             dist.all_reduce(stacked)
+        self.kept = list(stacked if self.rank == 0 else torch.zeros_like(stacked))
         return stacked.cpu().numpy()
 
     def rates(self, done: int, steps: int) -> dict[str, float]:

@@ -48,16 +48,17 @@ class Population:
     def next(self) -> str | None:
         name = self.todo[0]
         member, turn = place_in(name)
-        if turn and not all(self.over(other, turn - 1) for other in range(self.search.trials)):
-            return None
+        if turn:
+            before = [name_of(other, turn - 1) for other in range(self.search.trials)]
+            ends = [self.end(other) if self.known(other) else None for other in before]
+            if None in ends:
+                return None
+            if all(end and end["status"] == "failed" for end in ends):
+                self.todo.clear()  # nobody has weights to go on from
+                return None
         if not self.known(name):
             self.write(name, member, turn)
         return self.todo.pop(0)
-
-    def over(self, member: int, turn: int) -> bool:
-        """Whether a member has ended a round."""
-        name = name_of(member, turn)
-        return self.known(name) and self.end(name) is not None
 
     def write(self, name: str, member: int, turn: int) -> None:
         """The folder of a member's next part, with the checkpoint that it goes on from; the point last."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -61,12 +62,16 @@ def check_model(recipe: Recipe) -> None:
 
 
 def check_window(recipe: Recipe, spec: InferenceSpec, window: tuple[int, int] | None) -> None:
-    """Sliding windows of a head that is bound to its crop must be that crop.
+    """Windows must fit their strides, and of a head that is bound to its crop they must be that crop.
 
     Raises:
-        RecipeError: they are not.
+        RecipeError: they do not, or are not.
     """
-    if window and spec.mode == "slide" and (given := inference_of(recipe, spec).window) != window:
+    try:
+        given = inference_of(recipe, spec).window
+    except ValueError as error:
+        raise RecipeError(f"inference: {error}") from None
+    if window and spec.mode == "slide" and given != window:
         raise RecipeError(f"inference.window = {given}: {recipe.head['name']} keeps to its training crop {window}")
 
 
@@ -99,13 +104,17 @@ def check_share(recipe: Recipe, sizes: Sizes) -> None:
             raise RecipeError(f"{error} (batch, workers.count, workers.micro_batch)") from None
 
 
-def plan_legs(recipe: Recipe, root: str) -> list[Leg]:
+def plan_legs(recipe: Recipe, root: str, folder: Path | None = None) -> list[Leg]:
     """Open the shards of all stages and check them against each other.
+
+    Args:
+        root: of the shards.
+        folder: of a run that may have begun.
 
     Raises:
         DataError: shards that are missing or of another schema.
-        RecipeError: classes that differ within a stage, unlabelled or too few rows, or rows that a stage would be
-            scored on after it, or a stage before it, was trained on them.
+        RecipeError: classes that differ within a stage, unlabelled or too few rows, rows that a stage would be
+            scored on after it, or a stage before it, was trained on them, or other rows than the run began with.
     """
     legs: list[Leg] = []
     seen = np.zeros(0, np.int64)
@@ -132,7 +141,28 @@ def plan_legs(recipe: Recipe, root: str) -> list[Leg]:
                 f"stage {stage.name}: warmup = {warmup} steps, the stage has {steps}: fewer, or more epochs"
             )
         legs.append(Leg(stage, train_uri, val_uri, train, val, steps, seen))
+        if folder is not None:
+            check_rows(legs[-1], folder / stage.name)
     return legs
+
+
+def check_rows(leg: Leg, place: Path) -> None:
+    """Make sure that a stage which has begun finds the rows that it began with.
+
+    Raises:
+        RecipeError: the shards hold others, so its steps and its score would be of both.
+    """
+    about = place / "about.json"
+    if not about.exists() or not ((place / "done.json").exists() or any(place.glob("checkpoints/step-*.pt"))):
+        return
+    noted = json.loads(about.read_text())["params"]
+    for part, uri, manifest in (("train", leg.train_uri, leg.train), ("val", leg.val_uri, leg.val)):
+        before = noted.get(f"shards.{part}.hash")
+        if manifest and before and before != manifest.hash:
+            raise RecipeError(
+                f"stage {leg.stage.name}: {uri} holds other rows than when this run began (hash {before[:12]}… then, "
+                f"{manifest.hash[:12]}… now). Put the shards of then there, or train anew under another name=…"
+            )
 
 
 def locate(root: str, name: str) -> str:

@@ -359,6 +359,8 @@ def check(recipe: Recipe) -> None:
         )
         demand((stage.epochs or stage.steps or 0) > 0, f"stage {stage.name}: epochs and steps must be above 0")
         demand(stage.val_every >= 0, f"stage {stage.name}: val_every = {stage.val_every} epochs, must be 0 or more")
+    demand(0 <= recipe.seed < 2**32, f"seed = {recipe.seed}: 0 to 2**32 - 1")
+    demand(recipe.overlays >= 0, f"overlays = {recipe.overlays}: 0 (none) or more")
     demand(recipe.batch >= 1, f"batch = {recipe.batch}: must be 1 or more images")
     demand(0 <= recipe.optim.ema < 1, f"optim.ema = {recipe.optim.ema}: a decay, 0 (none) to below 1")
     demand(min(recipe.view.crop) >= 8, f"view.crop = {recipe.view.crop}: at least 8 pixels each way")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import time
 from collections.abc import Iterator
@@ -46,14 +47,27 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         SetupError: it cannot be written, or another process trains into it.
     """
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except filelock.Timeout:
         raise SetupError(f"another process trains in {folder}; wait for it, or give this run its own name=…") from None
     except OSError as error:
-        raise SetupError(f"cannot write to {folder}: {error}. Give another place: output=DIR") from None
+        raise unwritable(folder, error) from None
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise unwritable(folder, error) from None
+        raise  # a network's, or a file's that is missing: another place would not help
+    finally:
+        lock.release()
+
+
+def unwritable(folder: Path, error: OSError) -> SetupError:
+    """What to say of a folder that cannot be written."""
+    return SetupError(f"cannot write to {folder}: {error}. Give another place: output=DIR")
 
 
 def settle(recipe: Recipe, folder: Path) -> None:

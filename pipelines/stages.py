@@ -57,7 +57,7 @@ def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:
             return results
         check_views(folder)
         with timeline.part("checks of the shards"):
-            legs = None if recipe.data == SAMPLE else plan_legs(recipe, recipe.data)
+            legs = None if recipe.data == SAMPLE else plan_legs(recipe, recipe.data, folder)
         needs_ray = not (recipe.workers.count == 0 and recipe.feed == "torch" and legs)
         with timeline.part("start of Ray"):
             sizes = session.enter_context(
@@ -67,7 +67,7 @@ def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:
             from pipelines.prepare import sample_shards
 
             with timeline.part("the sample and its shards"):
-                legs = plan_legs(recipe, str(sample_shards(output)))
+                legs = plan_legs(recipe, str(sample_shards(output)), folder)
         with timeline.part("checks of the cluster"):
             check_share(recipe, sizes)
             localise(recipe.backbone.weights, output)

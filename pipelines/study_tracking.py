@@ -25,6 +25,7 @@ from pipelines.tracking import (
     connected,
     create_run,
     default_uri,
+    final_weights,
     find_experiment,
     first_line,
 )
@@ -164,7 +165,7 @@ class StudyTracker(threading.Thread):
         state = json.loads((folder / "mlflow.json").read_text())
         stage, run = list(state["stages"].items())[-1]
         done = json.loads((folder / stage / "done.json").read_text())
-        path = Path(done["best_checkpoint"] or done["checkpoint"])
+        path = final_weights(folder / stage)
         uri = self.client.get_run(run).info.artifact_uri
         tags = {"best.trial": best, "best.run": run, "best.checkpoint": f"{uri}/checkpoint/{path.name}"}
         for key, value in (tags | {"best.checkpoint_file": str(path)}).items():

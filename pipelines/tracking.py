@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -192,7 +193,7 @@ class Tracker:
         for name in RECORDS:
             lines, end = read_record(place / name, self.sent(place, name))
             if lines:
-                send_lines(self.client, run, place.name, lines, read_about(place))
+                send_lines(self.client, run, place, lines)
                 self.state["sent"][f"{place.name}/{name}"] = end
                 self.save()
         if (place / "done.json").exists() and place.name not in self.state["ended"]:
@@ -205,7 +206,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         done = json.loads((place / "done.json").read_text())
-        self.client.log_artifact(run, done["best_checkpoint"] or done["checkpoint"], "checkpoint")
+        self.client.log_artifact(run, str(final_weights(place)), "checkpoint")
         scores = {"mIoU": done["miou"], "mIoU_before": done["miou_before"]} if done["val_rows"] else {}
         head = "" if self.flat else f"{place.name}/"
         points = [Metric(f"{head}{key}", value * 100, done["time"], 0) for key, value in scores.items()]
@@ -313,40 +314,55 @@ class Sender(threading.Thread):
         self.join()
 
 
-def send_lines(client: Any, run: str, stage: str, lines: list[dict[str, Any]], about: dict[str, Any]) -> None:
+def final_weights(place: Path) -> Path:
+    """The best checkpoint of a finished stage, or its last where it has no scores; in its folder, wherever that is."""
+    done = json.loads((place / "done.json").read_text())
+    return place / "best.pt" if done["best_checkpoint"] else place / "checkpoints" / Path(done["checkpoint"]).name
+
+
+def metric_names(classes: Sequence[str]) -> list[str]:
+    """Names of the classes' IoU as MLflow takes them: it refuses all but letters, digits and a few signs."""
+    plain = [re.sub(r"[^\w.\- ]", "_", name).strip(".")[:200] or "_" for name in classes]
+    return [f"{name} {i}" if plain.count(name) > 1 else name for i, name in enumerate(plain)]
+
+
+def send_lines(client: Any, run: str, place: Path, lines: list[dict[str, Any]]) -> None:
     """Metrics of a record's lines in batches, then pictures and tables of each validation."""
     from mlflow.entities import Metric
 
-    metrics = []
+    metrics, about = [], read_about(place)
+    names = metric_names(about["classes"])
     for line in lines:
         values = {METRICS[line["kind"]][k]: v for k, v in line.items() if k in METRICS.get(line["kind"], {})}
         if line["kind"] == "system":
             values = {f"system/{k}": v for k, v in line["values"].items()}
         if line["kind"] == "val":
-            values |= {f"val/IoU/{name}": v for name, v in zip(about["classes"], line["iou"], strict=True)}
+            values |= {f"val/IoU/{name}": v for name, v in zip(names, line["iou"], strict=True)}
             values = {k: v * 100 for k, v in values.items() if v == v}  # percent; absent classes have none
         metrics += [Metric(k, float(v), line["time"], line["step"]) for k, v in values.items()]
     for first in range(0, len(metrics), 1000):
         client.log_batch(run, metrics=metrics[first : first + 1000])
     for line in lines:
         if line["kind"] == "val":
-            send_validation(client, run, stage, line, about)
+            send_validation(client, run, place, line, about)
 
 
-def send_validation(client: Any, run: str, stage: str, line: dict[str, Any], about: dict[str, Any]) -> None:
-    """Overlays, confusion matrix and IoU bars of one validation."""
+def send_validation(client: Any, run: str, place: Path, line: dict[str, Any], about: dict[str, Any]) -> None:
+    """Overlays, confusion matrix and IoU bars of one validation; sent again they take the place of the first."""
     classes, step = about["classes"], f"step-{line['step']:08d}"
     how = f"{line['rows']} rows, {about['protocol']}"
-    title = f"{stage}, step {line['step']}: mIoU {line['miou'] * 100:.2f} %\n{how}"
+    title = f"{place.name}, step {line['step']}: mIoU {line['miou'] * 100:.2f} %\n{how}"
     for picture in line["overlays"]:
-        client.log_artifact(run, picture, f"overlays/{Path(picture).parent.name}")
-    counts = np.load(line["counts"])
+        client.log_artifact(run, str(place / picture), f"overlays/{Path(picture).parent.name}")
+    counts = np.load(place / line["counts"])
     client.log_figure(run, figures.confusion_figure(counts, classes, title), f"confusion/{step}.png")
     client.log_figure(run, figures.iou_figure(line["iou"], classes, title), f"iou/{step}.png")
     percent = [None if v != v else round(v * 100, 2) for v in line["iou"]]
     table = {"class": list(classes), "IoU_percent": percent, "true_pixels": counts.sum(1).tolist(),
              "predicted_pixels": counts.sum(0).tolist()}  # fmt: skip
-    client.log_table(run, data=table, artifact_file=f"iou_table/{step}.json")
+    name = f"iou_table/{step}.json"
+    if name not in {file.path for file in client.list_artifacts(run, "iou_table")}:  # it would be added to
+        client.log_table(run, data=table, artifact_file=name)
 
 
 class System:

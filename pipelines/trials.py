@@ -102,7 +102,7 @@ def follow(recipe: Recipe, place: Place, folder: Path, followed: bool) -> Iterat
     from pipelines.stages import fit, prepare_legs
 
     with locked(folder):
-        legs = plan_legs(recipe, place.root)
+        legs = plan_legs(recipe, place.root, folder)
         jobs, parts = prepare_legs(recipe, legs, folder, place.sizes, place.output)
         if (folder / PART).exists():
             share = json.loads((folder / PART).read_text())["until"]

@@ -169,10 +169,12 @@ def test_evaluate_refuses_with_one_message(words, message, shards, recipe_file, 
 
 
 def test_evaluate_refuses_other_classes_and_wrong_windows(shards, recipe_file, tmp_path, refused):
-    page = recipe_file(head={"name": "reconet", "channels": 8, "rank": 2}, inference={"mode": "slide"})
+    inference = {"mode": "slide", "stride": [16, 16]}  # of windows alone: nothing that `--mode whole` would keep
+    page = recipe_file(head={"name": "reconet", "channels": 8, "rank": 2}, inference=inference)
     run_recipe(load_recipe(page, ["stages.0.steps=1", "optim.warmup=0"]))
     best, val = tmp_path / "out/runs/tiny/first/best.pt", shards / "voc12/val"
     assert "bound to its crop (32, 32)" in refused("evaluate", best, val, "--mode", "whole")
+    assert "window (32, 32) with stride (64, 64)" in refused("evaluate", best, val, "--stride", 64, 64)
     message = refused("evaluate", best, val, "--window", 48, 48, "--stride", 9, 9)
     assert "keeps to its training crop (32, 32)" in message
     other = tmp_path / "other"

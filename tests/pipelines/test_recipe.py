@@ -47,6 +47,8 @@ def test_bundled_recipe_builds_and_survives_a_round_trip(name, tmp_path, hollow)
         ("batch=many", "batch = 'many' is str: give a whole number"),
         ("batch=true", "give a whole number"),
         ("batch=0", "batch = 0"),
+        ("seed=-1", "seed = -1: 0 to"),
+        ("overlays=-1", "overlays = -1: 0"),
         ("view.crop=[512]", "view.crop = [512] is list: give a list of 2"),
         ("backbone.output_stride=7", "allowed are 8, 16, 32"),
         ("workers.precision=fp8", "allowed are 'auto', 'bf16', 'fp32'"),
@@ -72,6 +74,8 @@ def test_a_wrong_override_is_named(override, message):
         ("head.rank=0", "rank"),
         ("backbone.name=resnet101c", "resnet101s"),
         ("inference.window=[96, 96]", "keeps to its training crop"),
+        ("inference.mode=whole", "inference: mode 'whole' with window None and stride (64, 64)"),
+        ("inference.stride=[65, 64]", "inference: window (64, 64) with stride (65, 64)"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_refused_before_anything_starts(override, message):

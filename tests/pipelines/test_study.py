@@ -467,6 +467,14 @@ def test_the_worst_of_a_population_goes_on_from_the_best(study_file, tmp_path):
     assert (taken / "checkpoints/step-00000002.pt").read_text() == first[1]
     assert (taken / "best.pt").read_text() == first[1]
 
+    for name in second:
+        end(members.place.trial(name), "failed", why="no luck")
+    assert members.left() == 4
+    assert members.next() is None  # nobody left a checkpoint to go on from: the search is over
+    assert members.left() == 0
+    for name in second:
+        (members.place.trial(name) / "ended.json").unlink()
+
     again = population(study_file, tmp_path)  # a driver killed now writes nothing anew, and asks for what is left
     assert again.left() == 8
     assert [again.next() for _ in range(4)] == second

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -257,14 +259,41 @@ def test_replay_to_another_store_copies_the_run_there(recipe_file, tmp_path, mon
     import mlflow
 
     run_recipe(load_recipe(recipe_file(stages=STAGES[:1])))
+    shutil.move(tmp_path / "out", tmp_path / "elsewhere")
     other = f"sqlite:///{tmp_path / 'other.db'}"
-    monkeypatch.setattr(sys, "argv", ["replay", str(tmp_path / "out/runs/tiny"), "--tracking", other])
+    monkeypatch.setattr(sys, "argv", ["replay", str(tmp_path / "elsewhere/runs/tiny"), "--tracking", other])
     importlib.import_module("pipelines.replay").main()
     assert "first  sent" in capsys.readouterr().out
     client = mlflow.MlflowClient(tracking_uri=other)
     runs = client.search_runs([client.get_experiment_by_name("context-heads").experiment_id])
     run = next(run.info.run_id for run in runs if run.info.run_name == "tiny/first")
-    assert history(client, run, "train/loss") == losses(tmp_path / "out/runs/tiny/first")
+    assert history(client, run, "train/loss") == losses(tmp_path / "elsewhere/runs/tiny/first")
+    folders = {file.path for file in client.list_artifacts(run)}
+    assert folders >= {"checkpoint", "confusion", "iou", "iou_table", "overlays"}
+    assert [Path(file.path).name for file in client.list_artifacts(run, "checkpoint")] == ["best.pt"]
+
+
+def test_classes_of_any_name_are_sent_and_what_is_sent_again_is_there_once(empty_store, tmp_path):
+    """MLflow takes few signs in a metric's name, and adds to a table that is there."""
+    import mlflow
+
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = client.create_run(client.create_experiment("x", (tmp_path / "artifacts").as_uri())).info.run_id
+    classes = ["road", "car, parked", "car; parked", "a//b", "..", "grün (50 %)"]
+    place = tmp_path / "first"
+    (place / "validation").mkdir(parents=True)
+    np.save(place / "validation/step-00000002.npy", np.eye(6, dtype=np.int64))
+    (place / "about.json").write_text(json.dumps({"classes": classes, "protocol": "whole", "params": {}, "steps": 2}))
+    line = {"kind": "val", "step": 2, "time": 1, "miou": 1.0, "accuracy": 1.0, "fwiou": 1.0, "rows": 3, "overlays": [],
+            "iou": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "counts": "validation/step-00000002.npy"}  # fmt: skip
+    for _ in range(2):
+        tracking.send_lines(client, run, place, [line])
+    names = ["road", "car_ parked 1", "car_ parked 2", "a__b", "_", "grün _50 __"]
+    found = client.get_run(run).data.metrics
+    assert [found[f"val/IoU/{name}"] for name in names] == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
+    table = json.loads(Path(client.download_artifacts(run, "iou_table/step-00000002.json")).read_text())
+    assert [row[0] for row in table["data"]] == classes
 
 
 def test_replay_of_no_run(tmp_path, monkeypatch):

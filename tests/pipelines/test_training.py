@@ -285,6 +285,54 @@ def test_nan_stops_with_the_samples_named(recipe_file, tmp_path):
     assert not list((tmp_path / "out/runs/tiny/first").glob("checkpoints/*.pt"))
 
 
+def test_a_loss_that_is_nan_is_not_saved_because_somebody_stops_the_run(recipe_file, tmp_path, monkeypatch):
+    calls = itertools.count()
+    monkeypatch.setattr(loop, "asked_to_stop", lambda stop: 15 if next(calls) == 6 else 0)
+    recipe = load_recipe(recipe_file(optim={"lr": 1e9, "head_lr_scale": 1}, log_every=3000, stages=[
+        {"name": "first", "train": "voc12/train", "steps": 12}]))  # fmt: skip
+    with pytest.raises(RunFailed, match=r"the loss became (nan|inf) at step [1-6], .*name=OTHER"):
+        run_recipe(recipe)
+    assert next(calls) == 7
+    assert not list((tmp_path / "out/runs/tiny/first").glob("checkpoints/*.pt"))
+
+
+def test_losses_that_a_checkpoint_carries_are_counted_once_whatever_the_number_of_workers(monkeypatch):
+    """Each worker has its part of a step's loss; what all of them load is the first one's checkpoint."""
+    state = {"losses": [], "seconds": 0.0, "images": 0}
+    parts = ([0.5, 0.25], [0.125, 1.0])
+    meters = [loop.Meter(torch.device("cpu"), 4, state, rank) for rank in (0, 1)]
+    for meter, part in zip(meters, parts, strict=True):
+        for value in part:
+            meter.add(torch.tensor(value))
+    for meter, others in zip(meters, parts[::-1], strict=True):
+        monkeypatch.setattr(loop.dist, "all_reduce", lambda mine, others=others: mine.add_(torch.tensor(others)))
+        assert meter.losses(2).tolist() == [0.625, 1.25]
+    meters[0].store(state)
+    assert state["losses"] == [0.625, 1.25]
+    resumed = [loop.Meter(torch.device("cpu"), 4, state, rank) for rank in (0, 1)]
+    assert sum(torch.stack(meter.kept) for meter in resumed).tolist() == [0.625, 1.25]
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_run_does_not_go_on_with_other_rows(recipe_file, shards, tmp_path, part):
+    """Its steps, and its score, would be of both."""
+    data = tmp_path / "data"
+    shutil.copytree(shards, data)
+    stage = {"name": "first", "train": "voc12_aug/train", "val": "voc12/val", "steps": 2}
+    recipe = load_recipe(recipe_file(data=str(data), stages=[stage]))
+    run_recipe(recipe)
+    assert run_recipe(recipe)  # finished: there is nothing to go on with
+    for name in ("done.json", "outcome.json"):
+        (tmp_path / "out/runs/tiny/first" / name).unlink()
+    changed = data / stage[part]
+    manifest = json.loads((changed / "manifest.json").read_text())
+    (changed / "manifest.json").write_text(json.dumps(manifest | {"digest": "0" * 64}))  # a name of other rows
+    with pytest.raises(RecipeError, match=rf"stage first: .*{changed.name} holds other rows than when .*name=…"):
+        run_recipe(recipe)
+    (changed / "manifest.json").write_text(json.dumps(manifest))
+    assert run_recipe(recipe)[0]["steps"] == 2
+
+
 def test_scoring_on_trained_rows_is_refused(recipe_file):
     stage = {"name": "first", "train": "voc12/trainval", "val": "voc12/val", "steps": 2}
     with pytest.raises(RecipeError, match="11 of the 11 images of voc12/val are trained on"):
@@ -326,6 +374,10 @@ def test_two_processes_cannot_train_one_run(tmp_path):
         with pytest.raises(SetupError, match="another process trains"), locked(tmp_path):
             pass
         other.stdin.close()
+    with pytest.raises(ConnectionError), locked(tmp_path):  # another folder would not help
+        raise ConnectionRefusedError(111, "no server")
+    with pytest.raises(SetupError, match=r"cannot write to .*output=DIR"), locked(tmp_path):
+        raise PermissionError(13, "not yours")
     with locked(tmp_path):
         pass
 
