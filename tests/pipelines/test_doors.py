@@ -149,7 +149,7 @@ def test_train_and_evaluate_with_one_score_for_1_2_and_3_workers(pair, shards, t
     lines = read_record(run / "first/record.jsonl")[0]
     (two,) = (x for x in lines if x["kind"] == "val" and x["step"] == scores[1]["step"])
     assert scores[1]["miou"] == two["miou"] == scores[3]["miou"]
-    assert scores[1]["confusion"] == np.load(two["counts"]).tolist() == scores[3]["confusion"]
+    assert scores[1]["confusion"] == np.load(run / "first" / two["counts"]).tolist() == scores[3]["confusion"]
     assert sum(map(sum, scores[1]["confusion"])) == sum(read_manifest(str(val)).histogram[:-1])
 
     assert "18 of the 18 images" in refused("evaluate", best, shards / "voc12/train")
