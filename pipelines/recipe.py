@@ -362,6 +362,9 @@ def check(recipe: Recipe) -> None:
     demand(0 <= recipe.seed < 2**32, f"seed = {recipe.seed}: 0 to 2**32 - 1")
     demand(recipe.overlays >= 0, f"overlays = {recipe.overlays}: 0 (none) or more")
     demand(recipe.batch >= 1, f"batch = {recipe.batch}: must be 1 or more images")
+    rates = [rate for rate in (recipe.optim.lr, *(stage.lr for stage in recipe.stages)) if rate is not None]
+    demand(min(rates) >= 0, f"lr = {min(rates)}: 0 or more")
+    demand(0 <= recipe.optim.momentum < 1, f"optim.momentum = {recipe.optim.momentum}: 0 to below 1")
     demand(0 <= recipe.optim.ema < 1, f"optim.ema = {recipe.optim.ema}: a decay, 0 (none) to below 1")
     demand(min(recipe.view.crop) >= 8, f"view.crop = {recipe.view.crop}: at least 8 pixels each way")
     demand(0 < recipe.view.scale[0] <= recipe.view.scale[1], f"view.scale = {recipe.view.scale}: 0 < low <= high")

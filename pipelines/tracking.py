@@ -368,10 +368,13 @@ def send_validation(client: Any, run: str, place: Path, line: dict[str, Any], ab
 class System:
     """What this machine does meanwhile, by MLflow's own monitors, kept in a record of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, uri: str) -> None:
+        """Args:
+        uri: of the run's MLflow; without one MLflow would make a store in the current folder. Nothing is sent there.
+        """
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self.monitors = SystemMetricsMonitor("", tracking_uri="").monitors  # CPU, memory, disk, network, GPUs
+        self.monitors = SystemMetricsMonitor("", tracking_uri=uri).monitors  # CPU, memory, disk, network, GPUs
         self.taken = 0.0
 
     def sample(self, path: Path) -> None:

@@ -37,8 +37,12 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_chain_runs_hands_its_weights_on_and_ends_in_a_table(recipe_file, tmp_path, capsys):
-    results = run_recipe(load_recipe(recipe_file(stages=TWO_STAGES)))
+def test_a_chain_runs_hands_its_weights_on_and_ends_in_a_table(recipe_file, tmp_path, capsys, monkeypatch):
+    page = recipe_file(stages=TWO_STAGES)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    results = run_recipe(load_recipe(page))
+    assert not list((tmp_path / "here").iterdir())  # all lies below `output`
     shown = capsys.readouterr().out
     assert [r["stage"] for r in results] == ["first", "second"]
     assert results[0]["miou_before"] is not None
