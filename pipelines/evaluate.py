@@ -36,7 +36,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("shards", help="folder or URI of one split's shards")
     parser.add_argument("--mode", choices=["whole", "slide"], help="whole image or sliding window (default: recipe)")
     parser.add_argument("--window", type=int, nargs=2, metavar=("H", "W"), help="pixels (default: the training crop)")
-    parser.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="pixels (default: 2/3 of the window)")
+    parser.add_argument(
+        "--stride", type=int, nargs=2, metavar=("H", "W"), help="pixels (default: the recipe's, else 2/3 of the window)"
+    )
     parser.add_argument("--scales", type=float, nargs="+", help="image scales to average over (default: the recipe's)")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
     parser.add_argument("--workers", type=int, help="Ray workers, on CPUs a core each (default: this process)")

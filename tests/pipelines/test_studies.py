@@ -1,7 +1,11 @@
 """The bundled studies: every variant builds, every published row is there, every table of the papers is complete."""
 
+import re
+import sys
+
 import pytest
 
+from pipelines.ablate import EXAMPLES, main
 from pipelines.fair import check_fair, check_models, expand
 from pipelines.published.results import published_values, results_table
 from pipelines.study import STUDIES, load_study
@@ -22,6 +26,13 @@ def test_every_variant_builds_and_differs_in_what_is_ablated_alone(name, hollow)
     assert plan.study.search or plan.study.baseline
     recipes = [repr(trial.recipe).replace(trial.name, "") for trial in trials]
     assert len(set(recipes)) == len(recipes)  # no variant is another under a second name
+
+
+@pytest.mark.parametrize("line", [line for line in EXAMPLES.splitlines() if re.search(r"ablate \w+/\w+", line)])
+def test_the_examples_of_the_help_can_be_typed(line, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ablate", *line.split()[3:], "--print"])
+    main()
+    assert "trials: " in capsys.readouterr().out
 
 
 def test_every_row_of_the_papers_tables_has_a_variant():
