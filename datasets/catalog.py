@@ -11,7 +11,7 @@ from datasets.readers.coco import coco_voc
 from datasets.readers.coco_instances import coco_instances
 from datasets.readers.coco_panoptic import coco_panoptic
 from datasets.readers.cocostuff import cocostuff10k, cocostuff164k
-from datasets.readers.folder import folder
+from datasets.readers.folder import TREE, folder
 from datasets.readers.lip import lip
 from datasets.readers.pascal_context import pascal_context59, pascal_context60
 from datasets.readers.siftflow import siftflow
@@ -36,3 +36,11 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
     "lip": lip,
     "folder": folder,
 }
+
+
+def tree_of(name: str) -> str:
+    """What the source of a benchmark must hold, and where it is published."""
+    if name == "folder":  # its reader asks for the classes in it
+        return TREE
+    benchmark = BENCHMARKS[name](Path())
+    return f"{benchmark.tree}\n\npublished at {benchmark.home}"

@@ -88,7 +88,7 @@ class Benchmark:
         tree: a drawing of the expected folder, with counts.
         index: split -> rows, always in the same order. Raises DataError with `tree` and the missing files.
         read: item -> sample; picklable. Raises DataError naming the file at fault.
-        home: where the release is published, for a person to fetch it.
+        home: where the release is published, for a person to fetch it; "" of a folder of one's own.
         flip_pairs: classes that change places when an image is flipped left to right (left arm, right arm).
     """
 

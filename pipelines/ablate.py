@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("study", help="a YAML file, or a name below pipelines/studies")
-    add("overrides", nargs="*", metavar="key=value", help="replaces a key of the recipe, for all variants")
+    add("overrides", nargs="*", default=[], metavar="key=value", help="replaces a key of the recipe, for all variants")
     add("--recipe", help="replaces the study's recipe")
     add("--benchmark", metavar="B", help="train on B/train, validate on B/val; for recipes of one stage")
     add("--seeds", type=int, metavar="N", help="seeds 0 to N-1 instead of the study's")
@@ -95,4 +95,4 @@ def show(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resumes=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.door import run
+from pipelines.door import run, writable
 
 if TYPE_CHECKING:
     from datasets.shards import Manifest, Shards
@@ -41,7 +41,12 @@ def main() -> None:
     from datasets.shards import Shards, read_manifest
     from datasets.storage import below
     from pipelines.figures import safe_name
+    from pipelines.recipe import RecipeError
 
+    if args.sheet:
+        writable("--sheet", args.sheet.absolute().parent)
+        if args.sheet.is_dir():
+            raise RecipeError(f"--sheet {args.sheet}: is a folder; name a file, e.g. {args.sheet}/sheet.png")
     uri = below(str(Path.cwd()), args.shards)
     if args.row:
         show_row(Shards(uri), args.row, args.sheet or Path(f"{safe_name(args.row)}.png"))

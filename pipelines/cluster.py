@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,20 +72,21 @@ def ray_cluster(
     if ray.is_initialized():  # a session of the caller's (a study, a test): its owner ends it
         yield size_workers(workers, **totals())
         return
-    if joins():
-        join()
-        sizes = size_workers(workers, **totals())
-    else:
-        logical = slots * (sizes.count * (1 + sizes.feed_tasks) + 1)
-        ray.init(
-            address="local",
-            num_cpus=max(cores, logical),
-            object_store_memory=store_bytes,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=True,
-            logging_level=logging.ERROR,
-        )
+    with own_sigterm():
+        if joins():
+            join()
+            sizes = size_workers(workers, **totals())
+        else:
+            logical = slots * (sizes.count * (1 + sizes.feed_tasks) + 1)
+            ray.init(
+                address="local",
+                num_cpus=max(cores, logical),
+                object_store_memory=store_bytes,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=True,
+                logging_level=logging.ERROR,
+            )
     try:
         if not joins():
             early(sizes)
@@ -91,6 +94,15 @@ def ray_cluster(
         yield sizes
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def own_sigterm() -> Iterator[None]:
+    """The handler of SIGTERM as it was, after a body that starts Ray, which puts its own in its place."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def joins() -> bool:

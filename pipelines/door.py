@@ -7,15 +7,20 @@ import gc
 import importlib.util
 import os
 import re
+import signal
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
 USERS = ("DataError", "RecipeError", "SetupError")  # errors whose message is written for the user
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AFTER_FULL = "What was written before is whole; make room, and the same command goes on from there."
 OURS = ("datasets", "pipelines", "segmodels")
+TERMINATED = threading.Event()  # SIGTERM came where nothing had to be saved first
 
 
 class SetupError(RuntimeError):
@@ -54,16 +59,28 @@ def check_names() -> None:
             )
 
 
-def run(main: Callable[[], None]) -> None:
-    """Open a door: bad input ends in one message on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143."""
+def run(main: Callable[[], None], *, resumes: bool = False) -> None:
+    """Open a door: bad input ends in one message on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143.
+
+    Args:
+        main: what the door does.
+        resumes: whether the same command, typed again, goes on from what an interrupted one had written.
+    """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import otherwise
     gc.set_threshold(50_000)  # every 700 objects, as is usual, a fifth of the imports' time is searches for garbage
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
     try:
         check_names()
         main()
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as left:
+        # while Ray starts, its own handler answers SIGTERM, with sys.exit(15)
+        terminated = TERMINATED.is_set() or (isinstance(left, SystemExit) and left.code == signal.SIGTERM)
+        if isinstance(left, SystemExit) and not terminated:
+            raise
+        after = "; the same command goes on from what was saved" if resumes else ""
+        print(f"\nstopped{after}", file=sys.stderr)
+        sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
     except Stopped as stop:
         print(f"\n{stop}", file=sys.stderr)
         sys.exit(stop.code)
@@ -76,6 +93,26 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """The doors' answer to SIGTERM: as to Ctrl-C, which Ray knows how to pass on."""
+    TERMINATED.set()
+    raise KeyboardInterrupt
+
+
+def writable(option: str, folder: Path) -> Path:
+    """The folder of a command line's option, made where it is missing, before anything is computed for it.
+
+    Raises:
+        SetupError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise SetupError(f"{option}: cannot write to {folder}: {error.strerror}. Give another place") from None
 
 
 def users_message(error: BaseException | None) -> str | None:

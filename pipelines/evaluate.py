@@ -17,7 +17,7 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.door import run
+from pipelines.door import run, writable
 
 EXAMPLES = """\
 examples:
@@ -53,10 +53,15 @@ def main() -> None:
     args = parse()
     from pipelines import checkpoint
     from pipelines.cluster import ray_cluster
-    from pipelines.recipe import Workers
+    from pipelines.recipe import RecipeError, Workers
+
+    if args.workers is not None and args.workers < 1:
+        raise RecipeError(f"--workers {args.workers}: 1 or more; without it, this process scores alone")
 
     content = checkpoint.load(args.checkpoint.resolve())
     task = plan(args, content)
+    if args.out:
+        writable("--out", args.out)
     if args.workers is None:
         counts = evaluate_here(task)
     else:
@@ -181,7 +186,6 @@ def show(args: argparse.Namespace, content: dict[str, Any], task: dict[str, Any]
     print(f"{'mIoU':>20}  {result.miou * 100!r} %   ({how})")
     print(f"{'pixel accuracy':>20}  {result.accuracy * 100:.4f} %   fwIoU {result.fwiou * 100:.4f} %")
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
         numbers = dataclasses.asdict(result) | {
             "protocol": how, "checkpoint": str(task["checkpoint"]), "shards": task["uri"], "shards_hash": manifest.hash,
             "stage": content["stage"], "step": content["step"], "classes": content["classes"],

@@ -34,8 +34,9 @@ def page(facts: Mapping[str, Any], sheets: Mapping[str, np.ndarray]) -> str:
     """
     title = escape(f"{facts['benchmark']}: {', '.join(facts['splits'])}")
     warned = "".join(f'<div class="warning">{escape(text)}</div>' for text in facts["warnings"])
+    source = f"Published at {escape(facts['home'])}" if facts["home"] else "A folder of one's own"
     parts = [
-        f"<h1>{title}</h1><p>Published at {escape(facts['home'])}</p>",
+        f"<h1>{title}</h1><p>{source}</p>",
         warned or '<div class="fine">Nothing to warn of.</div>',
         overview(facts),
         shared(facts["overlaps"], len(facts["splits"])),
@@ -107,7 +108,7 @@ def split_section(facts: Mapping[str, Any], name: str, sheet: np.ndarray) -> str
     sizes = ", ".join(f"{s['width']}x{s['height']} ({s['rows']})" for s in split["sizes"])
     least, greatest = ("x".join(map(str, reversed(split[f"{key}_size"]))) for key in ("least", "greatest"))
     edges = "; ".join(f"{share:.1%} within {reach} pixel(s)" for reach, share in split["boundary"].items())
-    body = class_table(facts, split) if split["labelled"] else "<p>No labels.</p>"
+    body = class_table(split) if split["labelled"] else "<p>No labels.</p>"
     return (
         f"<h2>{escape(name)}</h2><p>Sizes (width x height), the commonest: {sizes}; least {least}, "
         f"greatest {greatest}. Labelled pixels that have another class: {edges}.</p>{body}"
@@ -115,12 +116,12 @@ def split_section(facts: Mapping[str, Any], name: str, sheet: np.ndarray) -> str
     )
 
 
-def class_table(facts: Mapping[str, Any], split: Mapping[str, Any]) -> str:
+def class_table(split: Mapping[str, Any]) -> str:
     """Pixels, images and weights of each class, those never seen in red."""
     pixels, total = split["histogram"], max(1, sum(split["histogram"]))
-    colours, weights = [*facts["palette"], (255, 255, 255)], list(split["weights"].values())
+    colours, weights = [*split["palette"], (255, 255, 255)], list(split["weights"].values())
     rows = []
-    for k, name in enumerate([*facts["classes"], "(ignored)"]):
+    for k, name in enumerate([*split["classes"], "(ignored)"]):
         red, green, blue = colours[k]
         label = f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>{escape(name)}'
         width = 250 * pixels[k] / max(1, *pixels)

@@ -12,14 +12,14 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.door import run
+from pipelines.door import run, writable
 
 if TYPE_CHECKING:
     from datasets.sample import Benchmark, Item
@@ -60,7 +60,7 @@ def prepare_door(args: argparse.Namespace) -> None:
     Raises:
         RecipeError, DataError, SetupError: bad input.
     """
-    from datasets.catalog import BENCHMARKS
+    from datasets.catalog import BENCHMARKS, tree_of
     from pipelines.recipe import RecipeError, nearest
     from pipelines.release import check_shared, drawn_tree, local_release
     from pipelines.report import write_report
@@ -70,8 +70,7 @@ def prepare_door(args: argparse.Namespace) -> None:
         hint = nearest(args.dataset, BENCHMARKS)
         raise RecipeError(f"no benchmark {args.dataset!r}{hint} Known: {', '.join(BENCHMARKS)}")
     if args.tree:
-        benchmark = BENCHMARKS[args.dataset](Path(args.source or ""))
-        print(f"{benchmark.tree}\n\npublished at {benchmark.home}")
+        print(tree_of(args.dataset))
         return
     if args.source is None or args.out is None:
         raise RecipeError("--source DIR and --out URI are needed; --tree shows what DIR must hold")
@@ -81,6 +80,9 @@ def prepare_door(args: argparse.Namespace) -> None:
     benchmark = BENCHMARKS[args.dataset](source)
     print(f"{benchmark.name}: expects\n{benchmark.tree}\n\nfound\n{drawn_tree(source)}\n", flush=True)
     found, absent = index_splits(benchmark, args.splits, args.partial)
+    check_replaced(benchmark.name, found, args.out)
+    if "://" not in args.out:
+        writable("--out", Path(args.out))
     with started(args.workers) as workers:
         if workers:
             check_shared(source, args.out)
@@ -141,12 +143,39 @@ def index_splits(
         if not items:
             raise RecipeError(f"{benchmark.name} {split} is empty: nothing to write")
         found[split] = items
-    if absent and (wanted or not found):
-        whole = "no split" if not found else f"not all of {', '.join(wanted or [])}"
+    if absent and (wanted or not found or not benchmark.home):  # one's own folder has the splits that it names
+        whole = "no split" if not found else f"not all of {', '.join(wanted or benchmark.splits)}"
         reasons = "\n".join(f"{split}: {why}" for split, why in absent.items())
-        raise DataError(f"the source holds {whole} of {benchmark.name}. {reasons}\nThe release is published at "
-                        f"{benchmark.home}")  # fmt: skip
+        where = f"\nThe release is published at {benchmark.home}" if benchmark.home else ""
+        raise DataError(f"the source holds {whole} of {benchmark.name}. {reasons}{where}")
     return found, absent
+
+
+def check_replaced(name: str, splits: Iterable[str], out: str) -> None:
+    """Shards of another benchmark are not written over.
+
+    Args:
+        name: of the benchmark.
+        splits: those that will be written below `out`.
+
+    Raises:
+        RecipeError: the place of one holds another benchmark's.
+    """
+    from datasets.manifest import MANIFEST, read_manifest
+    from datasets.sample import DataError
+    from datasets.storage import below, exists, locate
+    from pipelines.recipe import RecipeError
+
+    for split in splits:
+        system, path = locate(uri := below(out, split))
+        if not exists(system, f"{path}/{MANIFEST}"):
+            continue
+        try:
+            there = read_manifest(uri).benchmark
+        except DataError:  # of another schema, or damaged: to be made anew
+            continue
+        if there != name:
+            raise RecipeError(f"{uri} holds shards of {there}, not of {name}: give another --out, or remove it")
 
 
 def summarise(facts: Mapping[str, Any], absent: Mapping[str, str]) -> None:
@@ -188,4 +217,4 @@ def sample_shards(output: Path) -> Path:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resumes=True)

@@ -49,13 +49,13 @@ def write_report(benchmark: Benchmark, out: str) -> dict[str, Any]:
 
 
 def open_splits(benchmark: Benchmark, out: str) -> dict[str, Shards]:
-    """The splits of the benchmark that lie below OUT, in the benchmark's order."""
+    """The splits of the benchmark that lie below OUT, in its order; last those of another source of one's own."""
     from datasets.manifest import MANIFEST
     from datasets.shards import Shards
-    from datasets.storage import below, exists, locate
+    from datasets.storage import below, exists, locate, names_in
 
-    found = {}
-    for split in benchmark.splits:
+    found, folders = {}, names_in(*locate(out))
+    for split in dict.fromkeys([*benchmark.splits, *(name for name, is_folder in folders.items() if is_folder)]):
         system, path = locate(uri := below(out, split))
         if exists(system, f"{path}/{MANIFEST}"):
             found[split] = Shards(uri)
@@ -89,6 +89,8 @@ def split_facts(shards: Shards) -> dict[str, Any]:
     labelled = sum(manifest.histogram[:-1])
     return {
         "rows": manifest.rows,
+        "classes": list(manifest.classes),
+        "palette": [list(colour) for colour in manifest.palette],
         "official_rows": manifest.official_rows,
         "partial": manifest.partial,
         "labelled": manifest.labelled,
@@ -145,6 +147,9 @@ def warnings(facts: Mapping[str, Any]) -> list[str]:
     """What would mislead who trains on these shards, a line each."""
     lines = []
     for name, split in facts["splits"].items():
+        if split["classes"] != list(facts["classes"]):
+            first = ", ".join(split["classes"][:NAMED])
+            lines.append(f"{name} was prepared with other classes ({first}): prepare it anew, or remove its folder")
         if split["partial"]:
             lines.append(f"{name} is partial: {split['rows']} of the official {split['official_rows']} rows")
         if not split["labelled"]:

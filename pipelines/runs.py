@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         SetupError: it cannot be written, or another process trains into it.
     """
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    lock, fresh = filelock.FileLock(folder / ".lock", timeout=0), not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -62,6 +63,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise unwritable(folder, error) from None
         raise  # a network's, or a file's that is missing: another place would not help
     finally:
+        # of a run that was refused nothing stays
+        if fresh and folder.is_dir() and [path.name for path in folder.iterdir()] == [".lock"]:
+            shutil.rmtree(folder)
         lock.release()
 
 

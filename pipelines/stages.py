@@ -108,10 +108,11 @@ def run_legs(recipe: Recipe, legs: Sequence[Leg], folder: Path, sizes: Sizes, tr
         RecipeError: a worker found its input at fault.
         RunFailed: the workers failed for good, or the loss stopped being finite.
     """
-    jobs, parts = prepare_legs(recipe, legs, folder, sizes, tracker.output, System(tracker.uri).sample)
     tracker.resume()
-    with tracker.sending([part.folder for part in parts]), shown(parts):
-        fit(jobs, folder)
+    with tracker.sending([folder / leg.stage.name for leg in legs]):
+        jobs, parts = prepare_legs(recipe, legs, folder, sizes, tracker.output, System(tracker.uri).sample)
+        with shown(parts):
+            fit(jobs, folder)
 
 
 def prepare_legs(

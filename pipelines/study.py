@@ -166,7 +166,11 @@ def load_study(
         study = dataclasses.replace(study, seeds=tuple(range(seeds)))
     found = find_recipe(recipe or study.recipe)
     page = read_page(found, "a recipe is a mapping of keys")
-    common = copy.deepcopy(study.set) | dict(map(read_override, overrides))
+    given = dict(map(read_override, overrides))
+    check_overrides(study, given)
+    if name is not None and not NAME.fullmatch(name):
+        raise RecipeError(f"--name {name!r}: letters, digits, - _ . are allowed in names")
+    common = copy.deepcopy(study.set) | given
     for key, value in common.items():
         set_key(page, key, copy.deepcopy(value))
     if benchmark:
@@ -187,6 +191,22 @@ def to_yaml(plan: Plan) -> str:
     """The study as a page of its own, with all that the command line set."""
     page = json.loads(json.dumps(dataclasses.asdict(plan.study)))
     return yaml.safe_dump({k: v for k, v in page.items() if v not in (None, {}, "")}, sort_keys=False, width=110)
+
+
+def check_overrides(study: Study, given: Mapping[str, Any]) -> None:
+    """A key of the command line that every trial sets anew would change nothing.
+
+    Raises:
+        RecipeError: it would not.
+    """
+    own = {"seed": "--seeds N", "name": "--name NAME"}
+    sets = [variant.set for variant in study.variants.values()]
+    sets += [study.grid] if study.grid else [study.search.space] if study.search else []
+    for key in given:
+        if key in own:
+            raise RecipeError(f"{key}= is the study's: use {own[key]}")
+        if sets and all(any(key == k or key.startswith(f"{k}.") for k in each) for each in sets):
+            raise RecipeError(f"{key}= changes nothing: every variant sets it; copy the page and change it there")
 
 
 def benchmark_keys(page: Mapping[str, Any], benchmark: str) -> dict[str, str]:

@@ -23,10 +23,10 @@ examples:
 """
 
 
-def train(description: str | None, default: str | None = None) -> None:
+def train(description: str | None, default: str | None = None, examples: str = EXAMPLES) -> None:
     """Read the command line, then run or print the recipe."""
     parser = argparse.ArgumentParser(
-        description=description, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "recipe",
@@ -34,7 +34,9 @@ def train(description: str | None, default: str | None = None) -> None:
         default=default,
         help="a YAML file, or a name below pipelines/recipes" + (f" (default: {default})" if default else ""),
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a key of the recipe: head.rank=32")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="replaces a key of the recipe: head.rank=32"
+    )
     parser.add_argument("--print", action="store_true", help="show the resolved recipe, every default written out; end")
     args = parser.parse_intermixed_args()
     if default and "=" in args.recipe:  # `voc_pretrain key=value`: the default recipe with an override
@@ -51,4 +53,4 @@ def train(description: str | None, default: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: train(__doc__))
+    run(lambda: train(__doc__), resumes=True)

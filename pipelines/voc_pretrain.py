@@ -16,5 +16,13 @@ if not __package__:  # run as a file: Python put this folder first on the path, 
 from pipelines.door import run
 from pipelines.train import train
 
+EXAMPLES = """\
+examples:
+  python -m pipelines.voc_pretrain                                   # the bundled sample
+  python -m pipelines.voc_pretrain output=/data/runs head.rank=32    # the same, in another place, with another head
+  python -m pipelines.voc_pretrain reconet/voc12_coco_resnet101s data=/data/shards backbone.weights=/weights/r101s.pth
+  ray job submit --working-dir . -- python pipelines/voc_pretrain.py reconet/voc12_coco_resnet101s data=s3://BUCKET/shards
+"""
+
 if __name__ == "__main__":
-    run(lambda: train(__doc__, default="sample"))
+    run(lambda: train(__doc__, default="sample", examples=EXAMPLES), resumes=True)

@@ -49,7 +49,7 @@ def folder(source: Path) -> Benchmark:
     )
     splits: dict[str, int | None] = dict.fromkeys(_splits(source))
     index = partial(index_folder, source)
-    return Benchmark("folder", settings.names, settings.palette, splits, TREE, index, read, "nowhere: it is your own")
+    return Benchmark("folder", settings.names, settings.palette, splits, TREE, index, read, home="")
 
 
 def index_folder(source: Path, split: str) -> list[Item]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TURNS = 4  # of all tasks of a worker, in one round of a kind, at the least: the rate is that of the last but one
 LARGEST_GAP = 0.3  # seconds between two batches that a goal allows
+FIRST = 6.0  # seconds from fit() to the first batch that a goal allows
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -148,6 +149,7 @@ def report(args: argparse.Namespace, measured: dict[int, dict[str, Any]]) -> Rep
             f"{count} worker(s) with {session['tasks']} task(s) each, {session['steps']} steps a round: fit() to the "
             f"loop {session['entered']:.1f} s, to its first batch {session['first']:.1f} s; object store at most "
             f"{mib['store']:.0f} MiB of {mib['bound']:.0f} MiB, {mib['spilled']:.0f} MiB spilled",
+            goal(f"{count} worker(s), fit() to the first batch, s", session["first"], FIRST, least=False),
             goal(f"{count} worker(s), ray / torch", median(against["ray"]), 0.95),
             goal(f"{count} worker(s), ray's longest wait at an epoch's border, s", border, LARGEST_GAP, least=False),
             goal(f"{count} worker(s), store used / bound", mib["store"] / mib["bound"], 1, least=False),

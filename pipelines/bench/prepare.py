@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gib", type=float, default=0.25, help="images to prepare, GiB (default %(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(375, 500), metavar=("H", "W"), help="default 375 500")
     parser.add_argument("--form", choices=FORMS, default="jpeg", help="jpeg (quality 95), or png, stored without "
-                        "compression: six times the bytes for the same pixels (default %(default)s)")  # fmt: skip
+                        "compression: seven times the bytes for the same pixels (default %(default)s)")  # fmt: skip
     parser.add_argument(
         "--workers", type=int, metavar="N", help="files written at once (default: this machine's cores)"
     )

@@ -73,6 +73,11 @@ def test_verify_and_sheet(shards, look, tmp_path):
     assert cv2.imread(str(tmp_path / "deep/sheet.png")).shape[1] == 4 * 324
 
 
+@pytest.mark.parametrize(("place", "message"), [("/proc/x/a.png", "cannot write to /proc/x"), (".", "is a folder")])
+def test_a_sheet_that_cannot_be_written_is_refused_first(shards, look, place, message):
+    assert message in look(shards / "voc12/val", "--sheet", place, code=2)
+
+
 def test_verify_names_the_damaged_file(shards, look, tmp_path):
     import shutil
 

@@ -5,14 +5,17 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 
 import cv2
 import numpy as np
 import pytest
 
 from datasets.shards import read_manifest
+from pipelines.cluster import own_sigterm
 from pipelines.door import ROOT, run
 from pipelines.recipe import load_recipe
 from pipelines.record import read_record
@@ -184,6 +187,8 @@ def test_evaluate_refuses_other_classes_and_wrong_windows(shards, recipe_file, t
     (other / "manifest.json").write_text(json.dumps(manifest))
     assert "they must be the same" in refused("evaluate", best, other)
     assert "this is a folder of splits" in refused("evaluate", best, shards / "voc12")
+    assert "--workers -1: 1 or more" in refused("evaluate", best, val, "--workers", -1)
+    assert "--out: cannot write to /proc/x" in refused("evaluate", best, val, "--out", "/proc/x")
 
 
 OCNET = {"name": "ocnet", "channels": 8, "key_channels": 4, "scheme": "pyramid", "pyramid": [1, 2]}
@@ -208,6 +213,39 @@ OCNET = {"name": "ocnet", "channels": 8, "key_channels": 4, "scheme": "pyramid",
 def test_train_refuses_with_one_message(recipe_file, refused, changes, message, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert message in refused("train", recipe_file(**changes))
+
+
+def test_a_refused_run_leaves_no_folder(recipe_file, refused, tmp_path):
+    refused("train", recipe_file(data="/no/such/place"))
+    assert not list((tmp_path / "out/runs").iterdir())
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+
+
+@pytest.mark.parametrize("main", [killed, lambda: sys.exit(int(signal.SIGTERM))], ids=["ours", "Ray's handler"])
+def test_sigterm_ends_a_door_with_143(main, capsys, monkeypatch):
+    monkeypatch.setattr("pipelines.door.TERMINATED", threading.Event())
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as left:
+            run(main, resumes=True)
+        ours = signal.getsignal(signal.SIGTERM)
+        with own_sigterm():  # as Ray's start does
+            signal.signal(signal.SIGTERM, lambda *_: None)
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 143
+    assert capsys.readouterr().err == "\nstopped; the same command goes on from what was saved\n"
+
+
+def test_other_exits_keep_their_code():
+    with pytest.raises(SystemExit) as left:
+        run(lambda: sys.exit(3))
+    assert left.value.code == 3
 
 
 @pytest.mark.slow

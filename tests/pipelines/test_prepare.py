@@ -132,6 +132,35 @@ def test_the_tree_of_what_was_found(tmp_path):
     assert drawn_tree(tmp_path).splitlines()[39:] == ["  folder032/", "  ... and more"]
 
 
+def test_a_folder_of_ones_own_is_written_whole_or_not_at_all(tmp_path, prepare):
+    """It has the splits that it names; another source's shards are not written over, nor mixed in silently."""
+    source, out = write_folder(tmp_path / "mine", {"train": ["1", "2"], "val": ["3"]}), tmp_path / "out"
+    (source / "masks/val/3.png").rename(tmp_path / "3.png")
+    message = prepare("folder", "--source", source, "--out", out, "--workers", 0, code=2)
+    assert "masks/val/3.png" in message
+    assert "published" not in message
+    assert not out.exists()
+    (tmp_path / "3.png").rename(source / "masks/val/3.png")
+    assert "WARNING" not in prepare("folder", "--source", source, "--out", out, "--workers", 0)
+    assert "A folder of one's own" in Page((out / "report.html").read_text()).text
+
+    other = write_folder(tmp_path / "other", {"train": ["4"]}, classes=("sky", "sea"))
+    shown = prepare("folder", "--source", other, "--out", out, "--workers", 0)
+    assert "WARNING  val was prepared with other classes (road, car)" in shown
+    manifest = json.loads((out / "train/manifest.json").read_text())
+    (out / "train/manifest.json").write_text(json.dumps(manifest | {"benchmark": "camvid"}))
+    before = files_of(out)
+    message = prepare("folder", "--source", other, "--out", out, "--workers", 0, code=2)
+    assert "train holds shards of camvid, not of folder: give another --out, or remove it" in message
+    assert files_of(out) == before
+    message = prepare("folder", "--source", other, "--out", "/proc/x", "--workers", 0, code=2)
+    assert "--out: cannot write to /proc/x: " in message
+
+
+def test_the_tree_of_a_folder_of_ones_own_needs_no_folder(prepare):
+    assert "classes.yaml" in prepare("folder", "--tree")
+
+
 def test_an_archive_is_no_release(tmp_path):
     (tmp_path / "VOC.TAR").touch()
     for source in (f"{tmp_path}/VOC.TAR", f"file://{tmp_path}/VOC.TAR"):

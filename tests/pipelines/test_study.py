@@ -404,6 +404,9 @@ def test_halving_after_a_restart_decides_as_if_it_had_never_ended(study_file, tm
         (["--at-once", "0"], "one trial or more"),
         (["--seeds", "0"], "--seeds 0: one or more"),
         (["optim.lrr=3"], "unknown key 'optim.lrr'"),
+        (["head.channels=4"], "head.channels= changes nothing: every variant sets it"),
+        (["seed=3"], "seed= is the study's: use --seeds N"),
+        (["--name", "../x"], "letters, digits"),
     ],
 )
 def test_wishes_that_cannot_be(study_file, monkeypatch, words, message):

@@ -1,6 +1,7 @@
 """MLflow servers that die and come back: nothing is lost, and no point is there twice."""
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -294,6 +295,18 @@ def test_classes_of_any_name_are_sent_and_what_is_sent_again_is_there_once(empty
     assert [found[f"val/IoU/{name}"] for name in names] == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
     table = json.loads(Path(client.download_artifacts(run, "iou_table/step-00000002.json")).read_text())
     assert [row[0] for row in table["data"]] == classes
+
+
+def test_what_fails_before_the_first_worker_starts_ends_the_run_in_mlflow(recipe_file, tmp_path, monkeypatch):
+    def full(*words):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipelines.stages.make_job", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_recipe(load_recipe(recipe_file()))
+    state = json.loads((tmp_path / "out/runs/tiny/mlflow.json").read_text())
+    with tracking.connected(state["uri"]) as client:
+        assert client.get_run(state["parent"]).info.status == "FAILED"
 
 
 def test_replay_of_no_run(tmp_path, monkeypatch):
