@@ -181,7 +181,8 @@ def srnet_head(
         in_channels: widths of the stages; the last is read.
         num_classes: K of the logits.
         channels: C, width of both 3x3 convolutions.
-        squeeze: "gap" or "ghp"; "none", with reasoning "none" alone, leaves the two 3x3: the base row of Table III.
+        squeeze: "gap" or "ghp"; "none", with reasoning "none" alone, leaves the two 3x3: the base row of Table III,
+            in which the unit's other keywords change nothing, so that a study may set them for all of its rows.
         reasoning, nodes, ratio, fc_hidden, layout, ghp_sum: see `SqueezeReasoning`. Table III has "gap" and "ghp"
             with "none", "fc" and "gcn", and "ghp" with "sa"; "gap" with "sa" is allowed too.
         dropout: probability that a channel is dropped before the classifier.
