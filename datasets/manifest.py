@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from datasets.facts import REACHES
+from datasets.parquet import open_parquet
 from datasets.sample import IGNORE, Benchmark, DataError
 from datasets.storage import exists, is_temporary, locate, names_in, read_bytes, written_whole
 
@@ -174,7 +174,8 @@ def _count(system: fs.FileSystem, folder: str, names: list[str], classes: int) -
     total, images, near = (np.zeros(n, np.int64) for n in (classes + 1, classes + 1, len(REACHES)))
     around, content = np.zeros(classes, np.int64), hashlib.sha256()
     for name in names:
-        table = pq.read_table(f"{folder}/{name}", columns=columns, filesystem=system)
+        with system.open_input_file(f"{folder}/{name}") as source:
+            table = open_parquet(source, name, COLUMNS).read(columns=columns)
         ids.update(table["id"].to_pylist())
         seen.update(table["sha256"].to_pylist())
         content.update("".join(table["digest"].to_pylist()).encode())

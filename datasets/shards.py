@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 
-from datasets.manifest import SCHEMA_VERSION, Manifest, read_manifest, write_manifest
+from datasets.manifest import COLUMNS, SCHEMA_VERSION, Manifest, read_manifest, write_manifest
+from datasets.parquet import open_parquet
 from datasets.rows import row_problems
 from datasets.sample import DataError, Segment, decode_image, decode_mask
 from datasets.storage import locate, read_bytes
@@ -143,7 +143,8 @@ class Shards:
         system, folder = locate(self.uri)
         path_there = f"{folder}/{self.manifest.files[number]['name']}"
         try:
-            with pq.ParquetFile(path_there, filesystem=system) as file:
+            with system.open_input_file(path_there) as source:
+                file = open_parquet(source, path_there, COLUMNS)
                 counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
                 starts = np.cumsum([0, *counts])
                 group = int(np.searchsorted(starts, place, side="right")) - 1
@@ -190,7 +191,7 @@ class Shards:
             if not target.exists():
                 data = _checked(self.uri, self.manifest.files[number])
                 temporary = target.with_suffix(".tmp")  # one name: under the lock, a killed run's rest is overwritten
-                to_ipc(data, temporary)
+                to_ipc(data, temporary, f"{self.uri}/{self.manifest.files[number]['name']}")
                 temporary.replace(target)
         return target
 
@@ -200,7 +201,9 @@ class Shards:
         system, folder = locate(self.uri)
         path_there = f"{folder}/{self.manifest.files[number]['name']}"
         try:
-            return pq.read_table(path_there, columns=SMALL, filesystem=system).replace_schema_metadata(None)
+            with system.open_input_file(path_there) as source:
+                table = open_parquet(source, path_there, COLUMNS).read(columns=SMALL)
+            return table.replace_schema_metadata(None)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path_there}: {error}; run prepare again or copy the shards anew") from error
 
@@ -236,11 +239,11 @@ def verify(uri: str) -> list[str]:
     problems, content = [], hashlib.sha256()
     for file in manifest.files:
         try:
-            data = _checked(uri, file)
+            parquet = open_parquet(pa.BufferReader(_checked(uri, file)), f"{uri}/{file['name']}", COLUMNS)
         except DataError as error:
             problems.append(str(error))
             continue
-        for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(ROW_GROUP):
+        for batch in parquet.iter_batches(ROW_GROUP):
             rows = batch.to_pylist()
             content.update("".join(row["digest"] for row in rows).encode())
             found = row_problems(rows, len(manifest.classes))
@@ -259,9 +262,9 @@ def _checked(uri: str, file: dict[str, Any]) -> bytes:
     return data
 
 
-def to_ipc(data: bytes, path: Path) -> None:
+def to_ipc(data: bytes, path: Path, name: str = "") -> None:
     """Rewrite Parquet bytes as an uncompressed Arrow file, which is mapped, not parsed; a batch per row group."""
-    source = pq.ParquetFile(pa.BufferReader(data))
+    source = open_parquet(pa.BufferReader(data), name or path.name, COLUMNS)
     schema = source.schema_arrow.remove_metadata()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for group in range(source.num_row_groups):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from datasets.manifest import COLUMNS, SCHEMA_VERSION
+from datasets.parquet import open_parquet
 from datasets.rows import make_row, row_problems
 from datasets.sample import Benchmark, DataError, Item
 from datasets.storage import Hashed, exists, locate, read_bytes, written_whole
@@ -160,20 +161,21 @@ def _is_done(system: fs.FileSystem, path: str, mark: str) -> bool:
     if not exists(system, path):
         return False
     try:
-        with pq.ParquetFile(path, filesystem=system) as file:
+        with system.open_input_file(path) as source:
+            file = open_parquet(source, path, COLUMNS)
             meta = file.schema_arrow.metadata or {}
             if meta.get(b"fingerprint") != mark.encode():
                 return False
             classes = len(json.loads(meta[b"classes"]))
             return not any(row_problems(batch.to_pylist(), classes) for batch in file.iter_batches(ROW_GROUP))
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, DataError):
         return False
 
 
 def _kept(system: fs.FileSystem, path: str) -> dict[str, Any]:
     """The record of a file that was there already."""
     data = read_bytes(system, path)
-    table = pq.read_table(pa.BufferReader(data), columns=["histogram"])
+    table = open_parquet(pa.BufferReader(data), path, COLUMNS).read(columns=["histogram"])
     classes = len(json.loads(table.schema.metadata[b"classes"]))
     counts = [row for row in table["histogram"].to_pylist() if row is not None]
     total = np.array([[0] * (classes + 1), *counts], np.int64).sum(0)

@@ -28,7 +28,8 @@ examples:
 Models are built without memory, nothing runs on a GPU. A figure is met when it is within 0.5 % ("reproduced"), half of
 its last printed digit ("rounds to it"), or the error stated in pipelines/published/PAPER_costs.yaml, where also stands
 what is built and counted. "by formula": an order of growth, read and not counted; "not checked": nothing here counts
-it; "not reproducible": no counting gives it. The last column says why, where there is more to say. Under FLOPs the papers print multiply-accumulates; OCNet prints twice their number.
+it; "not reproducible": no counting gives it. The last column says why, where there is more to say. Under
+FLOPs the papers print multiply-accumulates; OCNet prints twice their number.
 """
 WIDTH = 120
 COSTS: tuple[Callable[[str, int], str], ...] = (
