@@ -30,6 +30,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
             try:
                 torch.save({"format": FORMAT, **content}, file)
             except RuntimeError as error:  # torch's archive writer hides what the file system said
+                if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+                    raise
                 raise OSError(errno.ENOSPC, f"cannot write the checkpoint ({first_line(error)})", str(path)) from error
             file.flush()
             os.fsync(file.fileno())
@@ -94,9 +96,14 @@ def check_views(found: dict[str, Any], path: Path) -> None:
         )
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Keep the last `keep` step files, and clear what killed writers left."""
-    for path in sorted(folder.glob("step-*.pt"))[:-keep]:
+def prune(folder: Path, keep: int, step: int) -> None:
+    """Keep the `keep` step files up to that of `step`, just written, and clear what killed writers left.
+
+    One of a later step can only be one that was passed over as unreadable.
+    """
+    paths, last = sorted(folder.glob("step-*.pt")), step_file(folder, step)
+    good = [path for path in paths if path <= last]
+    for path in [*good[:-keep], *paths[len(good) :]]:
         path.unlink(missing_ok=True)
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)

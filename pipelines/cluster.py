@@ -46,13 +46,16 @@ class Sizes:
 
 @contextlib.contextmanager
 def ray_cluster(
-    workers: Workers, store_bytes: int = 512 << 20, slots: int = 1, early: Callable[[Sizes], None] = lambda sizes: None
+    workers: Workers,
+    store: Callable[[Sizes], int] = lambda sizes: 512 << 20,
+    slots: int = 1,
+    early: Callable[[Sizes], None] = lambda sizes: None,
 ) -> Iterator[Sizes]:
     """A Ray session sized for `workers`: the cluster of RAY_ADDRESS, else a local one on loopback alone.
 
     Args:
         workers: the recipe's wishes.
-        store_bytes: object store of a local session, in bytes.
+        store: bytes of a local session's object store for each run, from what the run takes.
         slots: runs of that size that a local session has room for, an equal part of the machine each.
         early: called in a local session as soon as it is up, while it is still looked at.
 
@@ -81,7 +84,7 @@ def ray_cluster(
             ray.init(
                 address="local",
                 num_cpus=max(cores, logical),
-                object_store_memory=store_bytes,
+                object_store_memory=slots * store(sizes),
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=True,

@@ -224,7 +224,7 @@ def train(job: Job, pulse: Pulse, opened: contextlib.ExitStack) -> dict[str, Any
             checkpoint.save(
                 checkpoint.step_file(job.folder / "checkpoints", step), content(job, shown, state) | going_on
             )
-            checkpoint.prune(job.folder / "checkpoints", recipe.keep_last)
+            checkpoint.prune(job.folder / "checkpoints", recipe.keep_last, step)
         meter.saved = time.monotonic()
 
     if job.val:
@@ -474,11 +474,11 @@ def validation_steps(job: Job) -> set[int]:
 
 
 def not_finite(plan: Plan, step: int, value: float) -> str:
-    """The message for a loss that is nan or inf."""
+    """The message for a loss that is nan or inf; steps are counted from 1 in it, as in the record."""
     return (
-        f"the loss became {value} at step {step}, on the samples {', '.join(plan.ids(step))}. Nothing was saved after "
-        "it. Look at these samples (audit), or train with a lower learning rate or more warmup, which is another run "
-        "(name=OTHER); the same command goes on from the last checkpoint."
+        f"the loss became {value} at step {step + 1}, on the samples {', '.join(plan.ids(step))}. Nothing was saved "
+        "after it. Look at these samples (audit), or train with a lower learning rate or more warmup, which is another "
+        "run (name=OTHER); the same command goes on from the last checkpoint."
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def run_recipe(recipe: Recipe) -> list[dict[str, Any]]:
         needs_ray = not (recipe.workers.count == 0 and recipe.feed == "torch" and legs)
         with timeline.part("start of Ray"):
             sizes = session.enter_context(
-                ray_cluster(recipe.workers, store_bytes(recipe), early=start_early) if needs_ray else alone()
+                ray_cluster(recipe.workers, partial(store_bytes, recipe), early=start_early) if needs_ray else alone()
             )
         if legs is None:
             from pipelines.prepare import sample_shards
@@ -94,11 +94,11 @@ def alone() -> Iterator[Sizes]:
     yield Sizes(0, int(torch.cuda.is_available()), 1.0, 0, 1.0)
 
 
-def store_bytes(recipe: Recipe) -> int:
+def store_bytes(recipe: Recipe, sizes: Sizes) -> int:
     """Object store of a local session: the blocks in flight, several times over."""
     block = BLOCK_ROWS * recipe.view.crop[0] * recipe.view.crop[1] * 4
-    tasks = max(1, recipe.workers.count or 1) * (recipe.workers.feed_tasks or 2)
-    return max(256 << 20, min(8 << 30, 16 * tasks * block))
+    tasks = max(1, sizes.count) * sizes.feed_tasks
+    return max(256 << 20, min(8 << 30, 32 * tasks * block))
 
 
 def run_legs(recipe: Recipe, legs: Sequence[Leg], folder: Path, sizes: Sizes, tracker: Tracker) -> None:
@@ -141,8 +141,8 @@ def prepare_legs(
         jobs.append(make_job(recipe, leg, place, sizes, weights, initial))
         facts = about(recipe, leg, digest)
         write_text(place / "about.json", json.dumps(facts))
-        finish = functools.partial(finish_leg, recipe, leg, folder)
-        parts.append(Part(place, place / OUTCOME, facts, finish, functools.partial(sample, place / "system.jsonl")))
+        finish = partial(finish_leg, recipe, leg, folder)
+        parts.append(Part(place, place / OUTCOME, facts, finish, partial(sample, place / "system.jsonl")))
     return jobs, parts
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipelines.cluster import check_nodes, joins, machine, ray_cluster, start_actors, totals
@@ -69,7 +70,9 @@ def run_study(plan: Plan, at_once: int | None = None, confidence: float = 0.95) 
         check_trials(folder)
         checked = None if base.data == SAMPLE else check(plan, base, trials, numbers, base.data)
         slots = at_once or slots_of(base.workers, *machine())
-        session.enter_context(ray_cluster(base.workers, slots * store_bytes(base), slots, lambda sizes: start_actors()))
+        session.enter_context(
+            ray_cluster(base.workers, partial(store_bytes, base), slots, lambda sizes: start_actors())
+        )
         if checked is None:
             from pipelines.prepare import sample_shards
 

@@ -244,17 +244,19 @@ class Tracker:
 
     def settle(self, status: str) -> None:
         """Set the final status of the chain's run and of stages that did not finish; say what is still to be sent."""
+        ended = False
         try:
             for name, run in self.state["stages"].items():
                 if name not in self.state["ended"] and status != "FINISHED":
                     self.client.set_terminated(run, status)
             self.client.set_terminated(self.state["parent"], status)
+            ended = True
         except Exception as error:
             self.warn("ending the runs", error)
-        if missing := self.undelivered():
+        if lacks := ", ".join([*self.undelivered(), *([] if ended else ["how it ended"])]):
             print(
-                f"warning: MLflow at {self.uri} lacks parts of {', '.join(missing)}; nothing is lost: when it is back, "
-                f"send them with\n  python -m pipelines.replay {self.folder}",
+                f"warning: MLflow at {self.uri} lacks parts of the run ({lacks}); nothing is lost: when it answers "
+                f"again, send them with\n  python -m pipelines.replay {self.folder}",
                 file=sys.stderr,
             )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,7 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
 
     recipe = recipe_of(args, count)
     folder.mkdir(parents=True)
-    with ray_cluster(recipe.workers, store_bytes(recipe), early=start_early) as sizes, StorePeak() as peak:
+    with ray_cluster(recipe.workers, partial(store_bytes, recipe), early=start_early) as sizes, StorePeak() as peak:
         plan = plan_of(args, recipe, uri, sizes)
         with connected(f"sqlite:///{folder}/mlflow.db") as client:
             client.search_experiments()  # as a run does before it trains
@@ -95,7 +96,7 @@ def session(args: argparse.Namespace, count: int, uri: str, folder: Path) -> dic
     ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(count)]
     return {"rounds": merge(ranks, plan, sizes.feed_tasks), "tasks": sizes.feed_tasks, "steps": plan.steps,
             "entered": ranks[0]["entered"] - began, "first": ranks[0]["rounds"][0]["first_at"] - began,
-            "store": peak.bytes, "spilled": peak.spilled, "bound": store_bytes(recipe)}  # fmt: skip
+            "store": peak.bytes, "spilled": peak.spilled, "bound": store_bytes(recipe, sizes)}  # fmt: skip
 
 
 def plan_of(args: argparse.Namespace, recipe: Recipe, uri: str, sizes: Sizes) -> Plan:

@@ -77,7 +77,7 @@ def measure(args: argparse.Namespace) -> Report:
         began = time.monotonic()
         with (
             ProcessPoolExecutor(workers, get_context("spawn")) as pool,
-            ray_cluster(Workers(count=1, gpus=0), STORE),
+            ray_cluster(Workers(count=1, gpus=0), lambda sizes: STORE),
         ):
             started = time.monotonic() - began
             pure(pool, workers, benchmark, items[: 8 * workers])  # imports

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ def measure(args: argparse.Namespace) -> Report:
     with scratch() as folder:
         data = drawn_shards(folder / "data", max(args.rows, base.batch), base.view.crop)
         needs_ray = set(args.feeds) != {"resident"}
-        with ray_cluster(base.workers, store_bytes(base)) if needs_ray else contextlib.nullcontext():
+        with ray_cluster(base.workers, functools.partial(store_bytes, base)) if needs_ray else contextlib.nullcontext():
             for form in forms:
                 for turn in range(args.repeats):
                     for feed in args.feeds:

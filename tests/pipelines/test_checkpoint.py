@@ -147,8 +147,31 @@ def test_prune_keeps_the_last_and_clears_leftovers(tmp_path):
     for step in (5, 10, 100):
         checkpoint.save(checkpoint.step_file(tmp_path, step), {})
     (tmp_path / ".step-00000101.pt.77.tmp").write_text("half")
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path, 2, 100)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010.pt", "step-00000100.pt"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_was_passed_over_as_truncated_never_outlives_what_is_saved_after_it(tmp_path, keep):
+    for step in (5, 10, 20):
+        checkpoint.save(checkpoint.step_file(tmp_path, step), {"n": step})
+    checkpoint.step_file(tmp_path, 20).write_bytes(b"PK")
+    assert checkpoint.newest(tmp_path)["n"] == 10
+    checkpoint.save(checkpoint.step_file(tmp_path, 15), {"n": 15})
+    checkpoint.prune(tmp_path, keep, 15)
+    names = ["step-00000010.pt", "step-00000015.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names[-keep:]
+    assert checkpoint.newest(tmp_path)["n"] == 15
+
+
+def test_only_the_archives_writer_is_taken_for_a_full_disk(tmp_path):
+    class Strange:
+        def __reduce__(self):
+            raise RuntimeError("nothing to do with disks")
+
+    with pytest.raises(RuntimeError, match="nothing to do with disks"):
+        checkpoint.save(tmp_path / "x.pt", {"n": Strange()})
+    assert not list(tmp_path.iterdir())
 
 
 def test_initialise_swaps_the_classifier_alone_when_classes_differ():

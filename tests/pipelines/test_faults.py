@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 
 from pipelines import checkpoint
 from pipelines.cluster import names_on_worker
-from pipelines.door import SetupError
+from pipelines.door import ROOT, SetupError
 from pipelines.recipe import RecipeError, load_recipe
 from pipelines.record import read_record
 from pipelines.stages import run_recipe
@@ -132,10 +134,38 @@ def test_workers_that_die_or_hang_are_replaced_and_the_run_ends_at_the_same_weig
     assert all(torch.equal(whole["model"][k], tiny["model"][k]) for k in whole["model"])
     assert trained(folder) == list(range(1, 17))
     assert continued(folder) == 3
+    notes = [line["text"] for line in read_record(folder / "record.jsonl")[0] if line["kind"] == "note"]
+    assert ["Workers hung and were replaced" in note for note in notes] == [False, False, False, True]
     assert set(heard) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, heard
     assert heard
     assert not secrets_in(tmp_path / "out")
     assert not secrets_in(Path(ray._private.worker._global_node.get_logs_dir_path()))
+
+
+@pytest.mark.slow
+def test_a_driver_of_workers_that_is_asked_to_end_then_killed_is_continued_to_the_same_weights(
+    pair, two_workers, recipe_file, tmp_path
+):
+    """With a Ray session of its own each time; the checkpoint is written before it ends."""
+    page, folder = recipe_file(**two_workers), tmp_path / "out/runs/tiny/first"
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        before = (trained(folder) or [0])[-1]
+        with (tmp_path / "log").open("w") as log:
+            words = [sys.executable, "-m", "pipelines.train", str(page)]
+            driver = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log)
+        until(lambda before=before: (trained(folder) or [0])[-1] >= before + 2)
+        below = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(number)
+        for process in below if number == signal.SIGKILL else []:  # as if its machine was switched off
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert driver.wait(200) == code, (tmp_path / "log").read_text()
+        assert before + 2 <= trained(folder)[-1] < 16
+    run_recipe(load_recipe(page))
+    whole, tiny = (checkpoint.load(run / "checkpoints/step-00000016.pt") for run in (pair[0] / "first", folder))
+    assert all(torch.equal(whole["model"][k], tiny["model"][k]) for k in whole["model"])
+    assert trained(folder) == list(range(1, 17))
+    assert continued(folder) == 2
 
 
 def secrets_in(folder):

@@ -181,9 +181,10 @@ def test_ray_data_gives_the_loaders_batches_bit_for_bit(plan, ray_session, monke
     for rows in ("LONE_ROWS", "TASK_ROWS"):
         monkeypatch.setattr(f"pipelines.feed.{rows}", task_rows)
     monkeypatch.setattr("pipelines.feed.SPAN_TASKS", 2)  # several executions in a row
-    assert stream(plan, "ray", tasks=2) == stream(plan)
-    for world, rank, start in ((2, 1, 3), (3, 2, 4)):  # step 4 lies in mid-epoch
-        part = dataclasses.replace(plan, world=world, rank=rank, start=start)
+    long = dataclasses.replace(plan, batch=12, steps=40)  # 480 samples: blocks of any size, batches over two epochs
+    assert stream(long, "ray", tasks=2) == stream(long)
+    for world, rank, start in ((2, 1, 3), (3, 2, 4)):  # both lie in mid-epoch
+        part = dataclasses.replace(long, world=world, rank=rank, start=start)
         assert stream(part, "ray", tasks=1) == stream(part)
 
 
@@ -237,16 +238,17 @@ def test_leaving_ray_datas_batches_ends_its_threads(plan, ray_session):
 
 @pytest.mark.ray
 def test_the_object_store_holds_a_bounded_number_of_blocks(plan, ray_session, monkeypatch):
-    """However slow the reader, blocks in flight stay below what `store_bytes` books for them."""
+    """However slow the reader, blocks in flight stay below what `store_bytes` books for them, and below the whole."""
     from pipelines.bench.store import StorePeak
+    from pipelines.cluster import Sizes
     from pipelines.recipe import load_recipe
     from pipelines.stages import store_bytes
 
     recipe = load_recipe("sample", ["batch=6", "view.crop=[256, 256]", "workers.count=1", "workers.feed_tasks=2"])
-    long = dataclasses.replace(plan, steps=200, view=TrainView(recipe.view.crop, (0.5, 1.5)))
+    long = dataclasses.replace(plan, steps=600, view=TrainView(recipe.view.crop, (0.5, 1.5)))
     with StorePeak() as peak:
         for _ in train_batches(long, "ray", 2):
-            time.sleep(0.02)  # the model's step
-    block = BLOCK_ROWS // 6 * 6 * 256 * 256 * 4
-    assert block < peak.bytes < store_bytes(recipe)
+            time.sleep(0.01)  # the model's step
+    pixels, sizes = 256 * 256 * 4, Sizes(1, 0, 1.0, 2, 1.0)
+    assert BLOCK_ROWS // 6 * 6 * pixels < peak.bytes < min(store_bytes(recipe, sizes), 600 * 6 * pixels / 2)
     assert not peak.spilled

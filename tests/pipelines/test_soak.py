@@ -1,5 +1,6 @@
 """Fifty epochs: no process grows."""
 
+import os
 import statistics
 import threading
 import time
@@ -39,7 +40,7 @@ def used():
 
 
 def test_fifty_epochs_leave_memory_threads_files_and_the_object_store_flat(ray_session, recipe_file, tmp_path):
-    stages = [{"name": "first", "train": "voc12/train", "epochs": 50}]
+    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "epochs": 50, "val_every": 5}]
     page = recipe_file(stages=stages, feed="ray", batch=6, workers={"count": 2, "gpus": 0}, log_every=3)
     folder, taken, stores, ending = tmp_path / "out/runs/tiny/first", [], [], threading.Event()
 
@@ -63,8 +64,10 @@ def test_fifty_epochs_leave_memory_threads_files_and_the_object_store_flat(ray_s
     lasting = set.intersection(*(set(s) for s in early + late))
     assert len(lasting) >= 6  # this process, Ray's own, two workers, feeding tasks
     for pid in lasting:
-        for what, index, slack in (("MiB", 0, 24), ("threads", 1, 4), ("files", 2, 8)):
+        # the driver sends pictures and tables to MLflow, whose caches fill for longer, and then no more
+        mib = 24 if pid == os.getpid() else 6
+        for what, index, slack in (("MiB", 0, mib), ("threads", 1, 4), ("files", 2, 8)):
             before, after = (statistics.median(s[pid][index] for s in part) for part in (early, late))
-            assert after <= before * 1.03 + slack, f"{early[0][pid][3]}: {before:.0f} -> {after:.0f} {what}"
+            assert after <= before + slack, f"{early[0][pid][3]}: {before:.0f} -> {after:.0f} {what}"
     assert max(stores) > 0
     assert statistics.median(stores[-third:]) < 1.5 * statistics.median(stores[:third]) + (8 << 20)

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from pipelines import tracking
+from pipelines import checkpoint, tracking
 from pipelines.door import SetupError
 from pipelines.recipe import RecipeError, load_recipe
 from pipelines.record import read_record
@@ -151,6 +151,56 @@ class Fake:
 
     def warn(self, doing, error):
         self.warnings.append(str(error))
+
+
+@pytest.mark.slow
+def test_a_server_that_returns_in_mid_training_has_everything_at_its_end(
+    server, recipe_file, tmp_path, capsys, monkeypatch
+):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "RETRY_S", 0.2)
+    server.start()
+    page, folder = (
+        recipe_file(stages=STAGES[:1], tracking=server.uri, checkpoint_minutes=0.0),
+        tmp_path / "out/runs/tiny",
+    )
+    back, save, away = threading.Event(), checkpoint.save, threading.Event()
+
+    def kill_and_start():
+        while not any(step >= 3 for step, _ in losses(folder / "first")):
+            time.sleep(0.01)
+        server.kill()
+        assert away.wait(60)
+        server.start()
+        back.set()
+
+    def wait_at_step_5(path, content):
+        if path.name == "step-00000005.pt":  # steps 3 and 4 were trained without a server
+            while "training goes on" not in shown():
+                time.sleep(0.05)
+            away.set()
+            assert back.wait(120)
+        save(path, content)
+
+    def shown(seen=[]):  # noqa: B006
+        seen.append(capsys.readouterr().err)
+        return "".join(seen)
+
+    monkeypatch.setattr(checkpoint, "save", wait_at_step_5)
+    threading.Thread(target=kill_and_start, daemon=True).start()
+    run_recipe(load_recipe(page))
+    assert "is back and has everything" in shown()
+    assert "pipelines.replay" not in shown().split("is back")[1]
+    client = mlflow.MlflowClient(tracking_uri=server.uri)
+    state = json.loads((folder / "mlflow.json").read_text())
+    run = client.get_run(state["stages"]["first"])
+    assert run.info.status == client.get_run(state["parent"]).info.status == "FINISHED"
+    assert history(client, run.info.run_id, "train/loss") == losses(folder / "first")
+    waits = history(client, run.info.run_id, "speed/data_wait_share")
+    assert [step for step, _ in waits] == [step for step, _ in losses(folder / "first")]
+    assert all(0 <= share <= 1 for _, share in waits)
 
 
 def test_a_server_that_comes_back_is_noticed_and_complained_about_once(tmp_path, capsys, monkeypatch):
@@ -295,6 +345,24 @@ def test_classes_of_any_name_are_sent_and_what_is_sent_again_is_there_once(empty
     assert [found[f"val/IoU/{name}"] for name in names] == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
     table = json.loads(Path(client.download_artifacts(run, "iou_table/step-00000002.json")).read_text())
     assert [row[0] for row in table["data"]] == classes
+
+
+def test_a_server_that_misses_only_the_end_is_told_by_replay(recipe_file, tmp_path, monkeypatch, capsys):
+    import mlflow
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_terminated", lambda *words, **options: 1 / 0)
+        run_recipe(load_recipe(recipe_file(stages=STAGES[:1])))
+    folder = tmp_path / "out/runs/tiny"
+    assert (
+        f"how it ended); nothing is lost: when it answers again, send them with\n  python -m pipelines.replay {folder}"
+        in (capsys.readouterr().err)
+    )
+    monkeypatch.setattr(sys, "argv", ["replay", str(folder)])
+    importlib.import_module("pipelines.replay").main()
+    state = json.loads((folder / "mlflow.json").read_text())
+    with tracking.connected(state["uri"]) as client:
+        assert {client.get_run(run).info.status for run in [state["parent"], *state["stages"].values()]} == {"FINISHED"}
 
 
 def test_what_fails_before_the_first_worker_starts_ends_the_run_in_mlflow(recipe_file, tmp_path, monkeypatch):

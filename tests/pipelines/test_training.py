@@ -1,6 +1,7 @@
 """The walk in this process: train, resume, stop on nan, refuse what would mislead."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -13,9 +14,11 @@ import time
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines import checkpoint, loop
 from pipelines.door import ROOT, RunFailed, SetupError, Stopped
+from pipelines.feed import train_batches
 from pipelines.loop import micro_batch
 from pipelines.recipe import RecipeError, load_recipe
 from pipelines.record import read_record
@@ -103,16 +106,20 @@ def test_a_killed_driver_continues_in_mid_epoch_to_the_same_weights(recipe_file,
         "import os; from pipelines import checkpoint, loop; from pipelines.recipe import load_recipe;"
         "from pipelines.stages import run_recipe; save = checkpoint.save\n"
         "def die(path, content):\n"
+        "    if path.name == 'step-00000003.pt': os.kill(os.getpid(), 9)\n"  # step 3 is recorded, and not saved
         "    save(path, content)\n"
-        "    if path.name == 'step-00000003.pt': os.kill(os.getpid(), 9)\n"
         f"checkpoint.save = die; run_recipe(load_recipe({str(recipe)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == -9, done.stderr
+    folder = tmp_path / "out/runs/tiny/first"
+    assert losses_of(folder / "record.jsonl")[-1][0] == checkpoint.newest(folder / "checkpoints")["step"] + 1 == 3
     run_recipe(load_recipe(recipe))
     assert equal(weights(tmp_path), whole)
-    steps = [line["step"] for line in read_record(tmp_path / "out/runs/tiny/first/record.jsonl")[0] if "loss" in line]
-    assert steps == [1, 2, 3, 4, 5]  # none twice, none lost
+    assert [step for step, _ in losses_of(folder / "record.jsonl")] == [1, 2, 3, 4, 5]  # none twice, none lost
+    (run,) = (run.info.run_id for run in runs_of(tmp_path) if run.info.run_name == "tiny/first")
+    points = client_of(tmp_path).get_metric_history(run, "train/loss")
+    assert [(point.step, point.value) for point in points] == losses_of(folder / "record.jsonl")
 
 
 EXACT = {"head": {"name": "fcn", "channels": 16, "dropout": 0.0},
@@ -214,10 +221,14 @@ def losses_of(path):
     return [(line["step"], line["loss"]) for line in read_record(path)[0] if line["kind"] == "train"]
 
 
-def runs_of(tmp_path):
+def client_of(tmp_path):
     import mlflow
 
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'out/mlflow.db'}")
+    return mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'out/mlflow.db'}")
+
+
+def runs_of(tmp_path):
+    client = client_of(tmp_path)
     return client.search_runs([client.get_experiment_by_name("context-heads").experiment_id])
 
 
@@ -280,13 +291,23 @@ def test_micro_batches_divide_the_share():
     assert [micro_batch(recipe, world) for world in (1, 2, 3)] == [4, 3, 4]
 
 
-def test_nan_stops_with_the_samples_named(recipe_file, tmp_path):
-    recipe = load_recipe(recipe_file(optim={"lr": 1e9, "head_lr_scale": 1}, stages=[
-        {"name": "first", "train": "voc12/train", "steps": 12}]))  # fmt: skip
-    with pytest.raises(RunFailed, match=r"the loss became (nan|inf) at step \d+, on the samples 2") as caught:
-        run_recipe(recipe)
-    assert str(caught.value).count("2") > 3
-    assert not list((tmp_path / "out/runs/tiny/first").glob("checkpoints/*.pt"))
+def test_nan_stops_with_the_step_and_its_samples_named(recipe_file, tmp_path, monkeypatch):
+    """Whether the loss is looked at after each step or much later."""
+    plans = []
+    monkeypatch.setattr(
+        loop, "train_batches", lambda plan, *words: [plans.append(plan), train_batches(plan, *words)][1]
+    )
+    page = recipe_file(optim={"lr": 1e9, "head_lr_scale": 1}, stages=[
+        {"name": "first", "train": "voc12/train", "steps": 12}])  # fmt: skip
+    folder, failures = tmp_path / "out/runs/tiny/first", []
+    for words in ([], ["name=late", "log_every=3000"]):
+        with pytest.raises(RunFailed, match=r"the loss became (nan|inf) at step \d+, on the samples 2") as caught:
+            run_recipe(load_recipe(page, words))
+        failures.append(str(caught.value))
+    step = losses_of(folder / "record.jsonl")[-1][0] + 1
+    assert f"at step {step}, on the samples {', '.join(plans[0].ids(step - 1))}. Nothing" in failures[0]
+    assert failures[0] == failures[1]
+    assert not list(folder.glob("checkpoints/*.pt"))
 
 
 def test_a_loss_that_is_nan_is_not_saved_because_somebody_stops_the_run(recipe_file, tmp_path, monkeypatch):
@@ -346,6 +367,82 @@ def test_scoring_on_trained_rows_is_refused(recipe_file):
         run_recipe(load_recipe(recipe_file(stages=[{**stage, "val": None}, later])))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda m: {"classes": m["classes"][:-1], "palette": m["palette"][:-1]},
+            r"has 21 classes .* has 20 .*the same",
+        ),
+        (lambda m: {"files": [], "rows": 0}, r"stage first: .*val has 0 rows"),
+        (lambda m: {"labelled": False}, r"stage first: .*val has 11 rows, labelled: False"),
+    ],
+)
+def test_splits_that_do_not_fit_or_hold_nothing_are_refused(recipe_file, shards, tmp_path, change, message):
+    val = tmp_path / "val"
+    shutil.copytree(shards / "voc12/val", val)
+    manifest = json.loads((val / "manifest.json").read_text())
+    (val / "manifest.json").write_text(json.dumps(manifest | change(manifest)))
+    stage = {"name": "first", "train": "voc12/train", "val": str(val), "steps": 2}
+    with pytest.raises(RecipeError, match=message):
+        run_recipe(load_recipe(recipe_file(stages=[stage])))
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make a CPU wait for its GPU: values, or sizes that depend on values, asked for by the host."""
+
+    names = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "bincount")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(function.__name__.startswith(name) for name in self.names):
+            self.found.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_host_waits_for_no_step_but_those_that_are_logged(recipe_file, monkeypatch, precision):
+    """But for a look at the stop note, which is taken on CPUs alone. With all options of the step."""
+    waits, reached, original, look = Waits(), [], loop.train_mode, loop.Meter.losses
+
+    def enter(*words):
+        original(*words)
+        waits.__enter__()
+
+    def losses(meter, world):
+        reached.append(len(waits.found))
+        return look(meter, world)
+
+    monkeypatch.setattr(loop, "train_mode", enter)
+    monkeypatch.setattr(loop.Meter, "losses", losses)
+    monkeypatch.setattr(loop, "asked_to_stop", lambda stop: 0)
+    words = [f"workers.precision={precision}", "workers.micro_batch=2", "workers.channels_last=true", "log_every=6"]
+    words += ["optim.ema=0.9", "loss={logits: {ohem: 1.0, dice: 1.0, boundary: 1.0}, aux: {cross_entropy: 0.4}}"]
+    run_recipe(load_recipe(recipe_file(stages=[{"name": "first", "train": "voc12/train", "steps": 6}]), words))
+    assert reached[0] == 6, waits.found
+
+
+@pytest.mark.slow
+def test_bf16_channels_last_and_compiled_steps_learn_what_plain_ones_do(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # needs no compiler
+    page, seen = recipe_file(stages=[{"name": "first", "train": "voc12/train", "steps": 4}]), {}
+    forms = {
+        "plain": [],
+        "compiled": ["workers.compile=true"],
+        "last": ["workers.channels_last=true"],
+        "bf16": ["workers.precision=bf16"],
+    }
+    for name, words in forms.items():
+        run_recipe(load_recipe(page, [f"name={name}", *words]))
+        seen[name] = [loss for _, loss in losses_of(tmp_path / f"out/runs/{name}/first/record.jsonl")]
+    for name, tolerance in (("compiled", 1e-4), ("last", 1e-4), ("bf16", 3e-2)):
+        assert seen[name] == pytest.approx(seen["plain"], rel=tolerance), name
+    assert seen["bf16"] != pytest.approx(seen["plain"], rel=1e-6)  # it is another precision
+
+
 def test_another_recipe_under_the_same_name_is_refused(recipe_file):
     run_recipe(load_recipe(recipe_file()))
     with pytest.raises(RecipeError, match=r"another recipe \(head.channels: 16 -> 8\)"):
@@ -370,13 +467,17 @@ def test_views_of_another_version_are_refused_by_the_driver_while_there_are_step
         run_recipe(recipe)
 
 
-def test_two_processes_cannot_train_one_run(tmp_path):
-    code = f"import filelock, sys; lock = filelock.FileLock({str(tmp_path / '.lock')!r}); lock.acquire();"
+def test_two_processes_cannot_train_one_run(recipe_file, tmp_path):
+    folder = tmp_path / "out/runs/tiny"
+    folder.mkdir(parents=True)
+    code = f"import filelock, sys; lock = filelock.FileLock({str(folder / '.lock')!r}); lock.acquire();"
     code += "print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(SetupError, match="another process trains"), locked(tmp_path):
+        with pytest.raises(SetupError, match="another process trains"), locked(folder):
             pass
+        with pytest.raises(SetupError, match=r"another process trains in .*tiny; wait for it, or .* name=…"):
+            run_recipe(load_recipe(recipe_file()))
         other.stdin.close()
     with pytest.raises(ConnectionError), locked(tmp_path):  # another folder would not help
         raise ConnectionRefusedError(111, "no server")
