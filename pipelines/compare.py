@@ -35,7 +35,8 @@ WIDTH = 120
 COSTS: tuple[Callable[[str, int], str], ...] = (
     str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.ljust, str.ljust,
 )  # fmt: skip
-NAMES = {"macs": "FLOPs", "parameters": "parameters", "memory": "memory", "time": "time", "order": "order"}
+NAMES = {"macs": "FLOPs", "parameters": "parameters", "memory": "memory", "time": "time", "order": "order",
+         "speed": "speed", "affinity": "affinity memory"}  # fmt: skip
 
 
 def main() -> None:

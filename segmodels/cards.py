@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from segmodels.checks import choose, keywords_of
 from segmodels.cost import CONVENTIONS, run_hooked
 from segmodels.heads.catalog import HEADS, build_head
+from segmodels.heads.context_head import ContextHead
 
 SIZE = (512, 512)
 CLASSES = 21
@@ -121,13 +122,12 @@ def keywords(builder: Callable[..., Any]) -> list[Keyword]:
 
 
 def modules_of(builder: Callable[..., Any]) -> dict[str, str]:
-    """Class -> description, of the modules that stand in the builder's file."""
+    """Class -> description, of the modules that stand in the builder's file, and of other heads' that it takes."""
     file = sys.modules[builder.__module__]
-    return {
-        name: description(value.__doc__)
-        for name, value in vars(file).items()
-        if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == file.__name__
-    }
+    modules = [value for value in vars(file).values() if inspect.isclass(value) and issubclass(value, nn.Module)]
+    own = [module for module in modules if module.__module__ == file.__name__]
+    taken = [module for module in modules if module not in own and module.__module__.startswith("segmodels.heads.")]
+    return {module.__name__: description(module.__doc__) for module in [*own, *taken] if module is not ContextHead}
 
 
 def head_cost(name: str, conventions: Mapping[str, Callable[[nn.Module, Any], int]] = CONVENTIONS) -> HeadCost:

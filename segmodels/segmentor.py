@@ -162,9 +162,12 @@ def try_size(head: nn.Module, name: str, source: Backbone | JPU, stage: int, cro
     """
     shapes = zip(source.channels[:stage], source.strides[:stage], strict=True)
     features = [torch.empty(1, c, -(-crop[0] // s), -(-crop[1] // s), device="meta") for c, s in shapes]
+    tried = on_meta(head)
+    for module in tried.modules():  # what refuses small maps in training alone; norms take one image as in testing
+        module.training = hasattr(module, "partition")
     try:
         with torch.no_grad():
-            on_meta(head)(features)
+            tried(features)
     except ValueError as error:
         raise ValueError(f"head {name!r} on a crop of {crop} at strides {source.strides[:stage]}: {error}") from None
 

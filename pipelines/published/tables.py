@@ -15,8 +15,8 @@ FOLDER = Path(__file__).parent
 PAPERS = ("reconet", "srnet", "ctnet", "ocnet")
 VERDICTS = ("reproducible", "approximate", "not reproducible", "not checked", "by formula")
 MET = ("reproducible", "approximate")  # figures that must be met, which the tests check
-UNITS = {"G": 1e9, "M": 1e6, "MiB": 2.0**20, "MB": 1e6, "ms": 1e-3, "ratio": 1.0, "": 1.0}
-QUANTITIES = ("macs", "parameters", "memory", "time", "order")
+UNITS = {"G": 1e9, "M": 1e6, "MiB": 2.0**20, "MB": 1e6, "ms": 1e-3, "fps": 1.0, "ratio": 1.0, "": 1.0}
+QUANTITIES = ("macs", "parameters", "memory", "time", "speed", "order", "affinity")
 RULES = ("conv+matmul", "leaf-modules", "2 x conv+matmul", "hand")
 CLOSE = 0.005
 

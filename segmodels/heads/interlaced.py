@@ -96,6 +96,8 @@ class Regrouping:
         keys = self.real(q.device) if masked and self.padded else None  # (P, Q)
         if stage == "local":
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            if not self.known:  # an exported program's strides are those of its example otherwise
+                q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
             keys = None if keys is None else keys.mT
         if keys is not None:  # a group of padding alone, cropped away later, may see itself: no division 0 / 0
             keys = (keys | ~keys.any(1, keepdim=True))[None, :, None]  # (1, P, 1, Q): fused kernels take four axes
@@ -154,8 +156,11 @@ class InterlacedAttention(nn.Module):
         mask_padding: where P does not divide the map, relate true cells alone; our own option. Without it padded
             cells, zeros in x, are keys as in the authors' code, and of its batch norms' statistics in training too.
 
-    Shape: (B, C, H, W) -> (B, C, H, W), a map smaller than the partition too; with `tiles`, each of the tiles x tiles
-    parts by itself.
+    Shape: (B, C, H, W) -> (B, C, H, W); with `tiles`, each of the tiles x tiles parts by itself.
+
+    Raises:
+        ValueError: in `forward` in training, a map, or tiles of it, smaller than the partition. In testing a narrow
+            image's map is padded.
     """
 
     gives_maps = True
@@ -178,6 +183,12 @@ class InterlacedAttention(nn.Module):
     def forward(self, x: Tensor, maps: Maps | None = None, *, tiles: int = 1) -> Tensor:
         whole = Regrouping(x.shape[-2:], self.partition, maps) if tiles == 1 else None
         sides = (tiles * self.partition[0], tiles * self.partition[1])
+        if self.training and (x.shape[-2] < sides[0] or x.shape[-1] < sides[1]):
+            parts = f"cut into {tiles} x {tiles} tiles " if tiles > 1 else ""
+            raise ValueError(
+                f"partition is {self.partition}, but the map {parts}has {tuple(x.shape[-2:])} cells; allowed in "
+                f"training: at most {x.shape[-2] // tiles} and {x.shape[-1] // tiles}"
+            )
         if self.mask_padding and not divides(x.shape[-2:], sides):
             for stage, unit in self.stages:
                 # Computed again, queries and keys would take more time than the regrouping of three maps leaves.

@@ -191,7 +191,8 @@ def ocnet_head(
             widths below: 256, keys 128.
         scheme: "base", "pyramid" or "asp".
         attention: "sa" or "isa".
-        partition: (P_h, P_w) of ISA: cells of a local group, and number of global groups.
+        partition: (P_h, P_w) of ISA: cells of a local group, and number of global groups. At most the map, or each
+            tile of it, of the training crop; a smaller one, of a narrow image in testing, is padded.
         order: of ISA: "global_local", "local_global", or one stage alone: "global", "local".
         mask_padding: of ISA where `partition` does not divide the map: relate true cells alone. False reproduces the
             authors' code.
@@ -201,13 +202,12 @@ def ocnet_head(
         qk_layers: 1x1 convolutions of query and key, 1 or 2; the published costs of Base-OC have 1.
         pool: of ASP-OC: its attention works on a map max-pooled pool x pool cells at a time; 1 for none.
         rates: of ASP-OC: dilations, in cells.
-        pyramid: of Pyramid-OC: k of each scale, which has k x k tiles. With ISA no tile may be smaller than
-            `partition`.
+        pyramid: of Pyramid-OC: k of each scale, which has k x k tiles.
         dropout: probability that a channel is dropped before the classifier.
 
     Raises:
         ValueError: an unknown scheme, attention or order, or a number out of its range; in `forward`, a map smaller
-            than `partition`, `pyramid` or `pool`.
+            than `pyramid` or `pool` or, in training, than `partition`.
     """
     share = choose(SCHEMES, scheme, "scheme")
     keys = positive("key_channels", key_channels)

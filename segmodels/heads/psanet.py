@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmodels.checks import choose, positive
+from segmodels.checks import choose, pair, positive
 from segmodels.heads.maps import Maps
 from segmodels.heads.nonlocal_ import tokens
 from segmodels.layers import Classifier, ConvNormReLU, resize
@@ -84,7 +84,7 @@ class PSANet(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.feature_size = feature_size
+        self.feature_size = feature_size = pair("feature_size", feature_size)
         height, width = ((side - 1) // shrink + 1 for side in feature_size)
         self.branches = nn.ModuleList(
             PointAttention(in_channels, channels, (height, width), collect=kind == "collect") for kind in kinds

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmodels.checks import positive
+from segmodels.checks import pair, positive
 from segmodels.heads.context_head import ContextHead
 from segmodels.heads.maps import Maps
 from segmodels.layers import ConvNormReLU, check_norm_batch, known
@@ -166,8 +166,7 @@ def reconet_head(
     positive("channels", channels)
     positive("rank", rank)
     if feature_size is not None:
-        height, width = feature_size
-        feature_size = positive("feature_size", height), positive("feature_size", width)
+        feature_size = pair("feature_size", feature_size)
     context = RecoNet(channels, feature_size, rank, tgm_trm=tgm_trm, gpm=gpm, resample=resample)
     bound = feature_size if tgm_trm and not resample else None
     return ContextHead(in_channels, num_classes, context, channels, dropout=dropout, feature_size=bound)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from naive_layers import agree, cbr, compare, draw, enlarge, randomise, relative, sigmoid
 
 from segmodels.heads.catalog import build_head
 from segmodels.heads.maps import Maps
@@ -20,48 +20,47 @@ def unit(rank=R, size=(H, W), resample=False):
     return tgm, trm
 
 
+def matrices(tgm):
+    """W_c, W_h and W_w, (r, n, n) each."""
+    return [layer.weight.unflatten(0, (R, -1)) for layer in (tgm.c, tgm.h, tgm.w)]
+
+
 def naive(x, w_c, w_h, w_w, weight):
     """A = Σ λ_i v_c[i] ⊗ v_h[i] ⊗ v_w[i], Y = A · x, term by term; w_* are (r, n, n)."""
+    return sum(naive_ranks(x, w_c, w_h, w_w, weight))
+
+
+def naive_ranks(x, w_c, w_h, w_w, weight):
+    """A_i · x of every rank i, λ_i included, image by image."""
     lambda_ = weight.exp() / weight.exp().sum()
-    y = torch.zeros_like(x)
+    images = []
     for b in range(x.shape[0]):
         u_c = torch.stack([x[b, c].sum() / (H * W) for c in range(C)])
         u_h = torch.stack([x[b, :, h].sum() / (C * W) for h in range(H)])
         u_w = torch.stack([x[b, :, :, w].sum() / (C * H) for w in range(W)])
-        a = torch.zeros(C, H, W, dtype=x.dtype)
+        ranks = []
         for i in range(len(weight)):
-            v_c, v_h, v_w = (1 / (1 + (-m[i] @ u).exp()) for m, u in ((w_c, u_c), (w_h, u_h), (w_w, u_w)))
-            a = a + lambda_[i] * v_c[:, None, None] * v_h[None, :, None] * v_w[None, None, :]
-        y = y + F.one_hot(torch.tensor(b), x.shape[0]).view(-1, 1, 1, 1) * (a * x[b])
-    return y
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
+            v_c, v_h, v_w = (sigmoid(m[i] @ u) for m, u in ((w_c, u_c), (w_h, u_h), (w_w, u_w)))
+            ranks.append(lambda_[i] * v_c[:, None, None] * v_h[None, :, None] * v_w[None, None, :] * x[b])
+        images.append(torch.stack(ranks))
+    return torch.stack(images, 1)
 
 
 def test_equals_the_loop_in_outputs_and_gradients():
     tgm, trm = unit()
-    x = torch.randn(B, C, H, W, dtype=torch.float64, requires_grad=True)
-    weights = [layer.weight for layer in (tgm.c, tgm.h, tgm.w)]
-    fast = trm(x, *tgm(x))
-    slow = naive(x, *(w.unflatten(0, (R, -1)) for w in weights), trm.weight)
-    assert relative(fast, slow) < 1e-10
-    probe = torch.randn_like(fast)
-    leaves = [x, *weights, trm.weight]
-    pairs = zip(torch.autograd.grad(fast, leaves, probe), torch.autograd.grad(slow, leaves, probe), strict=True)
-    assert max(relative(a, b) for a, b in pairs) < 1e-10
+    x = draw(B, C, H, W)
+    slow = naive(x, *matrices(tgm), trm.weight)
+    compare(trm(x, *tgm(x)), slow, [x, *tgm.parameters(), trm.weight])
 
 
-def test_whole_context_equals_its_equations():
-    net = RecoNet(C, (H, W), R, tgm_trm=True, gpm=True, resample=False).double().eval()
-    x = torch.randn(B, C, H, W, dtype=torch.float64)
-    tgm = (layer.weight.unflatten(0, (R, -1)) for layer in (net.tgm.c, net.tgm.h, net.tgm.w))
-    project, fuse = net.gpm.project[0].weight[:, :, 0, 0], net.fuse[0].weight[:, :, 0, 0]
-    norm = (1 + 1e-5) ** -0.5  # batch norm at its start, in evaluation
-    g = torch.relu(torch.einsum("oc,bchw->bo", project, x) / (H * W) * norm)
-    branches = torch.cat([x, naive(x, *tgm, net.trm.weight), g[:, :, None, None] * torch.ones_like(x)], 1)
-    assert relative(net(x), torch.relu(torch.einsum("oc,bchw->bohw", fuse, branches) * norm)) < 1e-10
+@pytest.mark.parametrize("training", [False, True])
+def test_whole_context_equals_its_equations(training):
+    """Three images: the norm of the two global vectors of a pair would leave nothing but their signs."""
+    net = randomise(RecoNet(C, (H, W), R, tgm_trm=True, gpm=True, resample=False)).train(training)
+    x = draw(3, C, H, W)
+    g = cbr(net.gpm.project, x.mean((2, 3), keepdim=True)) * torch.ones_like(x)
+    y = naive(x, *matrices(net.tgm), net.trm.weight)
+    compare(net(x), cbr(net.fuse, torch.cat([x, y, g], 1)), [x, *net.parameters()])
 
 
 def test_gradcheck():
@@ -98,16 +97,29 @@ def test_start_is_kaiming_fan_out_of_one_rank():
         assert layer.weight.std().item() == pytest.approx((2 / n) ** 0.5, rel=0.03)
 
 
-def test_resample_is_the_identity_at_its_own_size_and_takes_others():
+def test_resample_is_the_identity_at_its_own_size():
     tgm, _ = unit()
-    free = TensorGeneration(C, (H, W), R, resample=True).double()
+    free, _ = unit(resample=True)
     free.load_state_dict(tgm.state_dict())
     x = torch.randn(B, C, H, W, dtype=torch.float64)
     assert all(torch.equal(a, b) for a, b in zip(tgm(x), free(x), strict=True))
-    y = torch.randn(B, C, 9, 4, dtype=torch.float64)
-    u = F.interpolate(y.mean((1, 3))[:, None], size=H, mode="linear", align_corners=True)[:, 0]
-    v = torch.stack([(u @ m.T).sigmoid() for m in tgm.h.weight.unflatten(0, (R, -1))], 1)
-    assert torch.allclose(free(y)[1], F.interpolate(v, size=9, mode="linear", align_corners=True))
+
+
+def stretched(v, length):
+    """Linear interpolation with aligned ends, entry by entry: (B, n) -> (B, length)."""
+    return enlarge(v[:, None, :, None], (length, 1))[:, 0, :, 0]
+
+
+@pytest.mark.parametrize("size", [(3, 2), (9, 4), (4, 7), (H, 6)])
+def test_resample_interpolates_the_pooled_vectors_and_the_gates(size):
+    """The row's and the column's on their own grids, forth and back, in outputs and gradients."""
+    tgm, _ = unit(resample=True)
+    x = draw(B, C, *size)
+    pooled = x.mean((2, 3)), x.mean((1, 3)), x.mean((1, 2))
+    for gates, u, matrix in zip(tgm(x), pooled, matrices(tgm), strict=True):
+        v = [sigmoid(stretched(u, matrix.shape[2]) @ m.T) for m in matrix]
+        slow = torch.stack([stretched(rank, u.shape[1]) for rank in v], 1)
+        assert agree(gates, slow, [x, *tgm.parameters()])
 
 
 def test_wrong_size_names_given_allowed_and_cure():
@@ -161,12 +173,12 @@ def test_unknown_head_names_the_nearest():
         build_head("reconnet", [8], 3)
 
 
-def test_sub_attention_maps_add_up_to_what_the_ranks_contribute():
-    head = reconet_head([8], 3, channels=6, rank=3, feature_size=(3, 5)).eval()
-    maps, x = Maps(), torch.rand(2, 8, 3, 5)
-    with torch.no_grad():
-        head([x], maps=maps)
-        reduced = head.reduce(x)
-        y = head.context.trm(reduced, *head.context.tgm(reduced))
-    assert maps["sub_attention"].shape == (2, 3, 3, 5)
-    assert torch.allclose(maps["sub_attention"].sum(1), y.mean(1), atol=1e-6)
+def test_sub_attention_maps_are_what_each_rank_contributes():
+    head = randomise(reconet_head([8], 3, channels=C, rank=R, feature_size=(H, W))).eval()
+    maps, features = Maps(), [draw(B, 8, H, W)]
+    assert torch.equal(head(features, maps=maps)["logits"], head(features)["logits"])
+    x = cbr(head.reduce, features[0])
+    ranks = naive_ranks(x, *matrices(head.context.tgm), head.context.trm.weight).mean(2).transpose(0, 1)
+    assert maps["sub_attention"].shape == (B, R, H, W)
+    for i in range(R):
+        assert relative(maps["sub_attention"][:, i], ranks[:, i]) < 1e-10, i

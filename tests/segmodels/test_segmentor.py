@@ -79,6 +79,14 @@ def test_builds_on_the_meta_device():
         ({"head": {"name": "ann", "sizes": 3}}, r"head 'ann': sizes is 3; allowed: a list, such as \[1, 3, 6, 8\]"),
         ({"head": OCNET | {"scheme": "pyramid", "attention": "sa"}}, "'ocnet' on a crop of .*pyramid has 6 x 6 tiles"),
         (
+            {"head": OCNET | {"partition": [5, 4]}},
+            r"partition is \(5, 4\), but the map has \(4, 6\) cells; allowed in training: at most 4 and 6",
+        ),
+        (
+            {"head": OCNET | {"scheme": "pyramid", "pyramid": [1, 2], "partition": [2, 4]}},
+            r"partition is \(2, 4\), but the map cut into 2 x 2 tiles has \(4, 6\) cells; .*: at most 2 and 3",
+        ),
+        (
             {"head": OCNET | {"scheme": "asp", "pool": 5}},
             "pool is 5, .* Lower pool, or enlarge",
         ),

@@ -20,9 +20,12 @@ UNITS = [
     {"squeeze": "gap", "reasoning": "none"},
     {"reasoning": "none"},
     {"squeeze": "gap", "reasoning": "fc"},
+    {"squeeze": "gap", "reasoning": "sa"},
     {"reasoning": "fc"},
     {"reasoning": "sa"},
     {"layout": "official"},
+    {"layout": "official", "reasoning": "none"},
+    {"layout": "official", "reasoning": "fc"},
     {"layout": "official", "reasoning": "sa"},
 ]
 every_unit = pytest.mark.parametrize("keywords", UNITS, ids=lambda k: "-".join(map(str, k.values())) or "default")
