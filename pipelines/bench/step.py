@@ -10,8 +10,9 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,7 @@ def measure(args: argparse.Namespace) -> Report:
     from pipelines.recipe import load_recipe
     from pipelines.stages import store_bytes
 
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # each run compiles anew, as a user's first does
     gpus = machine()[1]
     words = ["backbone.weights=null", *([] if gpus else SMALL), *args.overrides]
     forms = args.forms or (list(FORMS) if gpus else ["fp32"])
@@ -164,11 +166,35 @@ def report(
             rows.append([f"{form}, {feed}", spread(rates[feed]), spread(against, 2), spread(lost)])
             if feed != "resident":
                 notes.append(goal(f"{form}, {feed} / resident", median(against), 0.95))
+    notes += amortised(measured, per_line, recipe.batch)
     crop = "x".join(map(str, recipe.view.crop))
     where = "one GPU" if gpus else "CPUs, so a small model: the ratio says little, feed and model share the cores"
     notes.insert(0, f"{args.recipe} with {recipe.backbone.name}, crop {crop}, batch {recipe.batch}, on {where}; "
                  f"{args.rows} drawn images; {args.steps} steps a run, without the first of {LINES} lines; "
                  f"{args.repeats} rounds in turn; lost at first: seconds by which the first line took longer than the "
-                 "others (warming up, compiling)")  # fmt: skip
+                 "others (warming up; compiling, without a cache)")  # fmt: skip
     columns = ["step", "images/s", "to resident", "lost at first, s"]
     return Report("The training step against the same step without data", columns, rows, notes, dict(measured))
+
+
+def amortised(measured: Mapping[str, Mapping[str, list[list[float]]]], per_line: int, batch: int) -> list[str]:
+    """For each compiled form, after how many steps on the resident batch its compilation has paid.
+
+    Args:
+        measured: form -> feed -> run -> images/s of each line.
+        per_line: images of a line.
+        batch: images of a step.
+    """
+    notes = []
+    for form in measured:
+        eager = form.removesuffix("+compile")
+        if eager == form or eager not in measured:
+            continue
+        runs = {name: measured[name]["resident"] for name in (eager, form)}
+        steps = {name: median(batch / median(run[1:]) for run in of) for name, of in runs.items()}
+        lost = {name: median(per_line / run[0] - per_line / median(run[1:]) for run in of) for name, of in runs.items()}
+        cost, gain = lost[form] - lost[eager], steps[eager] - steps[form]
+        paid = f"paid for after {cost / gain:,.0f} steps" if gain > 0 else "never paid for: its steps are no shorter"
+        times = f"a step {1e3 * steps[form]:.0f} ms for {1e3 * steps[eager]:.0f}"
+        notes.append(f"compiling {form} took {cost:.1f} s, {times}: {paid}")
+    return notes
