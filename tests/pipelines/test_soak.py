@@ -48,7 +48,7 @@ def test_fifty_epochs_leave_memory_threads_files_and_the_object_store_flat(ray_s
         while not ending.wait(0.5):
             lines = read_record(folder / "record.jsonl")[0]
             step = max((line["step"] for line in lines if line["kind"] == "train"), default=0)
-            if step > 30:  # past the start, whose caches fill
+            if 30 < step < 150:  # past the start, whose caches fill, and before the workers end
                 taken.append((step, sample()))
                 stores.append(used())
 
@@ -63,6 +63,7 @@ def test_fifty_epochs_leave_memory_threads_files_and_the_object_store_flat(ray_s
     early, late = [s for _, s in taken[:third]], [s for _, s in taken[-third:]]
     lasting = set.intersection(*(set(s) for s in early + late))
     assert len(lasting) >= 6  # this process, Ray's own, two workers, feeding tasks
+    assert sum("RayTrainWorker" in early[0][pid][3] for pid in lasting) == 2, [early[0][pid][3] for pid in lasting]
     for pid in lasting:
         # the driver sends pictures and tables to MLflow, whose caches fill for longer, and then no more
         mib = 24 if pid == os.getpid() else 6
