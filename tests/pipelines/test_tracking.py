@@ -178,7 +178,9 @@ def test_a_server_that_returns_in_mid_training_has_everything_at_its_end(
 
     def wait_at_step_5(path, content):
         if path.name == "step-00000005.pt":  # steps 3 and 4 were trained without a server
+            until = time.monotonic() + 60
             while "training goes on" not in shown():
+                assert time.monotonic() < until
                 time.sleep(0.05)
             away.set()
             assert back.wait(120)

@@ -27,6 +27,7 @@ def parameters(module):
     [
         ("fcn", {}, 9448981, 38.699),
         ("reconet", {"feature_size": (64, 64)}, 27801173, 42.072),
+        ("reconet", {"feature_size": (64, 64), "gpm": False}, 27275861, 40.998),
         ("reconet", {"feature_size": (64, 64), "tgm_trm": False, "gpm": False}, 9448981, 38.699),
     ],
 )

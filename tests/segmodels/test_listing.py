@@ -70,6 +70,7 @@ def test_all_heads_are_listed_with_their_cost(capsys):
     assert [line.split()[0] for line in shown.splitlines()[1 : len(HEADS) + 1]] == list(HEADS)
     assert re.search(r"^fcn +Long et al., CVPR 2015 +1411\.4038 +9,448,981 +38\.699 +any$", shown, re.M)
     assert re.search(r"^reconet +.* 27,801,173 +42\.072 +bound to its crop$", shown, re.M)
+    assert re.search(r"^psanet +.* bound to its crop$", shown, re.M)
     assert "not counted" not in shown
 
 
@@ -93,9 +94,22 @@ def test_a_head_that_does_not_take_the_features_is_said_so(capsys, monkeypatch):
     assert "not counted: broken: needs 5 stages" in capsys.readouterr().out
 
 
+def test_a_heads_attentions_that_stand_in_other_files_are_shown_with_it(capsys):
+    main(["ocnet"])
+    shown = capsys.readouterr().out
+    for text in (
+        "SA: Z = ρ(softmax(θ(x) φ(x)ᵀ / √E) g(x))",
+        "ISA: self-attention in two sparse stages",
+        "checkerboard",
+    ):
+        assert text in shown
+    assert "ContextHead\n" not in shown  # the frame of most heads is not this one's
+
+
 def test_one_head(capsys):
     main(["reconet"])
     shown = capsys.readouterr().out
+    assert "We follow the paper. Its public code differs" in shown
     assert "rank: int = 64" in shown
     assert "number of rank-1 tensors" in shown
     assert "A = Σ_i λ_i v_c[i] ⊗ v_h[i] ⊗ v_w[i]" in shown
