@@ -191,7 +191,7 @@ def test_evaluate_refuses_other_classes_and_wrong_windows(shards, recipe_file, t
     assert "--out: cannot write to /proc/x" in refused("evaluate", best, val, "--out", "/proc/x")
 
 
-OCNET = {"name": "ocnet", "channels": 8, "key_channels": 4, "scheme": "pyramid", "pyramid": [1, 2]}
+OCNET = {"name": "ocnet", "channels": 8, "key_channels": 4, "scheme": "pyramid", "attention": "sa", "pyramid": [1, 2]}
 
 
 @pytest.mark.parametrize(
