@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from pipelines.door import ROOT, SetupError, check_names
 from pipelines.recipe import RecipeError, Workers
 
@@ -29,6 +31,7 @@ LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps every listener of a local Ray on 127.0.0.1
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that looks out for nodes to be taken away
 }
+STORE_SHARE = 0.3  # of the machine's memory, the most that a local session's object store takes, as by Ray's default
 T = TypeVar("T")
 SUBMIT = "ray job submit --working-dir . -- python pipelines/voc_pretrain.py"
 
@@ -84,7 +87,7 @@ def ray_cluster(
             ray.init(
                 address="local",
                 num_cpus=max(cores, logical),
-                object_store_memory=slots * store(sizes),
+                object_store_memory=min(slots * store(sizes), int(STORE_SHARE * psutil.virtual_memory().total)),
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=True,

@@ -5,11 +5,12 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.cluster import Sizes, check_nodes, on_each_node, size_workers, start_early
+from pipelines.cluster import Sizes, check_nodes, on_each_node, ray_cluster, size_workers, start_early
 from pipelines.door import ROOT, SetupError, check_names
 from pipelines.recipe import RecipeError, Workers, load_recipe
 from pipelines.stages import run_recipe
@@ -114,6 +115,26 @@ def test_an_output_that_nodes_do_not_share_is_refused(tmp_path, monkeypatch):
 @pytest.mark.ray
 def test_every_node_is_looked_at(ray_session):
     assert list(on_each_node(os.path.basename, "/a/b").values()) == ["b"]
+
+
+def test_a_local_sessions_store_takes_at_most_a_share_of_the_memory(monkeypatch):
+    import ray
+
+    booked, whole = [], psutil.virtual_memory().total
+
+    class Enough(Exception):
+        pass
+
+    def init(**options):
+        booked.append(options["object_store_memory"])
+        raise Enough
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    for store in (1 << 20, 1 << 50):
+        with pytest.raises(Enough), ray_cluster(Workers(count=1, gpus=0), lambda sizes, store=store: store, slots=2):
+            pass
+    assert booked == [2 << 20, int(0.3 * whole)]
 
 
 @pytest.mark.ray
