@@ -1,4 +1,4 @@
-"""The views that turn or recolour, as albumentations composes them. Its only importer."""
+"""The views that turn or recolour, as albumentations composes them. No other module imports albumentations."""
 
 import os
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.absent import absent
 from datasets.sample import IGNORE
-from datasets.transforms import TrainView, Window, exchanged
+from datasets.window import Window, exchanged
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import unless this is set before
 with absent("albumentations.pytorch", "huggingface_hub"):  # torch and a web client: two thirds of the import's time
@@ -22,12 +22,14 @@ class ScaledWindow(A.DualTransform):
     """`Window` as a transform.
 
     Args:
-        size, scale, fill: of the window.
+        size: the window's.
+        scale: the window's.
+        fill: the window's.
         p: probability.
     """
 
     class InitSchema(BaseTransformInitSchema):
-        """albumentations checks the arguments of a transform by such a class."""
+        """albumentations uses this class to check the arguments of the transform."""
 
         size: tuple[int, int]
         scale: tuple[float, float]
@@ -54,22 +56,22 @@ class ScaledWindow(A.DualTransform):
         return self.cut(mask, params)
 
     def cut(self, pixels: np.ndarray, params: dict[str, Any]) -> np.ndarray:
-        """The window of either."""
+        """Cut the window from an image or a mask."""
         out = np.empty((*self.size, *pixels.shape[2:]), np.uint8)
         self.window.cut(pixels, params["window"], params["resized"], out)
         return out
 
 
 class Mirror(A.HorizontalFlip):
-    """A flip left to right in which classes of the mask change places.
+    """A flip left to right that exchanges classes of the mask.
 
     Args:
-        pairs: the classes.
+        pairs: the classes to exchange.
         p: probability.
     """
 
     class InitSchema(BaseTransformInitSchema):
-        """albumentations checks the arguments of a transform by such a class."""
+        """albumentations uses this class to check the arguments of the transform."""
 
         pairs: tuple[tuple[int, int], ...]
 
@@ -83,7 +85,13 @@ class Mirror(A.HorizontalFlip):
 
 
 def scaled_crop(crop: Sequence[int], scale: Sequence[float], fill: Any) -> A.Compose:
-    """The usual pipeline, to compare with: the whole image resized, padded, then cropped."""
+    """The usual pipeline, to compare with: the whole image resized, padded, then cropped.
+
+    Args:
+        crop: height and width, pixels.
+        scale: least and greatest scale, drawn uniformly.
+        fill: RGB of the padding; its mask is 255.
+    """
     return A.Compose([
         A.RandomScale(scale_limit=(scale[0] - 1, scale[1] - 1), p=1.0),
         A.PadIfNeeded(*crop, border_mode=cv2.BORDER_CONSTANT, fill=fill, fill_mask=IGNORE),
@@ -92,22 +100,43 @@ def scaled_crop(crop: Sequence[int], scale: Sequence[float], fill: Any) -> A.Com
 
 
 @lru_cache(maxsize=32)
-def pipeline_of(view: TrainView, thread: int) -> A.Compose:
-    """Built once per process and thread: it holds the generator, so two threads must not share it."""
+def pipeline_of(
+    thread: int,
+    window: Window,
+    *,
+    flip: float,
+    flip_pairs: tuple[tuple[int, int], ...] = (),
+    rotate: float = 0,
+    brightness: float = 0,
+    contrast: float = 0,
+    saturation: float = 0,
+    hue: float = 0,
+) -> A.Compose:
+    """The pipeline of a view, built once per process and thread.
+
+    Args:
+        thread: whose pipeline it is; it holds the generator, so two threads must not share it.
+        window: cuts the crop.
+        flip: as in `TrainView`.
+        flip_pairs: as in `TrainView`.
+        rotate: as in `TrainView`.
+        brightness: as in `TrainView`.
+        contrast: as in `TrainView`.
+        saturation: as in `TrainView`.
+        hue: as in `TrainView`.
+    """
     steps: list[A.BasicTransform] = [
-        ScaledWindow(view.crop, view.scale, view.fill),
-        Mirror(view.flip_pairs, p=view.flip),
+        ScaledWindow(window.size, window.scale, window.fill),
+        Mirror(flip_pairs, p=flip),
     ]
-    if view.rotate:
+    if rotate:
         steps.append(A.Rotate(
-            limit=(-view.rotate, view.rotate), border_mode=cv2.BORDER_CONSTANT, fill=view.fill, fill_mask=IGNORE, p=1.0
+            limit=(-rotate, rotate), border_mode=cv2.BORDER_CONSTANT, fill=window.fill, fill_mask=IGNORE, p=1.0
         ))  # fmt: skip
-    if view.brightness or view.contrast:
-        limits = (-view.brightness, view.brightness), (-view.contrast, view.contrast)
+    if brightness or contrast:
+        limits = (-brightness, brightness), (-contrast, contrast)
         steps.append(A.RandomBrightnessContrast(brightness_limit=limits[0], contrast_limit=limits[1], p=1.0))
-    if view.saturation or view.hue:
-        factors = max(0.0, 1 - view.saturation), 1 + view.saturation
-        steps.append(A.ColorJitter(
-            brightness=(1, 1), contrast=(1, 1), saturation=factors, hue=(-view.hue, view.hue), p=1.0
-        ))  # fmt: skip
+    if saturation or hue:
+        factors = max(0.0, 1 - saturation), 1 + saturation
+        steps.append(A.ColorJitter(brightness=(1, 1), contrast=(1, 1), saturation=factors, hue=(-hue, hue), p=1.0))
     return A.Compose(steps)

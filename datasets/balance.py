@@ -7,7 +7,7 @@ from statistics import median
 from datasets.manifest import Manifest
 
 UNSEEN = 1.0
-"""The weight of a class without a pixel: no pixel bears it, so its value changes nothing."""
+"""The weight of a class that no pixel has; its value changes nothing."""
 
 
 def median_frequency(manifest: Manifest) -> list[float]:
@@ -22,7 +22,7 @@ def median_frequency(manifest: Manifest) -> list[float]:
 
 
 def enet(manifest: Manifest) -> list[float]:
-    """Weights of the K classes as ENet's (Paszke et al., 2016, arXiv:1606.02147).
+    """Weights of the K classes as in ENet (Paszke et al., 2016, arXiv:1606.02147).
 
     1 / ln(1.02 + p_k), where p_k = pixels of class k / labelled pixels of the split.
     """

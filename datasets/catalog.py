@@ -39,8 +39,8 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
 
 
 def tree_of(name: str) -> str:
-    """What the source of a benchmark must hold, and where it is published."""
-    if name == "folder":  # its reader asks for the classes in it
+    """The text that tells what the source of a benchmark must hold, and where it is published."""
+    if name == "folder":  # its reader asks for the classes in the folder
         return TREE
     benchmark = BENCHMARKS[name](Path())
     return f"{benchmark.tree}\n\npublished at {benchmark.home}"

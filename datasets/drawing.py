@@ -1,4 +1,4 @@
-"""Pictures for the bundled sample: textured shapes of VOC's classes before cluttered backgrounds."""
+"""Pictures for the bundled sample: textured shapes of VOC's classes in front of cluttered backgrounds."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import numpy as np
 OUTLINES = ("ellipse", "box", "triangle", "star", "cross")
 TEXTURES = ("stripes", "checks", "dots", "rings", "speckle")
 HUES = 180
-"""OpenCV's hue of 8 bits counts half degrees."""
+"""OpenCV's hues of 8 bits: half degrees."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Thing:
     """One drawn object.
 
     Args:
-        number: class 1..20, or 0 for a dull one that belongs to the background.
+        number: class 1..20, or 0 for a dull object, which belongs to the background.
         polygon: float32 (n, 2), x and y of the corners in pixels, within the image.
         mask: bool (H, W), the polygon filled.
-        crowd: several objects drawn as one group.
+        crowd: whether it is several objects drawn as one group.
     """
 
     number: int
@@ -41,7 +41,7 @@ def draw_scene(
         crowd: class of a group of small objects, 0 for none.
 
     Returns:
-        image uint8 (H, W, 3) RGB, and the things in the order drawn.
+        The image, uint8 (H, W, 3) RGB, and the things in the order drawn.
     """
     image = _background(rng, size, domain)
     things = [_place(rng, size, number) for number in numbers] + ([_crowd(rng, size, crowd)] if crowd else [])
@@ -94,7 +94,7 @@ def _outline(kind: str) -> np.ndarray:
 
 
 def _surface(rng: np.random.Generator, size: tuple[int, int], thing: Thing) -> np.ndarray:
-    """The colours of an object, float (H, W, 3): two tones of the class's hue, mixed by the class's texture."""
+    """The colours of an object, float (H, W, 3): the class's texture mixes two tones of the class's hue."""
     kind = TEXTURES[(thing.number - 1) % len(TEXTURES)] if thing.number else str(rng.choice(TEXTURES))
     wavelength = rng.uniform(0.85, 1.15) * (6 + 2 * (thing.number % 4))
     pattern = _texture(rng, size, kind, wavelength, thing.polygon.mean(0))[..., None]
@@ -108,7 +108,7 @@ def _surface(rng: np.random.Generator, size: tuple[int, int], thing: Thing) -> n
 def _texture(
     rng: np.random.Generator, size: tuple[int, int], kind: str, wavelength: float, centre: np.ndarray
 ) -> np.ndarray:
-    """A pattern in 0..1, (H, W), turned at random about `centre`."""
+    """A pattern in 0..1, (H, W), turned about `centre` by a random angle."""
     if kind == "speckle":
         return _noise(rng, size, wavelength / 3)
     turn = rng.uniform(0, np.pi)

@@ -1,4 +1,4 @@
-"""What is counted of each row once, when it is written, so that nobody decodes a mask to know it."""
+"""What the writer counts of each row once, so that nobody decodes a mask to know it."""
 
 import hashlib
 import json
@@ -11,14 +11,19 @@ import numpy as np
 from datasets.sample import IGNORE
 
 REACHES = (1, 5)
-"""How far a boundary reaches, in pixels: its very edge, and what the loss term `boundary` takes by default."""
+"""How far a boundary reaches, in pixels: only the edge itself, and the default of the loss term `boundary`."""
 
 EXACT = 1 << 24
-"""Whole numbers below it are exact in float32, in which OpenCV counts."""
+"""Whole numbers below this are exact in float32, in which OpenCV counts."""
 
 
 def histogram(mask: np.ndarray, classes: int) -> list[int]:
-    """Pixels of each of the K classes, then those of 255."""
+    """Pixels of each of the K classes, then those of 255.
+
+    Args:
+        mask: uint8 (H, W), classes and 255.
+        classes: K.
+    """
     if mask.size < EXACT:  # a third of bincount's time
         counts = cv2.calcHist([np.ascontiguousarray(mask)], [0], None, [256], [0, 256]).ravel()
     else:
@@ -27,7 +32,7 @@ def histogram(mask: np.ndarray, classes: int) -> list[int]:
 
 
 def boundary_pixels(mask: np.ndarray) -> list[int]:
-    """For each of REACHES, the labelled pixels with one of another class within so many rows and columns.
+    """For each reach of REACHES, the labelled pixels that have one of another class within that many rows and columns.
 
     Unlabelled pixels make no boundary, as in the loss term `boundary`.
 
@@ -35,7 +40,7 @@ def boundary_pixels(mask: np.ndarray) -> list[int]:
         mask: uint8 (H, W), classes and 255.
     """
     labelled = mask != IGNORE
-    high, low = mask * labelled, mask  # 255 is never the least label of a square that holds a labelled one
+    high, low = mask * labelled, mask  # 255 is never the least label of a square that holds a labelled pixel
     counts, reached = [], 0
     for reach in REACHES:
         square = np.ones((2 * (reach - reached) + 1,) * 2, np.uint8)
@@ -45,11 +50,11 @@ def boundary_pixels(mask: np.ndarray) -> list[int]:
 
 
 def digest(name: str, sha256: str, mask: np.ndarray | None, segments: Iterable[Mapping[str, Any]] | None) -> str:
-    """sha256 of a row's content: the same on every machine, however masks are packed and rows are laid into files.
+    """The sha256 of a row's content: the same on every machine, however masks are packed and rows put into files.
 
     Args:
         name: the row's id.
-        sha256: of its image file.
+        sha256: of its image file, hexadecimal.
         mask: uint8 (H, W), or None.
         segments: its objects, with the keys of `Segment`, or None.
     """

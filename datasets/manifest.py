@@ -31,7 +31,7 @@ COLUMNS = pa.schema(
         ("width", pa.int32()),
         ("sha256", pa.string()),  # of the image's bytes, hexadecimal
         ("histogram", pa.list_(pa.int64())),  # pixels of the K classes, then those of 255; null without a label
-        ("segments", pa.list_(SEGMENT)),  # objects; null in a benchmark of masks alone
+        ("segments", pa.list_(SEGMENT)),  # objects; null in a benchmark that has only masks
         ("boundary", pa.list_(pa.int64())),  # pixels near a change of class, for each of REACHES; null without a label
         ("digest", pa.string()),  # of the row's content, hexadecimal
     ]
@@ -51,12 +51,12 @@ class Manifest:
         ignore: the mask value that is not counted.
         rows: rows in all files.
         official_rows: rows as published; None where nothing is published.
-        partial: only some of the split's rows were asked for.
-        labelled: every row has a mask.
+        partial: whether the user asked for only some of the split's rows.
+        labelled: whether every row has a mask.
         histogram: pixels of the K classes, then those of 255, over all rows.
-        images: rows that hold each of the K classes, then those that hold 255.
+        images: for each of the K classes, then for 255, the rows that hold it.
         around: for each of the K classes, the labelled pixels of the rows that hold it.
-        boundary: reach in pixels -> labelled pixels that have one of another class so near.
+        boundary: reach in pixels -> labelled pixels that have one of another class within that reach.
         flip_pairs: classes that change places when an image is flipped left to right.
         duplicates: rows whose image equals an earlier row's byte for byte.
         digest: sha256 over the rows' digests, in order.
@@ -84,18 +84,30 @@ class Manifest:
 
     @property
     def hash(self) -> str:
-        """sha256, hexadecimal: the name of exactly these rows in this order, and of what their masks' values mean.
+        """The sha256, hexadecimal, that names exactly these rows in this order, and what their masks' values mean.
 
-        It is the same on every machine: files' checksums, which tell when the release was unpacked, are no part of
-        it, nor what other splits were prepared beside this one.
+        It is the same on every machine: it depends neither on the files' checksums, which change with the time at
+        which the release was unpacked, nor on the other splits that were prepared with this one.
         """
         named = [self.benchmark, self.split, list(self.classes), self.ignore, self.rows, self.digest]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
     @property
     def unseen(self) -> list[str]:
-        """Classes that no pixel bears; all of them in a split without labels."""
+        """Classes that no pixel has; all of them in a split without labels."""
         return [name for name, pixels in zip(self.classes, self.histogram, strict=False) if not pixels]
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What the rows of all files add up to: fields of `Manifest`."""
+
+    histogram: tuple[int, ...]
+    images: tuple[int, ...]
+    around: tuple[int, ...]
+    boundary: dict[str, int]
+    duplicates: int
+    digest: str
 
 
 def write_manifest(
@@ -108,9 +120,9 @@ def write_manifest(
     Args:
         uri: the split's folder.
         benchmark: where the rows come from.
-        split: its split.
-        records: what `write_part` returned, in any order.
-        partial: only some of the split's rows were asked for.
+        split: the benchmark's split.
+        records: what the `write_part` calls returned, in any order.
+        partial: whether the user asked for only some of the split's rows.
 
     Raises:
         DataError: two rows share an id, or only some rows have a mask.
@@ -120,12 +132,12 @@ def write_manifest(
     if labelled not in (0, rows):
         raise DataError(f"{uri}: {labelled} of {rows} rows have a mask; label all rows of a split or none")
     system, folder = locate(uri)
-    facts = _count(system, folder, [record["name"] for record in records], len(benchmark.classes))
+    counted = _count(system, folder, [record["name"] for record in records], len(benchmark.classes))
     files = tuple({key: record[key] for key in ("name", "rows", "bytes", "sha256")} for record in records)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION, benchmark=benchmark.name, split=split, classes=benchmark.classes,
         palette=benchmark.palette, ignore=IGNORE, rows=rows, official_rows=benchmark.splits[split], partial=partial,
-        labelled=labelled == rows, flip_pairs=benchmark.flip_pairs, files=files, **facts,
+        labelled=labelled == rows, flip_pairs=benchmark.flip_pairs, files=files, **vars(counted),
     )  # fmt: skip
     with written_whole(system, f"{folder}/{MANIFEST}") as stream:
         stream.write((json.dumps(asdict(manifest), indent=1) + "\n").encode())
@@ -137,7 +149,7 @@ def read_manifest(uri: str) -> Manifest:
     """Read the manifest of a split's folder.
 
     Raises:
-        DataError: no folder, no manifest in it, or shards of another schema version.
+        DataError: there is no folder, no manifest in it, or the shards have another schema version.
     """
     system, folder = locate(uri)
     if not exists(system, f"{folder}/{MANIFEST}"):
@@ -154,7 +166,7 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def _instead(system: fs.FileSystem, folder: str) -> str:
-    """What is there where a manifest was expected."""
+    """What is there instead of a manifest, and the cure."""
     if not exists(system, folder):
         return "no such folder; run prepare, or correct the path"
     inside = names_in(system, folder)
@@ -166,8 +178,8 @@ def _instead(system: fs.FileSystem, folder: str) -> str:
     return f"no {MANIFEST} in it, but {', '.join(list(inside)[:10]) or 'nothing'}; run prepare, or correct the path"
 
 
-def _count(system: fs.FileSystem, folder: str, names: list[str], classes: int) -> dict[str, Any]:
-    """What the rows of all parts add up to; their ids must not repeat."""
+def _count(system: fs.FileSystem, folder: str, names: list[str], classes: int) -> _Counted:
+    """Add up the rows of all files; DataError where an id occurs twice."""
     columns = ["id", "sha256", "digest", "histogram", "boundary"]
     ids: Counter[str] = Counter()
     seen: set[str] = set()
@@ -186,20 +198,23 @@ def _count(system: fs.FileSystem, folder: str, names: list[str], classes: int) -
         raise DataError(
             f"{folder}: {len(twice)} ids occur twice, the first is {twice[0]!r}; make ids unique in a split"
         )
-    return {
-        "histogram": tuple(map(int, total)), "images": tuple(map(int, images)), "around": tuple(map(int, around)),
-        "boundary": {str(reach): int(n) for reach, n in zip(REACHES, near, strict=True)},
-        "duplicates": ids.total() - len(seen), "digest": content.hexdigest(),
-    }  # fmt: skip
+    return _Counted(
+        histogram=tuple(map(int, total)),
+        images=tuple(map(int, images)),
+        around=tuple(map(int, around)),
+        boundary={str(reach): int(n) for reach, n in zip(REACHES, near, strict=True)},
+        duplicates=ids.total() - len(seen),
+        digest=content.hexdigest(),
+    )
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """Lists of one length as int64 (n, width), rows without a list left out."""
+    """Lists of one length as int64 (n, width), without the rows that have no list."""
     return column.combine_chunks().drop_null().flatten().to_numpy().reshape(-1, width)
 
 
 def _remove_others(system: fs.FileSystem, folder: str, keep: set[str]) -> None:
-    """Remove what earlier runs left; never a file that no writer of shards names so."""
+    """Remove what earlier runs left, and never a file whose name no writer of shards gives."""
     for name, is_folder in names_in(system, folder).items():
         if not is_folder and name not in keep and (fnmatch(name, "part-*.parquet") or is_temporary(name)):
             system.delete_file(f"{folder}/{name}")

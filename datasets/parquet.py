@@ -1,4 +1,4 @@
-"""Parquet files of ours, opened only once it is known that opening them runs no code."""
+"""Shards' Parquet files, opened only after a check that opening them runs no code."""
 
 import base64
 import re
@@ -15,17 +15,18 @@ EXTENSION = b"ARROW:extension"
 def open_parquet(source: pa.NativeFile, name: str, columns: pa.Schema) -> pq.ParquetFile:
     """Open a file that must have these columns.
 
-    A file may name extension types for its columns. Arrow lets whoever registered such a type read it, and Ray, where
-    it is loaded, registers one whose values are pickles. So the footer is searched for them before Arrow sees it.
+    A file may name extension types for its columns. Arrow hands their values to the code that registered the type,
+    and Ray, where it is loaded, registers one whose values are pickles. So this searches the footer for extension
+    types before Arrow sees it.
 
     Args:
-        source: the file, able to seek.
-        name: of it, for messages.
+        source: the file; it can seek.
+        name: the file's, for messages.
         columns: names and types.
 
     Raises:
         DataError: the file names an extension type, or has other columns.
-        ArrowException: it is no Parquet file.
+        ArrowException: it is not a Parquet file.
     """
     if _names_extensions(_footer(source)):
         raise DataError(f"{name}: it has a column of an extension type, which could run code: no shard of ours has one")
@@ -40,7 +41,7 @@ def open_parquet(source: pa.NativeFile, name: str, columns: pa.Schema) -> pq.Par
 
 
 def _footer(source: pa.NativeFile) -> bytes:
-    """The metadata at the end of the file: its length stands before the last four bytes."""
+    """The metadata at the end of the file: its length is in the four bytes before the last four."""
     size = source.size()
     source.seek(max(0, size - 8))
     length = int.from_bytes(source.read(8)[:4], "little")
@@ -49,7 +50,7 @@ def _footer(source: pa.NativeFile) -> bytes:
 
 
 def _names_extensions(footer: bytes) -> bool:
-    """Whether some base64 in the footer names an extension type; where the code begins in a run is not known."""
+    """Whether some base64 in the footer names an extension type; a run may hold other letters before the base64."""
     for run in BASE64.findall(footer):
         for start in range(4):
             whole = run[start : start + (len(run) - start) // 4 * 4]

@@ -1,4 +1,4 @@
-"""A sample to a row of a shard, and the checks of a row."""
+"""A sample as a row of a shard, and the checks of a row."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,7 +10,12 @@ from datasets.sample import DataError, Sample, decode_mask, encode_mask, image_s
 
 
 def make_row(sample: Sample, classes: int) -> dict[str, Any]:
-    """A sample as the columns of a shard; those that it has nothing for are left out."""
+    """A sample as the columns of a shard; columns without a value are left out.
+
+    Args:
+        sample: the sample.
+        classes: K.
+    """
     mask = sample.mask
     height, width = image_size(sample.image) if mask is None else mask.shape
     row = {"id": sample.id, "image": sample.image, "height": height, "width": width}
@@ -23,7 +28,15 @@ def make_row(sample: Sample, classes: int) -> dict[str, Any]:
 
 
 def row_problems(rows: Iterable[dict[str, Any]], classes: int) -> list[str]:
-    """What is wrong with rows: checksum, mask, size, histogram; one line per row at fault."""
+    """What is wrong with rows: checksum, mask, size, histogram.
+
+    Args:
+        rows: all columns of each.
+        classes: K.
+
+    Returns:
+        One line per row at fault.
+    """
     found = []
     for row in rows:
         try:
@@ -46,4 +59,4 @@ def _check_row(row: dict[str, Any], classes: int) -> None:
         if histogram(mask, classes) != row["histogram"] or boundary_pixels(mask) != row["boundary"]:
             raise DataError("the mask's pixels do not match their histogram, or their boundaries' count")
     if digest(row["id"], row["sha256"], mask, row["segments"]) != row["digest"]:
-        raise DataError("id, mask or segments are not those that its digest was made of")
+        raise DataError("id, mask or segments are not those of its digest")

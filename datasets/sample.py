@@ -1,4 +1,4 @@
-"""What a reader hands on: an encoded image and its mask, and the benchmark they belong to."""
+"""What a reader gives: an encoded image and its mask, and the benchmark that they belong to."""
 
 import io
 import struct
@@ -13,28 +13,28 @@ import pyarrow as pa
 from PIL import Image
 
 IGNORE = 255
-"""The mask value that no loss and no score counts; in every benchmark, whatever the source uses."""
+"""The mask value that no loss and no score counts: the same in every benchmark, whatever the source uses."""
 
 MASK_HEAD = struct.Struct("<III")
-"""Before a mask's compressed pixels: CRC-32 of all that follows it, height, width; little-endian."""
+"""What precedes a mask's compressed pixels: CRC-32 of all that follows it, height, width; little-endian."""
 MASK_CODEC = pa.Codec("lz4_raw", compression_level=6)
-"""Masks are long runs of one class, encoded once, decoded each epoch: a tenth of PNG's time, 1.5 times its bytes."""
+"""Masks are long runs of one class, written once, read often: LZ4 takes a tenth of PNG's time, 1.5 times its bytes."""
 
 END_MARKERS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
 
 
 class DataError(ValueError):
-    """A fault that the owner of the data can cure; its message says what, where and how."""
+    """A fault that the owner of the data can cure; the message says what is wrong, where, and how to cure it."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One row still on disk.
+    """One row that is still on disk.
 
     Args:
         id: unique within its split.
         image: absolute path of a JPEG or PNG file.
-        label: what the benchmark's `read` needs (a path, run lengths); picklable; None in a split without labels.
+        label: what the benchmark's `read` needs (a path, run lengths), picklable; None in a split without labels.
     """
 
     id: str
@@ -48,9 +48,9 @@ class Segment:
 
     Args:
         number: class 0..K-1 of the benchmark.
-        crowd: several objects under one outline.
+        crowd: whether it is several objects under one outline.
         box: x, y of the upper left corner, width, height; pixels, as published.
-        rle: COCO's compressed run lengths of its mask, of the image's size.
+        rle: COCO's compressed run lengths of its mask, which has the image's size.
     """
 
     number: int
@@ -65,9 +65,9 @@ class Sample:
 
     Args:
         id: the item's.
-        image: the original file's bytes, never encoded anew.
+        image: the original file's bytes, never encoded again.
         mask: uint8 (H, W), classes 0..K-1 and 255; None in a split without labels.
-        segments: its objects; None in a benchmark of masks alone.
+        segments: its objects; None in a benchmark that has only masks.
     """
 
     id: str
@@ -86,9 +86,9 @@ class Benchmark:
         palette: K colours, RGB 0..255.
         splits: rows of each split as published, or None where nothing is published.
         tree: a drawing of the expected folder, with counts.
-        index: split -> rows, always in the same order. Raises DataError with `tree` and the missing files.
-        read: item -> sample; picklable. Raises DataError naming the file at fault.
-        home: where the release is published, for a person to fetch it; "" of a folder of one's own.
+        index: split -> rows, always in the same order; raises DataError with `tree` and the missing files.
+        read: item -> sample, picklable; raises DataError that names the file at fault.
+        home: where the release is published, for a person to fetch it; "" for a folder of one's own.
         flip_pairs: classes that change places when an image is flipped left to right (left arm, right arm).
     """
 
@@ -115,29 +115,29 @@ def decode_image(data: bytes) -> np.ndarray:
         uint8 (H, W, 3) RGB.
 
     Raises:
-        DataError: the bytes are of another format, cut short or damaged.
+        DataError: the bytes are in another format, cut short or damaged.
     """
     _check_whole(data)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise DataError(f"damaged image ({len(data)} bytes do not decode); fetch the file anew")
+        raise DataError(f"damaged image ({len(data)} bytes do not decode); fetch the file again")
     return image
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width in pixels as stored, from the file's header alone."""
+    """Height and width in pixels as stored, read from only the file's header."""
     with Image.open(io.BytesIO(data)) as image:
         return image.height, image.width
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """Encode a mask, bit for bit: `MASK_HEAD`, then its rows as one block of LZ4.
+    """Encode a mask, bit for bit: `MASK_HEAD`, then the mask's rows as one block of LZ4.
 
     Args:
         mask: uint8 (H, W).
 
     Raises:
-        DataError: another type or shape.
+        DataError: the array has another type or shape.
     """
     if mask.dtype != np.uint8 or mask.ndim != 2:
         raise DataError(f"a mask is uint8 (H, W), not {mask.dtype} {mask.shape}; convert it first")
@@ -153,7 +153,7 @@ def decode_mask(data: bytes) -> np.ndarray:
         uint8 (H, W), read-only.
 
     Raises:
-        DataError: cut short, or damaged.
+        DataError: the bytes are cut short or damaged.
     """
     whole = memoryview(data)
     if len(data) <= MASK_HEAD.size or zlib.crc32(whole[4:]) != MASK_HEAD.unpack_from(data)[0]:
@@ -167,22 +167,22 @@ def decode_mask(data: bytes) -> np.ndarray:
 def keep_freed_memory() -> None:
     """Let this process reuse the memory of dropped images instead of returning it to the system each time.
 
-    glibc takes the size of a freed block for its threshold, up to 32 MiB, and keeps twice as much. Where a page fault
-    is dear (virtual machines), an image's 200 pages cost as much as its decoding. Elsewhere this does nothing.
+    glibc makes the size of a freed block its threshold, up to 32 MiB, and keeps twice as much. Where page faults are
+    slow (virtual machines), an image's 200 pages take as long as its decoding. Without glibc it does nothing.
     """
     np.empty((32 << 20) - 8192, np.uint8)
 
 
 def _check_whole(data: bytes) -> None:
-    """Refuse a file cut short: OpenCV may fill the missing rows with grey and say nothing."""
+    """Refuse a file that is cut short: OpenCV may fill the missing rows with grey and say nothing."""
     ends = [end for start, end in END_MARKERS.items() if data.startswith(start)]
     if not ends:
         raise DataError(f"neither JPEG nor PNG (begins with {data[:8]!r}); convert the file")
     if data.endswith(ends[0]):
         return
-    # Some cameras append bytes after the end marker, and a thumbnail has one of its own: only a decoder can tell.
+    # Some cameras append bytes after the end marker, and a thumbnail has its own marker: only a decoder can tell.
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"truncated image ({len(data)} bytes, {error}); fetch the file anew") from error
+        raise DataError(f"truncated image ({len(data)} bytes, {error}); fetch the file again") from error

@@ -1,8 +1,7 @@
-"""The bundled sample: drawn pictures in the real layouts of COCO 2017 and VOC 2012, made from a seed alone."""
+"""The bundled sample: drawn pictures in the real layouts of COCO 2017 and VOC 2012, made from only a seed."""
 
 import json
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from datasets.readers.coco import VOC_NAME
 from datasets.readers.labels import colour_map
 from datasets.readers.voc import CLASSES
 from datasets.sample import IGNORE, DataError
+from datasets.storage import temporary_name
 
 VERSION = 1
 MARKER = "sample.json"
@@ -26,7 +26,7 @@ CATEGORIES = {
     "potted plant": 64, "dining table": 67, "tv": 72,
     "truck": 8, "zebra": 24, "umbrella": 28, "cup": 47, "banana": 52, "clock": 85,
 }  # fmt: skip
-"""COCO's own ids; those of the last line are not among VOC's classes."""
+"""COCO's own ids; the last line's categories are not among VOC's classes."""
 OTHERS = [name for name in CATEGORIES if name not in VOC_NAME]
 
 
@@ -41,7 +41,7 @@ def write_sample(
     val: int = 60,
     size: tuple[int, int] = (96, 128),
 ) -> None:
-    """Write `root/coco` and `root/VOCdevkit`, or keep them where this very sample is complete already.
+    """Write `root/coco` and `root/VOCdevkit`, or keep them where exactly this sample is already complete.
 
     Args:
         root: the folder to make.
@@ -49,7 +49,7 @@ def write_sample(
         coco: images of COCO's train split.
         coco_val: images of COCO's val split.
         train: images of VOC's train list.
-        aug: images of VOC's trainaug list, those of train among them.
+        aug: images of VOC's trainaug list, including those of train.
         val: images of VOC's val list.
         size: least and greatest height and width, pixels.
 
@@ -64,7 +64,7 @@ def write_sample(
     if _is_written(root, marker):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
-    draft = root.parent / f".{root.name}.{uuid.uuid4().hex}.tmp"
+    draft = root.parent / temporary_name(root.name)
     try:
         _write_coco(draft / "coco", seed, {"train": coco, "val": coco_val}, size)
         _write_voc(draft / "VOCdevkit/VOC2012", seed, {"train": train, "val": val, "aug": aug - train}, size)
@@ -79,7 +79,7 @@ def _is_written(root: Path, marker: str) -> bool:
         return False
     found = (root / MARKER).read_text() if (root / MARKER).is_file() else "no sample"
     if found != marker:
-        raise DataError(f"{root} holds {found}, asked for is {marker}; name another folder or remove this one")
+        raise DataError(f"{root} holds {found}, not {marker}; name another folder or remove this one")
     return True
 
 
@@ -94,7 +94,7 @@ def _rename(draft: Path, root: Path, marker: str) -> None:
 def _scenes(
     seed: int, domain: str, count: int, size: tuple[int, int], start: int
 ) -> Iterator[tuple[np.ndarray, list[Thing]]]:
-    """Pictures of 1-3 objects and a few dull ones; the first object's class goes round, so none is absent."""
+    """Pictures of 1-3 objects and a few dull ones; the first object's class cycles, so that every class occurs."""
     for i in range(start, start + count):
         rng = np.random.default_rng([seed, len(domain), i])
         numbers = [i % 20 + 1, *rng.integers(1, 21, rng.integers(0, 3)), *[0] * rng.integers(1, 4)]
@@ -121,7 +121,7 @@ def _write_coco(folder: Path, seed: int, counts: dict[str, int], size: tuple[int
 
 
 def _annotation(thing: Thing, image: int, key: int) -> dict[str, Any]:
-    """COCO's record of an object: crowds as plain run lengths, every seventh object as compressed ones."""
+    """COCO's record of an object: crowds have plain run lengths, every seventh object compressed ones."""
     voc_name = CLASSES[thing.number]
     name = next((c for c, v in VOC_NAME.items() if v == voc_name), OTHERS[key % len(OTHERS)])
     rle = rle_api.encode(np.asfortranarray(thing.mask.astype(np.uint8)))
@@ -164,7 +164,7 @@ def _write_voc(folder: Path, seed: int, counts: dict[str, int], size: tuple[int,
 
 
 def _mask(things: list[Thing], border: bool) -> np.ndarray:
-    """Paint the things in the order drawn; VOC's border is 255, a pixel to either side of each outline."""
+    """Paint the things in the order drawn; VOC's border is 255, one pixel on either side of each outline."""
     mask = np.zeros(things[0].mask.shape, np.uint8)
     kernel = np.ones((3, 3), np.uint8)
     for thing in things:

@@ -1,8 +1,10 @@
-"""Random access to the rows of a split's shards; the names of `writer` and `manifest` can be had from here as well."""
+"""Random access to the rows of a split's shards."""
 
 import hashlib
 import os
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -10,26 +12,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock
+from pyarrow import fs
 
-from datasets.manifest import COLUMNS, SCHEMA_VERSION, Manifest, read_manifest, write_manifest
+from datasets.manifest import COLUMNS, read_manifest
 from datasets.parquet import open_parquet
 from datasets.rows import row_problems
 from datasets.sample import DataError, Segment, decode_image, decode_mask
-from datasets.storage import locate, read_bytes
-from datasets.writer import ROW_GROUP, plan_files, write_part
-
-__all__ = [
-    "ROW_GROUP",
-    "SCHEMA_VERSION",
-    "Manifest",
-    "Shards",
-    "plan_files",
-    "read_manifest",
-    "verify",
-    "write_manifest",
-    "write_part",
-]
+from datasets.storage import locate, read_bytes, written_whole
+from datasets.writer import ROW_GROUP
 
 SMALL = ["id", "height", "width", "sha256", "histogram"]
 
@@ -37,16 +29,16 @@ SMALL = ["id", "height", "width", "sha256", "histogram"]
 class Shards:
     """Random access to a split's rows, in the order of the manifest's files.
 
-    A file is copied once per machine to a local cache, on its first use, and mapped into memory: a row then costs
+    On its first use a file is copied to a cache, once per machine, and mapped into memory: a row then costs
     microseconds, and all processes share the pages. Many processes may use one cache at once. A pickled object keeps
-    its manifest and opens its files anew.
+    its manifest and opens its files again.
 
     Args:
         uri: the split's folder: a local path, or a file://, s3:// or gs:// URI.
         cache: the local folder of copies; by default $SHARD_CACHE, else ~/.cache/context-heads/shards.
 
     Raises:
-        DataError: there are no such shards.
+        DataError: the folder holds no shards that this code reads.
     """
 
     def __init__(self, uri: str, cache: Path | None = None) -> None:
@@ -66,7 +58,7 @@ class Shards:
 
     @cached_property
     def _small(self) -> pa.Table:
-        """All columns but image and mask; of staged files from the cache, else projected from the Parquet files."""
+        """The columns SMALL, from the cache where a file is staged, else from the Parquet file."""
         tables = [self._read_small(number) for number in range(len(self.manifest.files))]
         if not tables:
             return pa.table({name: [] for name in SMALL})
@@ -77,22 +69,22 @@ class Shards:
 
     @cached_property
     def ids(self) -> list[str]:
-        """Ids of the rows."""
+        """The rows' ids."""
         return self._small["id"].to_pylist()
 
     @cached_property
     def sha256(self) -> list[str]:
-        """Hexadecimal sha256 of each row's image bytes."""
+        """The sha256 of each row's image bytes, hexadecimal."""
         return self._small["sha256"].to_pylist()
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Height and width in pixels, int64 (n, 2)."""
+        """Each row's height and width in pixels, int64 (n, 2)."""
         return np.stack([self._small[key].to_numpy().astype(np.int64) for key in ("height", "width")], axis=1)
 
     @cached_property
     def histograms(self) -> np.ndarray:
-        """Pixels of the K classes, then those of 255, int64 (n, K + 1); zeros in a split without labels."""
+        """Each row's pixels of the K classes, then those of 255, int64 (n, K + 1); zeros in a split without labels."""
         if not self.manifest.labelled:
             return np.zeros((len(self), len(self.manifest.classes) + 1), np.int64)
         flat = self._small["histogram"].combine_chunks().flatten()
@@ -102,7 +94,7 @@ class Shards:
         """The image file's bytes and the encoded mask of row i.
 
         Raises:
-            IndexError: no such row.
+            IndexError: there is no row i.
             DataError: the file of this row is missing or corrupt.
         """
         part, place = self._place(i)
@@ -112,6 +104,7 @@ class Shards:
         """Row i decoded: image uint8 (H, W, 3) RGB, mask uint8 (H, W).
 
         Raises:
+            IndexError: there is no row i.
             DataError: the split has no labels, or the row is corrupt.
         """
         image, mask = self.encoded(i)
@@ -120,10 +113,10 @@ class Shards:
         return decode_image(image), decode_mask(mask)
 
     def segments(self, i: int) -> tuple[Segment, ...] | None:
-        """The objects of row i; None in a benchmark of masks alone.
+        """The objects of row i; None in a benchmark that has only masks.
 
         Raises:
-            IndexError: no such row.
+            IndexError: there is no row i.
             DataError: the file of this row is missing or corrupt.
         """
         part, place = self._place(i)
@@ -131,26 +124,22 @@ class Shards:
         return None if found is None else tuple(Segment(**entry | {"box": tuple(entry["box"])}) for entry in found)
 
     def peek(self, i: int) -> dict[str, Any]:
-        """All columns of row i as stored; of a file that is not in the cache one row group is read, no copy made.
+        """All columns of row i as stored.
+
+        Where the row's file is not in the cache, one row group of it is read, and no copy is made.
 
         Raises:
-            IndexError: no such row.
+            IndexError: there is no row i.
             DataError: the file of this row is missing or damaged.
         """
         number, place = self._number(i)
         if (path := self._cached(number)).exists():
             return _Part(path).table.slice(place, 1).to_pylist()[0]
-        system, folder = locate(self.uri)
-        path_there = f"{folder}/{self.manifest.files[number]['name']}"
-        try:
-            with system.open_input_file(path_there) as source:
-                file = open_parquet(source, path_there, COLUMNS)
-                counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-                starts = np.cumsum([0, *counts])
-                group = int(np.searchsorted(starts, place, side="right")) - 1
-                return file.read_row_group(group).slice(place - int(starts[group]), 1).to_pylist()[0]
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path_there}: {error}; run prepare again or copy the shards anew") from error
+        with self._opened(number) as file:
+            counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            starts = np.cumsum([0, *counts])
+            group = int(np.searchsorted(starts, place, side="right")) - 1
+            return file.read_row_group(group).slice(place - int(starts[group]), 1).to_pylist()[0]
 
     def stage(self) -> None:
         """Copy all files to the cache.
@@ -190,22 +179,27 @@ class Shards:
         with FileLock(f"{target}.lock"):
             if not target.exists():
                 data = _checked(self.uri, self.manifest.files[number])
-                temporary = target.with_suffix(".tmp")  # one name: under the lock, a killed run's rest is overwritten
-                to_ipc(data, temporary, f"{self.uri}/{self.manifest.files[number]['name']}")
-                temporary.replace(target)
+                until = target.with_suffix(".tmp").name  # one name: under the lock, a killed run's rest is overwritten
+                with written_whole(fs.LocalFileSystem(), str(target), until) as stream:
+                    to_ipc(data, stream, f"{self.uri}/{self.manifest.files[number]['name']}")
         return target
 
     def _read_small(self, number: int) -> pa.Table:
         if (path := self._cached(number)).exists():
             return _Part(path).table.select(SMALL)
+        with self._opened(number) as file:
+            return file.read(columns=SMALL).replace_schema_metadata(None)
+
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[pq.ParquetFile]:
+        """The file in its folder, not its copy; errors in the body become ones that name it, and the cure."""
         system, folder = locate(self.uri)
-        path_there = f"{folder}/{self.manifest.files[number]['name']}"
+        path = f"{folder}/{self.manifest.files[number]['name']}"
         try:
-            with system.open_input_file(path_there) as source:
-                table = open_parquet(source, path_there, COLUMNS).read(columns=SMALL)
-            return table.replace_schema_metadata(None)
+            with system.open_input_file(path) as source:
+                yield open_parquet(source, path, COLUMNS)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path_there}: {error}; run prepare again or copy the shards anew") from error
+            raise DataError(f"{path}: {error}; run prepare again or copy the shards again") from error
 
 
 class _Part:
@@ -229,8 +223,8 @@ def verify(uri: str) -> list[str]:
     """Read all shards of a split and check them against their manifest.
 
     Returns:
-        The problems found, a line each: checksums of files, images and rows, masks' sizes and histograms, the rows'
-        number and order.
+        A line per problem: in the checksums of files, images and rows, in the masks' sizes and histograms, or in the
+        number and order of the rows.
 
     Raises:
         DataError: there is no manifest.
@@ -249,24 +243,33 @@ def verify(uri: str) -> list[str]:
             found = row_problems(rows, len(manifest.classes))
             problems += [f"{file['name']}, row {problem}" for problem in found]
     if not problems and content.hexdigest() != manifest.digest:
-        problems.append("the rows are not those, or not in the order, that the manifest's hash was made of")
+        problems.append("the rows, or their order, are not those of the manifest's hash")
     return problems
 
 
 def _checked(uri: str, file: dict[str, Any]) -> bytes:
-    """A file's bytes, if they are those of the manifest."""
+    """A file's bytes; DataError where they are not those that the manifest names."""
     system, folder = locate(uri)
     data = read_bytes(system, path := f"{folder}/{file['name']}")
     if hashlib.sha256(data).hexdigest() != file["sha256"]:
-        raise DataError(f"corrupt shard {path}: its sha256 is not the manifest's; run prepare again or copy it anew")
+        raise DataError(f"corrupt shard {path}: its sha256 is not the manifest's; run prepare again or copy it again")
     return data
 
 
-def to_ipc(data: bytes, path: Path, name: str = "") -> None:
-    """Rewrite Parquet bytes as an uncompressed Arrow file, which is mapped, not parsed; a batch per row group."""
-    source = open_parquet(pa.BufferReader(data), name or path.name, COLUMNS)
+def to_ipc(data: bytes, sink: Path | pa.NativeFile, name: str = "") -> None:
+    """Rewrite a Parquet file as an uncompressed Arrow file, which is mapped, not parsed; a batch per row group.
+
+    Args:
+        data: the Parquet file's bytes.
+        sink: the Arrow file.
+        name: of the Parquet file, for messages.
+
+    Raises:
+        DataError: the file has an extension type, or other columns.
+    """
+    source = open_parquet(pa.BufferReader(data), name or str(sink), COLUMNS)
     schema = source.schema_arrow.remove_metadata()
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with pa.ipc.new_file(sink, schema) as writer:
         for group in range(source.num_row_groups):
             table = source.read_row_group(group).replace_schema_metadata(None)
             for batch in table.combine_chunks().to_batches():

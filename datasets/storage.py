@@ -14,10 +14,10 @@ from datasets.sample import DataError
 
 
 def locate(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system, and the path within it, of a local path or a file://, s3:// or gs:// URI.
+    """The file system of a local path or a file://, s3:// or gs:// URI, and the path within it.
 
     Raises:
-        DataError: pyarrow knows no such URI, or no bucket answers.
+        DataError: pyarrow does not know this kind of URI, or no bucket answers.
     """
     if "://" not in str(uri):
         return fs.LocalFileSystem(), os.path.abspath(uri)
@@ -32,7 +32,12 @@ def locate(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def below(root: str, name: str) -> str:
-    """`name` itself when it is a URI or an absolute path, else below the root, a path or a URI with its options."""
+    """`name` itself where it is a URI or an absolute path, else `name` below the root.
+
+    Args:
+        root: a path, or a URI, whose options are kept.
+        name: a path or a URI.
+    """
     if "://" in name or os.path.isabs(name):
         return name
     if "://" not in root:
@@ -47,7 +52,7 @@ def exists(system: fs.FileSystem, path: str) -> bool:
 
 
 def names_in(system: fs.FileSystem, folder: str) -> dict[str, bool]:
-    """What lies directly in a folder, in order of names: name -> is a folder. Empty where there is no folder."""
+    """The contents of a folder in order of their names: name -> is a folder. Empty where there is no folder."""
     found = system.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     return {info.base_name: info.type == fs.FileType.Directory for info in sorted(found, key=lambda i: i.base_name)}
 
@@ -62,14 +67,30 @@ def read_bytes(system: fs.FileSystem, path: str) -> bytes:
         with system.open_input_stream(path) as stream:
             return stream.read()
     except FileNotFoundError as error:
-        raise DataError(f"{path}: missing; run prepare again or copy the shards anew") from error
+        raise DataError(f"{path}: missing; run prepare again or copy the shards again") from error
+
+
+def temporary_name(name: str) -> str:
+    """The name of a file or folder until it is whole: hidden, and no other writer's."""
+    return f".{name}.{uuid.uuid4().hex}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is of `temporary_name`: a killed writer left the file."""
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 @contextmanager
-def written_whole(system: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
-    """A stream to a file that bears its name only once it is closed without an error."""
+def written_whole(system: fs.FileSystem, path: str, until: str | None = None) -> Iterator[pa.NativeFile]:
+    """A stream to a file that gets its name only when it is closed without an error.
+
+    Args:
+        system: the file system.
+        path: of the file; its folder is made.
+        until: the file's name until then; by default a `temporary_name`.
+    """
     folder, name = posixpath.split(path)
-    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+    temporary = f"{folder}/{until or temporary_name(name)}"
     system.create_dir(folder, recursive=True)
     try:
         with system.open_output_stream(temporary) as stream:
@@ -82,7 +103,7 @@ def written_whole(system: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
 
 
 class Hashed:
-    """A stream that knows the checksum of what was written to it, so that nothing is read back for it.
+    """A stream that computes the checksum of what is written to it, so that nobody reads the file again for it.
 
     Args:
         stream: where the bytes go.
@@ -97,7 +118,7 @@ class Hashed:
 
     @property
     def sha256(self) -> str:
-        """Of all bytes so far, hexadecimal."""
+        """The checksum of all bytes so far, hexadecimal."""
         return self._sum.hexdigest()
 
     def write(self, data: bytes) -> int:
@@ -112,14 +133,9 @@ class Hashed:
         return self.bytes
 
     def flush(self) -> None:
-        """Pass it on."""
+        """Flush the stream."""
         self.stream.flush()
 
     def close(self) -> None:
-        """Leave the stream open: who opened it closes it."""
+        """Leave the stream open: its owner closes it."""
         self.closed = True
-
-
-def is_temporary(name: str) -> bool:
-    """Whether a file is what a killed `written_whole` left."""
-    return name.startswith(".") and name.endswith(".tmp")

@@ -1,4 +1,4 @@
-"""Items to Parquet files: which rows go where, and the writing of one file."""
+"""Items to Parquet files: which rows go to which file, and the writing of one file."""
 
 import hashlib
 import json
@@ -21,29 +21,32 @@ from datasets.storage import Hashed, exists, locate, read_bytes, written_whole
 
 ROW_GROUP = 64
 GROUP_BYTES = 32 << 20
-"""A row group ends at so many rows or bytes of images: what a writer holds in memory."""
+"""A row group ends at ROW_GROUP rows or GROUP_BYTES of images: a writer holds that much in memory."""
 TARGET_BYTES = 128 << 20
 LEAST_BYTES = 8 << 20
 FILES = 64
-"""Small splits are cut into so many files, of LEAST_BYTES or more: cores must not wait for the last long one."""
+"""Small splits are cut into this many files, of LEAST_BYTES or more: cores must not wait for one long last file."""
 FAULTS = 10
 TELL_S = 1.0
-"""Seconds between two reports of a file under way."""
+"""Seconds between two reports on a file that is being written."""
 
 
 def plan_files(items: Sequence[Item], target_bytes: int | None = None) -> list[list[Item]]:
     """Cut the rows into runs of at most `target_bytes` of images (or one row), one run per file.
 
     Args:
-        items: the split's rows; the cut depends on them and their images' sizes alone, never on who writes them.
+        items: the split's rows; the cut depends only on them and their images' sizes, never on who writes them.
         target_bytes: bytes of images per file; by default a 64th of all, but at least 8 MiB and at most 128 MiB.
+
+    Returns:
+        The rows of each file.
     """
     sizes = [os.path.getsize(item.image) for item in items]
     return _cut(items, sizes, target_bytes or min(TARGET_BYTES, max(LEAST_BYTES, -(-sum(sizes) // FILES))), len(items))
 
 
 def _cut(items: Sequence[Item], sizes: Sequence[int], most_bytes: int, most_rows: int) -> list[list[Item]]:
-    """Runs of at most so many bytes and rows, or of one row."""
+    """Runs of at most `most_bytes` and `most_rows`, or of one row."""
     runs: list[list[Item]] = []
     filled = 0
     for item, size in zip(items, sizes, strict=True):
@@ -56,7 +59,21 @@ def _cut(items: Sequence[Item], sizes: Sequence[int], most_bytes: int, most_rows
 
 
 def write_part(uri: str, index: int, items: Sequence[Item], benchmark: Benchmark, split: str) -> dict[str, Any]:
-    """Write one file of shards, or keep the one that holds these very rows; returns the last of `part_steps`."""
+    """Write one file of shards, or keep the one that holds exactly these rows.
+
+    Args:
+        uri: as in `part_steps`.
+        index: as in `part_steps`.
+        items: as in `part_steps`.
+        benchmark: as in `part_steps`.
+        split: as in `part_steps`.
+
+    Returns:
+        The record that `part_steps` yields last.
+
+    Raises:
+        DataError: as in `part_steps`.
+    """
     *_, record = part_steps(uri, index, items, benchmark, split)
     return record
 
@@ -64,24 +81,24 @@ def write_part(uri: str, index: int, items: Sequence[Item], benchmark: Benchmark
 def part_steps(
     uri: str, index: int, items: Sequence[Item], benchmark: Benchmark, split: str
 ) -> Iterator[dict[str, Any]]:
-    """Write one file of shards, or keep the one that holds these very rows, and tell how far it is.
+    """Write one file of shards, or keep the one that holds exactly these rows, and report progress.
 
-    The file gets its name when it is whole, so a killed run leaves no half file; its footer bears a fingerprint of
-    the sources, so the next run keeps what is done. A kept file's rows are checked as `verify` does.
+    The file gets its name when it is whole, so a killed run leaves no half file. Its footer has a fingerprint of the
+    sources, so the next run keeps what is done. A kept file's rows are checked as in `verify`.
 
     Args:
         uri: the split's folder.
-        index: number of the file, from `plan_files`.
-        items: its rows.
+        index: the file's number, its place in `plan_files`.
+        items: the file's rows.
         benchmark: reads the items.
         split: the split's name.
 
     Yields:
-        rows and bytes (of images and masks) so far, every second or so; at last the record: name, rows, bytes,
-        sha256, histogram (K + 1), labelled (rows with a mask), kept.
+        About every second, rows and bytes (of images and masks) so far; last, the record: name, rows, bytes, sha256,
+        histogram (K + 1), labelled (rows with a mask), kept.
 
     Raises:
-        DataError: sources that do not read, up to ten of them.
+        DataError: sources do not read; the message names up to ten of them.
     """
     system, folder = locate(uri)
     path, mark = f"{folder}/part-{index:05d}.parquet", fingerprint(items, benchmark, split)
@@ -110,9 +127,9 @@ def part_steps(
 
 
 def _groups(items: Sequence[Item], benchmark: Benchmark) -> Iterator[dict[str, int] | list[dict[str, Any]]]:
-    """The rows, a row group at a time, and between them how far it is.
+    """The rows, a row group at a time, and between the groups rows and bytes so far.
 
-    After a fault the rest is still read, for the message to name more than one at a time.
+    After a fault it still reads the other rows, so that the message can name several faults at once.
     """
     faults: list[str] = []
     rows = size = 0
@@ -146,7 +163,7 @@ def _told(faults: list[str]) -> str:
 
 
 def fingerprint(items: Sequence[Item], benchmark: Benchmark, split: str) -> str:
-    """sha256 over all that a file's rows depend on: the form, the classes, how labels are read, and the sources."""
+    """The sha256 of all that a file's rows depend on: schema, classes, how labels are read, and the sources."""
     parts: list[object] = [SCHEMA_VERSION, benchmark.name, split, benchmark.classes]
     parts.append(hashlib.sha256(pickle.dumps(benchmark.read, protocol=4)).hexdigest())  # holds the table of values
     for item in items:
@@ -157,7 +174,7 @@ def fingerprint(items: Sequence[Item], benchmark: Benchmark, split: str) -> str:
 
 
 def _is_done(system: fs.FileSystem, path: str, mark: str) -> bool:
-    """Whether the file is whole and of this fingerprint; a damaged one is written again."""
+    """Whether the file is whole and has this fingerprint; a damaged file is written again."""
     if not exists(system, path):
         return False
     try:
@@ -173,7 +190,7 @@ def _is_done(system: fs.FileSystem, path: str, mark: str) -> bool:
 
 
 def _kept(system: fs.FileSystem, path: str) -> dict[str, Any]:
-    """The record of a file that was there already."""
+    """The record of a file that was already there."""
     data = read_bytes(system, path)
     table = open_parquet(pa.BufferReader(data), path, COLUMNS).read(columns=["histogram"])
     classes = len(json.loads(table.schema.metadata[b"classes"]))

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.door import run
+from pipelines.base.door import run
 
 if TYPE_CHECKING:
-    from pipelines.study import Plan
+    from pipelines.studies.study import StudyPlan
 
 EXAMPLES = """\
 examples:
@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    from pipelines.study import load_study
+    from pipelines.studies.study import load_study
 
     plan = load_study(args.study, recipe=args.recipe, benchmark=args.benchmark, seeds=args.seeds, name=args.name,
                       overrides=args.overrides)  # fmt: skip
@@ -56,35 +56,35 @@ def main() -> None:
     if args.print:
         show(plan)
         return
-    from pipelines.studying import run_study  # after the names were checked, and not for --help
+    from pipelines.studies.run import run_study  # after the names were checked, and not for --help
 
     run_study(plan, at_once=args.at_once, confidence=(args.interval or 95.0) / 100)
 
 
-def check_wishes(args: argparse.Namespace, plan: Plan) -> None:
+def check_wishes(args: argparse.Namespace, plan: StudyPlan) -> None:
     """What the command line asks of the study.
 
     Raises:
-        RecipeError: an interval of one number, or impossible numbers.
+        InputError: an interval of one number, or impossible numbers.
     """
-    from pipelines.recipe import RecipeError
+    from pipelines.base.errors import InputError
 
     seeds = list(plan.study.seeds)
     if args.interval is not None and not 0 < args.interval < 100:
-        raise RecipeError(f"--interval {args.interval:g}: a confidence in percent, above 0 and below 100")
+        raise InputError(f"--interval {args.interval:g}: a confidence in percent, above 0 and below 100")
     if args.interval is not None and len(seeds) < 2:
-        raise RecipeError(
+        raise InputError(
             f"--interval {args.interval:g} with the seeds {seeds}: one number has no interval; give two seeds or more, "
             "e.g. --seeds 3"
         )
     if args.at_once is not None and args.at_once < 1:
-        raise RecipeError(f"--at-once {args.at_once}: one trial or more")
+        raise InputError(f"--at-once {args.at_once}: one trial or more")
 
 
-def show(plan: Plan) -> None:
+def show(plan: StudyPlan) -> None:
     """The page with all that the command line set, and the names of the trials."""
-    from pipelines.fair import check_fair, check_models, expand
-    from pipelines.study import to_yaml
+    from pipelines.studies.fair import check_fair, check_models, expand
+    from pipelines.studies.study import to_yaml
 
     trials: list[Any] = expand(plan)
     check_models(plan, trials)

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.door import run, writable
+from pipelines.base.door import run, writable
+from pipelines.shards.look import check, describe, draw_sheet, show_row
 
 if TYPE_CHECKING:
-    from datasets.shards import Manifest, Shards
+    pass
 
 EXAMPLES = """\
 examples:
@@ -24,7 +24,6 @@ examples:
   python -m pipelines.audit s3://bucket/voc12/val --sheet val.png --images 24
   python -m pipelines.audit data/voc12/val --row 2007_000033                    # one row, its picture 2007_000033.png
 """
-SEGMENTS = 20  # objects of a row that are listed
 
 
 def main() -> None:
@@ -38,15 +37,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=12, help="images on the sheet (default 12)")
     parser.add_argument("--row", metavar="ID", help="show one row: image, mask, both, and all facts")
     args = parser.parse_args()
-    from datasets.shards import Shards, read_manifest
+    from datasets.manifest import read_manifest
+    from datasets.shards import Shards
     from datasets.storage import below
-    from pipelines.figures import safe_name
-    from pipelines.recipe import RecipeError
+    from pipelines.base.errors import InputError
+    from pipelines.base.pictures import safe_name
 
     if args.sheet:
         writable("--sheet", args.sheet.absolute().parent)
         if args.sheet.is_dir():
-            raise RecipeError(f"--sheet {args.sheet}: is a folder; name a file, e.g. {args.sheet}/sheet.png")
+            raise InputError(f"--sheet {args.sheet}: is a folder; name a file, e.g. {args.sheet}/sheet.png")
     uri = below(str(Path.cwd()), args.shards)
     if args.row:
         show_row(Shards(uri), args.row, args.sheet or Path(f"{safe_name(args.row)}.png"))
@@ -58,132 +58,6 @@ def main() -> None:
         check(uri)
     else:
         print("checksums: not verified; --verify reads every row")
-
-
-def check(uri: str) -> None:
-    """Read every row of the shards.
-
-    Raises:
-        RecipeError: something is not as the manifest says.
-    """
-    from datasets.shards import read_manifest, verify
-    from pipelines.recipe import RecipeError
-
-    problems = verify(uri)
-    for problem in problems:
-        print(f"PROBLEM  {problem}")
-    if problems:
-        raise RecipeError(f"{len(problems)} problem(s) in {uri}, the first: {problems[0]}\nRun prepare again, or copy "
-                          "the shards anew")  # fmt: skip
-    manifest = read_manifest(uri)
-    print(f"checksums: all {len(manifest.files)} file(s) and {manifest.rows} rows verified, every mask fits its image")
-
-
-def describe(manifest: Manifest, uri: str) -> None:
-    """Print what the manifest says."""
-    official = "" if manifest.official_rows is None else f", official {manifest.official_rows}"
-    size = sum(file["bytes"] for file in manifest.files)
-    print(f"{uri}\n{manifest.benchmark} {manifest.split}: {manifest.rows} rows{official}"
-          f"{', PARTIAL' if manifest.partial else ''}, {len(manifest.files)} file(s), {size / 1e6:.1f} MB, "
-          f"schema {manifest.schema_version}, hash {manifest.hash}")  # fmt: skip
-    print(f"images identical to another of this split: {manifest.duplicates}")
-    if not manifest.labelled:
-        print("no labels")
-        return
-    total, widest = max(1, sum(manifest.histogram)), max(1, *manifest.histogram)
-    names = [*manifest.classes, "(ignored)"]
-    for name, pixels, images in zip(names, manifest.histogram, manifest.images, strict=True):
-        bar = "#" * round(30 * pixels / widest)
-        print(f"{name:>20}  {pixels:>14,} pixels  {pixels / total:7.3%}  in {images:>7,} images  "
-              f"{bar or ('(never)' if not pixels else '')}")  # fmt: skip
-    labelled = max(1, sum(manifest.histogram[:-1]))
-    for reach, pixels in manifest.boundary.items():
-        print(f"{pixels / labelled:7.2%} of the labelled pixels have another class within {reach} pixel(s)")
-    print_weights(manifest)
-
-
-def print_weights(manifest: Manifest) -> None:
-    """Print class weights as a recipe takes them, each with its formula."""
-    from datasets.balance import UNSEEN, WEIGHTS
-
-    print("\nclass weights for a recipe, if it is to train on this split:")
-    for name, (formula, weigh) in WEIGHTS.items():
-        numbers = ", ".join(f"{weight:.4g}" for weight in weigh(manifest))
-        print(f"# {name}: {formula}")
-        print(f"loss: {{logits: {{cross_entropy: {{weight: 1.0, class_weights: [{numbers}]}}}}}}")
-    if manifest.unseen:
-        print(f"# {UNSEEN:g} stands for classes without a pixel ({', '.join(manifest.unseen)}): it changes nothing")
-    print()
-
-
-def draw_sheet(shards: Shards, path: Path, images: int) -> None:
-    """Images evenly spread over the split, each above its mask."""
-    from pipelines import figures
-    from pipelines.report import picture, spread_rows
-
-    samples = [picture(shards, row) for row in spread_rows(len(shards), images)]
-    sheet = figures.contact_sheet(samples, shards.manifest.classes, shards.manifest.palette)
-    print(f"contact sheet of {len(samples)} images: {figures.write_png(path, sheet)}")
-
-
-def show_row(shards: Shards, name: str, path: Path) -> None:
-    """Print all facts of a row, and draw it.
-
-    Raises:
-        RecipeError: no such id, or the row is not as its checksums say.
-    """
-    from datasets.shards import row_problems
-    from pipelines.recipe import RecipeError
-
-    manifest = shards.manifest
-    if name not in (ids := shards.ids):
-        near = difflib.get_close_matches(name, ids, 5, 0.5) or ids[:5]
-        raise RecipeError(f"{shards.uri} has no row {name!r} among its {len(ids)}; the nearest ids: {', '.join(near)}")
-    number = ids.index(name)
-    row = shards.peek(number)
-    kind = "PNG" if row["image"].startswith(b"\x89PNG") else "JPEG"
-    mask = "no mask" if row["mask"] is None else f"mask {len(row['mask']):,} bytes"
-    print(f"{shards.uri}\nrow {number} of {len(ids)}: {name}, {row['width']}x{row['height']} pixels (width x height)\n"
-          f"image {len(row['image']):,} bytes of {kind}, {mask}\nsha256 of the image  {row['sha256']}\n"
-          f"digest of the row    {row['digest']}")  # fmt: skip
-    classes = [*manifest.classes, "(ignored)"]
-    for k, pixels in sorted(enumerate(row["histogram"] or []), key=lambda pair: -pair[1]):
-        if pixels:
-            print(f"{classes[k]:>20}  {pixels:>12,} pixels  {pixels / (row['width'] * row['height']):7.3%}")
-    print_segments(row["segments"], manifest.classes)
-    if problems := row_problems([row], len(manifest.classes)):
-        raise RecipeError(f"{shards.uri}, row {problems[0]}; run prepare again, or copy the shards anew")
-    draw_row(row, manifest, path)
-
-
-def print_segments(segments: list[dict[str, Any]] | None, classes: tuple[str, ...]) -> None:
-    """Print the objects of a row, largest box first."""
-    if segments is None:
-        return
-    print(f"{len(segments)} segment(s): class, box as x, y, width, height")
-    for segment in sorted(segments, key=lambda s: -s["box"][2] * s["box"][3])[:SEGMENTS]:
-        crowd = ", a crowd" if segment["crowd"] else ""
-        print(f"{classes[segment['number']]:>20}  {', '.join(f'{v:g}' for v in segment['box'])}{crowd}")
-    if len(segments) > SEGMENTS:
-        print(f"{'':>20}  and {len(segments) - SEGMENTS} smaller ones")
-
-
-def draw_row(row: dict[str, Any], manifest: Manifest, path: Path) -> None:
-    """Image | mask | mask over image, with the colours of the classes that it holds."""
-    import numpy as np
-
-    from datasets.sample import decode_image, decode_mask
-    from pipelines import figures
-
-    picture = decode_image(row["image"])
-    if row["mask"] is not None:
-        mask, bar = decode_mask(row["mask"]), np.full((len(picture), 4, 3), 255, np.uint8)
-        coloured, both = figures.colour(mask, manifest.palette), figures.blend(picture, mask, manifest.palette)
-        picture = np.hstack([picture, bar, coloured, bar, both])
-        held = [k for k, pixels in enumerate(row["histogram"][:-1]) if pixels]
-        names, colours = [manifest.classes[k] for k in held], [manifest.palette[k] for k in held]
-        picture = np.vstack([picture, figures.legend(names, colours, picture.shape[1])])
-    print(f"picture: {figures.write_png(path, picture)}")
 
 
 if __name__ == "__main__":

@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-import textwrap
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.door import run
+from pipelines.base.door import run
+from pipelines.published.printed import print_costs, print_results
 
 if TYPE_CHECKING:
-    from pipelines.published.results import ResultTable
-    from pipelines.published.tables import Figure
+    pass
 
 EXAMPLES = """\
 examples:
@@ -31,12 +29,6 @@ what is built and counted. "by formula": an order of growth, read and not counte
 it; "not reproducible": no counting gives it. The last column says why, where there is more to say. Under
 FLOPs the papers print multiply-accumulates; OCNet prints twice their number.
 """
-WIDTH = 120
-COSTS: tuple[Callable[[str, int], str], ...] = (
-    str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.ljust, str.ljust,
-)  # fmt: skip
-NAMES = {"macs": "FLOPs", "parameters": "parameters", "memory": "memory", "time": "time", "order": "order",
-         "speed": "speed", "affinity": "affinity memory"}  # fmt: skip
 
 
 def main() -> None:
@@ -56,103 +48,6 @@ def main() -> None:
         parser.error(f"unknown paper {args.paper!r}; allowed: {', '.join(PAPERS)}.{nearest(args.paper, PAPERS)}")
     for paper in [args.paper] if args.paper else PAPERS:
         {"costs": print_costs, "results": print_results}[args.what](paper)
-
-
-def print_costs(paper: str) -> None:
-    """All tables of a paper, and how many of their figures were met."""
-    from pipelines.published.tables import cost_tables
-
-    citation, tables = cost_tables(paper)
-    print(citation)
-    verdicts: list[str] = []
-    for table in tables:
-        print("\n" + textwrap.fill(f"{table.name}: {table.caption}", WIDTH))
-        lines = [["row", "quantity", "published", "computed", "error", "convention", "verdict", ""]]
-        for figure in table.figures:
-            lines += figure_lines(figure)
-        verdicts += ["within the stated error" if "within" in line[6] else line[6] for line in lines[1:] if line[6]]
-        print_lines(lines, COSTS)
-    counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
-    print(f"\n{paper}: " + ", ".join(f"{number} {verdict}" for verdict, number in counts.items()) + "\n")
-
-
-def print_results(paper: str) -> None:
-    """All tables of results of a paper and its trainings, as published."""
-    from pipelines.published.results import result_tables
-
-    citation, tables, trainings = result_tables(paper)
-    print(citation)
-    for table in tables:
-        print("\n" + textwrap.fill(f"{table.name} [{table.id}], published: {table.title}", WIDTH))
-        print(textwrap.fill("; ".join(part for part in (conditions(table), table.note.rstrip(".")) if part), WIDTH))
-        columns = [column for column in table.columns if column != "per_class"]
-        lines = [[*columns, ""], *([*(cell(row[column]) for column in columns), ""] for row in table.rows)]
-        print_lines(lines, [str.rjust if is_numeric(table, column) else str.ljust for column in columns])
-    for training in trainings:
-        pages = f"; recipes: {', '.join(training.pages)}" if training.pages else ""
-        stated = ", ".join(f"{key} {words(value)}" for key, value in training.stated.items() if value is not None)
-        silent = ", ".join(key for key, value in training.stated.items() if value is None)
-        parts = [stated, *(f"stage {words(stage)}" for stage in training.stages)]
-        parts += [f"not stated: {silent}"] * bool(silent) + [training.note.rstrip(".")] * bool(training.note)
-        print("\n" + textwrap.fill(f"training [{training.id}]: {'; '.join(filter(None, parts))}{pages}", WIDTH))
-    print(f"\n{paper}: {len(tables)} tables, {sum(len(table.rows) for table in tables)} rows, all published\n")
-
-
-def conditions(table: ResultTable) -> str:
-    """Benchmark, split and protocol of a table."""
-    parts = [f"{table.benchmark} {table.split}"] if table.benchmark else []
-    return ", ".join([*parts, *(f"{key} {words(value)}" for key, value in table.protocol.items())])
-
-
-def words(value: Any) -> str:
-    """A value without brackets."""
-    if isinstance(value, dict):
-        return " ".join(f"{key} {words(entry)}" for key, entry in value.items() if entry is not None)
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def cell(value: Any) -> str:
-    """A value as printed; a dash where nothing is."""
-    return "-" if value is None else words(value)
-
-
-def is_numeric(table: ResultTable, column: str) -> bool:
-    """Whether a column holds numbers, which stand flush right."""
-    return all(isinstance(row[column], int | float | None) for row in table.rows)
-
-
-def figure_lines(figure: Figure) -> list[list[str]]:
-    """The cells of a figure, and below it those of other countings."""
-    from pipelines.published.counts import computed, verdict
-
-    value = None if figure.count is None else computed(figure, figure.count)
-    rule = "" if figure.count is None else figure.count.rule
-    first = [figure.row, NAMES[figure.quantity], f"{figure.published} {figure.unit}".strip(), shown(figure, value),
-             error(figure, value), rule, verdict(figure, value), figure.reason]  # fmt: skip
-    others = []
-    for what, count in figure.also.items():
-        other = computed(figure, count)
-        others.append(["", "", "", shown(figure, other), error(figure, other), count.rule, "", f"({what})"])
-    return [first, *others]
-
-
-def shown(figure: Figure, value: float | None) -> str:
-    """A computed value with two digits more than are printed."""
-    decimals = len(figure.published.partition(".")[2])
-    return "-" if value is None else f"{value:.{min(4, decimals + 2)}f}"
-
-
-def error(figure: Figure, value: float | None) -> str:
-    """Relative to the published value."""
-    return "-" if value is None else f"{value / float(figure.published) - 1:+.1%}"
-
-
-def print_lines(lines: list[list[str]], align: Sequence[Callable[[str, int], str]]) -> None:
-    """Rows in columns, each flush left or right; the last column, prose, is not padded."""
-    widths = [max(map(len, column)) for column in zip(*(line[:-1] for line in lines), strict=True)]
-    for line in lines:
-        cells = [put(cell, width) for put, cell, width in zip(align, line[:-1], widths, strict=True)]
-        print("  ".join([*cells, line[-1]]).rstrip())
 
 
 if __name__ == "__main__":

@@ -2,22 +2,30 @@
 """Score a checkpoint on a split: every row once, one confusion matrix over all of them.
 
 The checkpoint knows its model, its classes and the rows that it was trained on; scoring it on those is refused.
-Prints mIoU with its protocol and IoU per class; with --out also writes scores.json and the confusion matrix.
+Prints mIoU with its protocol, IoU and F1 (Dice) per class; with --out also writes scores.json and pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.door import run, writable
+from pipelines.base.door import run, writable
+from pipelines.base.errors import InputError
+from pipelines.base.files import replacing, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipelines.runs.checkpoint import Checkpoint
+    from pipelines.scoring.evaluation import Task
+    from segmodels.metrics import Scores
 
 EXAMPLES = """\
 examples:
@@ -51,152 +59,82 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    from pipelines import checkpoint
-    from pipelines.cluster import ray_cluster
-    from pipelines.recipe import RecipeError, Workers
+    from datasets.storage import below
+    from pipelines.feed.plan import open_shards
 
     if args.workers is not None and args.workers < 1:
-        raise RecipeError(f"--workers {args.workers}: 1 or more; without it, this process scores alone")
-
-    content = checkpoint.load(args.checkpoint.resolve())
-    task = plan(args, content)
-    if args.out:
-        writable("--out", args.out)
-    if args.workers is None:
-        counts = evaluate_here(task)
-    else:
-        with ray_cluster(Workers(count=args.workers, gpus=args.gpus)) as sizes:
-            counts = evaluate_on_ray(task, sizes)
-    show(args, content, task, counts)
-
-
-def plan(args: argparse.Namespace, content: dict[str, Any]) -> dict[str, Any]:
-    """Check shards against checkpoint; returns what a worker needs to know.
-
-    Raises:
-        RecipeError: other classes, unlabelled shards, rows that were trained on, or a window the head cannot use.
-    """
-    import numpy as np
-
-    from datasets.shards import Shards
-    from pipelines.loop import inference_of
-    from pipelines.preflight import check_sizes, check_window, digests, locate, meta_model_of
-    from pipelines.recipe import Recipe, RecipeError, convert, convert_table
-
-    recipe: Recipe = convert(Recipe, content["recipe"], "")
-    keys = ("mode", "window", "stride", "scales", "flip")
-    given = {k: getattr(args, k) for k in keys if getattr(args, k) is not None}
-    kept = {k: v for k, v in content["recipe"]["inference"].items() if k not in given}
-    if "mode" in given and given["mode"] != recipe.inference.mode:
-        kept |= dict.fromkeys({"window", "stride"} & kept.keys())  # of the other mode
-    spec = convert_table(type(recipe.inference), kept | given, "inference")
-    recipe = dataclasses.replace(recipe, inference=spec)
-    uri = locate(str(Path.cwd()), args.shards)
-    shards = Shards(uri)
-    if not shards.manifest.labelled or not len(shards):
-        raise RecipeError(f"{uri} holds {len(shards)} rows, labelled: {shards.manifest.labelled}: nothing to score")
-    if list(shards.manifest.classes) != content["classes"]:
-        raise RecipeError(
-            f"{args.checkpoint} knows {len(content['classes'])} classes {content['classes'][:4]}…, {uri} has "
-            f"{len(shards.manifest.classes)} {list(shards.manifest.classes)[:4]}…: they must be the same, in this order"
-        )
-    both = int(np.isin(digests(shards), content["seen"].numpy()).sum())
-    if both and not args.allow_seen:
-        raise RecipeError(
-            f"{both} of the {len(shards)} images of {uri} were trained on by this checkpoint's chain: the score would "
-            "mean nothing. Score on other rows, or add --allow-seen to see it labelled as such."
-        )
-    check_window(recipe, spec, meta_model_of(recipe, 2).window)
-    check_sizes(recipe, spec, uri, shards)
-    inference = dataclasses.replace(inference_of(recipe, spec), flip_pairs=shards.manifest.flip_pairs)
-    return {"checkpoint": args.checkpoint.resolve(), "recipe": recipe, "uri": uri, "inference": inference, "both": both,
-            "precision": args.precision}  # fmt: skip
-
-
-def load_model(task: dict[str, Any]) -> Any:
-    """The checkpoint's segmentor, on the CPU."""
-    from pipelines import checkpoint
-    from segmodels.segmentor import build_segmentor
-
-    content, recipe = checkpoint.load(task["checkpoint"]), task["recipe"]
-    backbone = dataclasses.asdict(recipe.backbone) | {"weights": None}
-    model = build_segmentor(
-        num_classes=len(content["classes"]), crop=recipe.view.crop, backbone=backbone, head=recipe.head, aux=recipe.aux
-    )
-    model.load_state_dict(content["model"])
-    return model
-
-
-def evaluate_here(task: dict[str, Any], rank: int = 0, world: int = 1, device: Any = None) -> Any:
-    """Counts of the split, on this process' share of the rows."""
-    import torch
-
-    from pipelines.loop import validate
-
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = task["precision"] == "bf16" or (task["precision"] == "auto" and device.type == "cuda")
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # as in training
-    model = load_model(task).to(device, memory_format=layout)
-    return validate(
-        model, task["uri"], task["inference"], device, rank, world, "bf16" if bf16 else "fp32",
-        task["recipe"].inference.batch,
-    )  # fmt: skip
-
-
-def evaluate_worker(config: dict[str, Any]) -> Any:
-    """One Ray worker's part; the counts are summed over the workers."""
-    import ray.train
-    import ray.train.torch
-
-    from pipelines.group import connected
-
-    context = ray.train.get_context()
-    with connected():
-        counts = evaluate_here(config, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    return counts.tolist()
-
-
-def evaluate_on_ray(task: dict[str, Any], sizes: Any) -> Any:
-    """Counts of the split, by several workers."""
-    import tempfile
-
-    import numpy as np
-
-    from pipelines.group import trainer
-
-    with tempfile.TemporaryDirectory() as folder:
-        job = trainer(evaluate_worker, task, sizes, "evaluate", Path(folder), failures=0)
-        return np.array(job.fit().return_value)  # type: ignore[attr-defined]
-
-
-def show(args: argparse.Namespace, content: dict[str, Any], task: dict[str, Any], counts: Any) -> None:
-    """Print the scores with their protocol; write files when asked."""
-    import torch
-
-    from datasets.shards import read_manifest
-    from pipelines import figures
-    from segmodels.inference import protocol
+        raise InputError(f"--workers {args.workers}: 1 or more; without it, this process scores alone")
+    path, uri = args.checkpoint.resolve(), below(str(Path.cwd()), args.shards)
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}; a run's lie in RUN/STAGE/checkpoints and RUN/STAGE/best.pt")
+    open_shards(uri)  # a fault of theirs is told before torch is imported, which takes seconds
+    from pipelines.runs.checkpoint import Checkpoint
+    from pipelines.scoring.evaluation import plan_evaluation
     from segmodels.metrics import scores
 
-    result, manifest = scores(torch.as_tensor(counts)), read_manifest(task["uri"])
-    seen = f"; {task['both']} OF THEM WERE TRAINED ON" if task["both"] else ""
-    how = f"{manifest.benchmark} {manifest.split}, {manifest.rows} rows, {protocol(task['inference'])}{seen}"
-    for name, value in zip(content["classes"], result.iou, strict=True):
-        print(f"{name:>20}  {'absent' if value != value else f'{value * 100:6.2f}'}")
-    print(f"{'mIoU':>20}  {result.miou * 100!r} %   ({how})")
-    print(f"{'pixel accuracy':>20}  {result.accuracy * 100:.4f} %   fwIoU {result.fwiou * 100:.4f} %")
+    checkpoint = Checkpoint.read(path, mapped=True)
+    task = plan_evaluation(path, checkpoint, uri, overrides(args), args.precision, args.allow_seen)
     if args.out:
-        numbers = dataclasses.asdict(result) | {
-            "protocol": how, "checkpoint": str(task["checkpoint"]), "shards": task["uri"], "shards_hash": manifest.hash,
-            "stage": content["stage"], "step": content["step"], "classes": content["classes"],
-            "confusion": torch.as_tensor(counts).tolist(),
-        }  # fmt: skip
-        (args.out / "scores.json").write_text(json.dumps(numbers, indent=1))
-        title = f"mIoU {result.miou * 100:.2f} %\n{how}"
-        counts = torch.as_tensor(counts).numpy()
-        figures.confusion_figure(counts, content["classes"], title).savefig(args.out / "confusion.png", dpi=110)
-        figures.iou_figure(result.iou, content["classes"], title).savefig(args.out / "iou.png", dpi=110)
-        print(f"written: {args.out}/scores.json, confusion.png, iou.png")
+        writable("--out", args.out)
+    counts = count(task, checkpoint, args.workers, args.gpus)
+    result = scores(counts)
+    print_scores(task, result)
+    if args.out:
+        write_scores(args.out, task, checkpoint, counts, result)
+
+
+def overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """The keys of the recipe's `inference` that the command line gives."""
+    keys = ("mode", "window", "stride", "scales", "flip")
+    return {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
+
+
+def count(task: Task, checkpoint: Checkpoint, workers: int | None, gpus: Literal[0, 1] | None) -> np.ndarray:
+    """Confusion counts of the split, by this process or by Ray workers, each on so many GPUs."""
+    from pipelines.cluster.session import ray_cluster
+    from pipelines.recipes.recipe import Workers
+    from pipelines.scoring.evaluation import evaluate_here, evaluate_on_ray
+
+    if workers is None:
+        return evaluate_here(task, checkpoint)
+    with ray_cluster(Workers(count=workers, gpus=gpus)) as sizes:
+        return evaluate_on_ray(task, sizes)
+
+
+def print_scores(task: Task, result: Scores) -> None:
+    """Print the scores of each class and of all, with their protocol."""
+    print(f"{'':>20}  {'IoU %':>6}  {'F1 %':>6}")
+    for name, iou, f1 in zip(task.manifest.classes, result.iou, result.f1, strict=True):
+        print(f"{name:>20}  {percent(iou)}  {percent(f1)}")
+    print(f"{'mIoU':>20}  {result.miou * 100!r} %   ({task.protocol})")
+    print(f"{'mean F1':>20}  {result.mean_f1 * 100:.4f} %")
+    print(f"{'pixel accuracy':>20}  {result.accuracy * 100:.4f} %   fwIoU {result.fwiou * 100:.4f} %")
+
+
+def percent(value: float) -> str:
+    """A score of a class, six characters wide."""
+    return "absent" if value != value else f"{value * 100:6.2f}"
+
+
+def write_scores(out: Path, task: Task, checkpoint: Checkpoint, counts: np.ndarray, result: Scores) -> None:
+    """Write scores.json, where an absent class has null for its scores, and pictures of the matrix and of the IoU."""
+    from pipelines.base import pictures
+
+    classes = checkpoint.classes
+    about = {
+        "protocol": task.protocol, "checkpoint": str(task.path), "shards": task.uri, "shards_hash": task.manifest.hash,
+        "stage": checkpoint.stage, "step": checkpoint.step, "classes": classes, "confusion": counts.tolist(),
+    }  # fmt: skip
+    write_json(out / "scores.json", dataclasses.asdict(result) | about)
+    title = f"mIoU {result.miou * 100:.2f} %\n{task.protocol}"
+    figures = {
+        "confusion.png": pictures.confusion_figure(counts, classes, title),
+        "iou.png": pictures.iou_figure(result.iou, classes, title),
+    }
+    for name, figure in figures.items():
+        with replacing(out / name) as temporary:
+            figure.savefig(temporary, dpi=110)
+    print(f"written: {out}/scores.json, {', '.join(figures)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.door import run
+from pipelines.base.door import run
 
 EXAMPLES = """\
 examples:
@@ -36,21 +36,24 @@ def main() -> None:
     args = parse()
     import json
 
-    from pipelines.recipe import RecipeError, load_recipe
-    from pipelines.runs import locked
-    from pipelines.tracking import Tracker
+    from pipelines.base.errors import InputError
+    from pipelines.recipes.reading import load_recipe
+    from pipelines.runs.folder import RunFolder
+    from pipelines.runs.run import locked
+    from pipelines.runs.tracker import Tracker
 
     folder = args.run.expanduser().resolve()
-    if not (folder / "recipe.yaml").is_file():
-        raise RecipeError(f"{folder} is no run: it has no recipe.yaml. Runs lie in OUTPUT/runs/NAME")
-    recipe = load_recipe(folder / "recipe.yaml")
+    files = RunFolder(folder)
+    if not files.recipe.is_file():
+        raise InputError(f"{folder} is no run: it has no {files.recipe.name}. Runs are in OUTPUT/runs/NAME")
+    recipe = load_recipe(files.recipe)
     with locked(folder):  # a run that trains sends its record itself
-        known = json.loads((folder / "mlflow.json").read_text())["uri"] if (folder / "mlflow.json").exists() else None
+        known = json.loads(files.tracking.read_text())["uri"] if files.tracking.exists() else None
         tracker = Tracker(recipe, folder.parents[1], folder, args.tracking or known)
         missing = tracker.undelivered()
-        done = [stage.name for stage in recipe.stages if (folder / stage.name / "done.json").exists()]
+        done = [stage.name for stage in recipe.stages if files.stage(stage.name).result.exists()]
         for name in missing:
-            tracker.deliver(folder / name)
+            tracker.deliver(files.stage(name))
             print(f"{name:>18}  sent")
         tracker.settle("FINISHED" if len(done) == len(recipe.stages) else "KILLED")
     print(f"{tracker.uri} has everything of {recipe.name}" + ("" if missing else ", and had it before"))

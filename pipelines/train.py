@@ -13,7 +13,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.door import run
+from pipelines.base.door import run
 
 EXAMPLES = """\
 examples:
@@ -41,13 +41,14 @@ def train(description: str | None, default: str | None = None, examples: str = E
     args = parser.parse_intermixed_args()
     if default and "=" in args.recipe:  # `voc_pretrain key=value`: the default recipe with an override
         args.overrides, args.recipe = [args.recipe, *args.overrides], default
-    from pipelines.recipe import load_recipe, to_yaml
+    from pipelines.recipes.reading import load_recipe
+    from pipelines.recipes.recipe import to_yaml
 
     recipe = load_recipe(args.recipe, args.overrides)
     if args.print:
         print(to_yaml(recipe), end="")
         return
-    from pipelines.stages import run_recipe  # after the names were checked, and not for --help
+    from pipelines.driver.run import run_recipe  # after the names were checked, and not for --help
 
     run_recipe(recipe)
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a file: Python put this folder first on the path, the packages lie one above
+if not __package__:  # run as a file: Python put this folder first on the path, the packages are one above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.door import run
+from pipelines.base.door import run
 from pipelines.train import train
 
 EXAMPLES = """\
@@ -23,6 +23,5 @@ examples:
   python -m pipelines.voc_pretrain reconet/voc12_coco_resnet101s data=/data/shards backbone.weights=/weights/r101s.pth
   ray job submit --working-dir . -- python pipelines/voc_pretrain.py reconet/voc12_coco_resnet101s data=s3://BUCKET/shards
 """
-
 if __name__ == "__main__":
     run(lambda: train(__doc__, default="sample", examples=EXAMPLES), resumes=True)

@@ -62,8 +62,8 @@ def list_heads() -> None:
 
 
 SETTING = (
-    f"The head alone with its defaults, {cards.CLASSES} classes, on the features of resnet101s at output stride 8 and "
-    f"{cards.SIZE[0]}x{cards.SIZE[1]} pixels"
+    f"The head by itself with its defaults, {cards.CLASSES} classes, on the features of resnet101s at output stride 8 "
+    f"and {cards.SIZE[0]}x{cards.SIZE[1]} pixels"
 )
 
 
@@ -83,7 +83,7 @@ def show_head(name: str) -> None:
     print_paragraph(f"{SETTING}:")
     rows = [["parameters", f"{cost.parameters:,}", ""]]
     rows += [[f"GMACs, {rule}", f"{macs / 1e9:,.3f}", RULES.get(rule, "")] for rule, macs in cost.macs.items()]
-    rows += [["MiB of maps", f"{cost.map_bytes / 2**20:,.1f}", "outputs of all leaf modules in float32"]]
+    rows += [["MiB of maps", f"{cost.activation_bytes / 2**20:,.1f}", "outputs of all leaf modules in float32"]]
     print_table(rows, right=(1,), indent=2)
     print("  gives " + ", ".join(f"{key} {shape}" for key, shape in cost.outputs.items()))
     if cost.bound:
@@ -92,7 +92,7 @@ def show_head(name: str) -> None:
 
 RULES = {
     "conv+matmul": "convolutions and matrix products, FlopCounterMode / 2",
-    "leaf-modules": "torchstat's rule: modules alone; batch norm 2 and ReLU 1 per value",
+    "leaf-modules": "torchstat's rule: only modules; batch norm 2 and ReLU 1 per value",
 }
 
 
@@ -132,7 +132,7 @@ LISTINGS: dict[str, Callable[[], None]] = {"heads": list_heads, "backbones": lis
 
 
 def indented(thing: Callable[..., object]) -> str:
-    """The description of a docstring, moved in."""
+    """The description of a docstring, indented."""
     return textwrap.indent(cards.description(inspect.getdoc(thing)), "  ")
 
 

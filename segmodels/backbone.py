@@ -1,10 +1,10 @@
 """Trunks: four feature maps each, of timm's networks and of our own, with the mean and std that their weights want.
 
 `resnet50s`, `resnet101s` and `resnet152s` are the papers' trunks: a stem of three 3x3 convolutions (64, 64, 128) in
-place of the 7x7. timm's `c` (stem 32, 32, 64) and `d` (average-pool shortcuts) cost other than the papers print. The
-plain ResNets have the 7x7; their tags are torchvision's weights, from which PyTorch codes start. `resnet10t` has a
-block per stage and a stem of three 3x3 (24, 32, 64), `test_resnet` a block per stage of a few dozen channels: no
-paper's, for trials without a GPU.
+place of the 7x7. timm's `c` (stem 32, 32, 64) and `d` (average-pool shortcuts) do not have the papers' printed costs.
+The plain ResNets have the 7x7; their tags are torchvision's weights, from which PyTorch code bases start. `resnet10t`
+has a block per stage and a stem of three 3x3 (24, 32, 64), `test_resnet` a block per stage of a few dozen channels:
+they are in no paper, and are for trials without a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ class Kind:
         build: (tag, output stride, whether to download) -> a module with `channels` and `strides`; without a tag it
             takes nothing, and has `mean` and `std` too.
         output_strides: those that it can have.
-        classifier: beginnings of the keys that a file of its weights may have and the trunk has not.
+        classifier: prefixes of keys that a file of its weights may have and the trunk does not.
     """
 
     tag: str | None
@@ -127,11 +127,13 @@ class Backbone(nn.Module):
 def set_multi_grid(backbone: Backbone, multi_grid: Sequence[int]) -> None:
     """Give every block of a ResNet's last stage a dilation of its own: all 3x3 convolutions of the block.
 
-    The dilations themselves, in cells, as papers call different things the grid: at output stride 8 EMANet's grid of
-    1, 2, 4 means 2, 8, 16 (the first block keeps the dilation of the stage before), DANet's test script 4, 8, 16.
+    These are the dilations themselves, in cells, since papers mean different things by the grid: at output stride 8
+    EMANet's grid of 1, 2, 4 means 2, 8, 16 (the first block keeps the dilation of the stage before), DANet's test
+    script 4, 8, 16.
 
     Raises:
-        ValueError: no ResNet; a last stage that strides; not one dilation per block; or one below 1.
+        ValueError: the trunk is no ResNet; its last stage strides; there is not one dilation per block; or one is
+            below 1.
     """
     if BACKBONES[backbone.name].build is not resnet:
         raise ValueError(f"multi_grid is {multi_grid}; allowed for {backbone.name}, which is no ResNet: null")
@@ -160,7 +162,7 @@ def build_backbone(
 
     Args:
         name: a key of `BACKBONES`.
-        output_stride: pixels per cell of the last map: 8, 16 or 32; HRNet has 4 alone, Wider ResNet 8, DF-Nets 32.
+        output_stride: pixels per cell of the last map: 8, 16 or 32; HRNet has only 4, Wider ResNet 8, DF-Nets 32.
         weights: None for random weights; a file (.pth, .pt, .bin, .safetensors); or "hub", timm's download.
         multi_grid: dilations of the blocks of a ResNet's last stage, see `set_multi_grid`; None for timm's.
 

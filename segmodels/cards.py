@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from segmodels.checks import choose, keywords_of
-from segmodels.cost import CONVENTIONS, run_hooked
+from segmodels.cost import CONVENTIONS, activation_bytes
 from segmodels.heads.catalog import HEADS, build_head
 from segmodels.heads.context_head import ContextHead
 
@@ -46,25 +45,25 @@ class Keyword:
 
 @dataclass(frozen=True)
 class HeadCost:
-    """The cost of a head alone, on the features of a ResNet at output stride 8.
+    """The cost of a head by itself, on the features of a ResNet at output stride 8.
 
     Attributes:
         parameters: their number.
         macs: convention -> multiply-accumulates.
-        map_bytes: outputs of all leaf modules, every call, in float32.
+        activation_bytes: all outputs of leaf modules, every call, in float32.
         bound: (h, w) in cells to which the head is bound, or None.
         outputs: name -> shape, in evaluation.
     """
 
     parameters: int
     macs: dict[str, int]
-    map_bytes: int
+    activation_bytes: int
     bound: tuple[int, int] | None
     outputs: dict[str, tuple[int, ...]]
 
 
 def paper_of(builder: Callable[..., Any]) -> Paper:
-    """The paper of a head: by the builder's docstring if it names one, else by its module's.
+    """The paper of a head: from the builder's docstring if it names one, else from its module's.
 
     The form is `Name: what it is (Authors, VENUE YEAR, arXiv:NNNN.NNNNN).`
     """
@@ -122,7 +121,7 @@ def keywords(builder: Callable[..., Any]) -> list[Keyword]:
 
 
 def modules_of(builder: Callable[..., Any]) -> dict[str, str]:
-    """Class -> description, of the modules that stand in the builder's file, and of other heads' that it takes."""
+    """Class -> description, of the modules in the builder's file and of those that it imports from other heads."""
     file = sys.modules[builder.__module__]
     modules = [value for value in vars(file).values() if inspect.isclass(value) and issubclass(value, nn.Module)]
     own = [module for module in modules if module.__module__ == file.__name__]
@@ -131,7 +130,11 @@ def modules_of(builder: Callable[..., Any]) -> dict[str, str]:
 
 
 def head_cost(name: str, conventions: Mapping[str, Callable[[nn.Module, Any], int]] = CONVENTIONS) -> HeadCost:
-    """Build a head of `HEADS` with its defaults on the meta device, and count it.
+    """Build a head of `HEADS` with its defaults on the meta device, and count its cost.
+
+    Args:
+        name: a key of `HEADS`.
+        conventions: name -> rule by which multiply-accumulates are counted.
 
     Raises:
         ValueError: an unknown head, or one that does not take these features.
@@ -145,14 +148,7 @@ def head_cost(name: str, conventions: Mapping[str, Callable[[nn.Module, Any], in
         return HeadCost(
             parameters=sum(p.numel() for p in head.parameters()),
             macs={rule: count(head, features) for rule, count in conventions.items()},
-            map_bytes=map_bytes(head, features),
+            activation_bytes=activation_bytes(head, features),
             bound=getattr(head, "feature_size", None),
             outputs={key: tuple(value.shape) for key, value in outputs.items()},
         )
-
-
-def map_bytes(model: nn.Module, inputs: Any) -> int:
-    """All outputs of leaf modules, every call, at 4 bytes a value; a module may give several tensors."""
-    sizes: list[int] = []
-    run_hooked(model, inputs, lambda module, given, output: sizes.extend(4 * x.numel() for x in tree_leaves(output)))
-    return sum(sizes)

@@ -47,6 +47,17 @@ def pair(name: str, values: Any) -> tuple[int, int]:
     return positive(name, values[0]), positive(name, values[1])
 
 
+def probability(name: str, value: Any) -> float:
+    """`value` itself, if it can be the probability of a dropout: from 0 to below 1.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; allowed: from 0 to below 1")
+    return value
+
+
 def keywords_of(builder: Callable[..., Any]) -> dict[str, Any]:
     """The keyword-only parameters of a builder with their defaults: what a recipe may set."""
     parameters = inspect.signature(builder).parameters.values()

@@ -29,8 +29,8 @@ class Cost:
         macs: multiply-accumulates of one forward pass in evaluation.
         convention: the counting rule, a key of `CONVENTIONS`.
         size: (h, w) in pixels.
-        activation_bytes: all outputs of leaf modules in float32. Neither a peak, nor with the results of functions
-            such as products and resizing.
+        activation_bytes: all outputs of leaf modules, every call, in float32. This is no peak, and the results of
+            functions such as products and resizing are not in it.
     """
 
     parameters: int
@@ -41,10 +41,13 @@ class Cost:
 
 
 def measure(model: nn.Module, size: tuple[int, int], convention: str = "conv+matmul") -> Cost:
-    """Count a model's cost at one RGB image of `size` (h, w) pixels; the model stays as it is.
+    """Count a model's cost at one RGB image; the model stays as it is.
 
-    Conventions: "conv+matmul", all convolutions and matrix products (FlopCounterMode / 2); "leaf-modules",
-    torchstat's rule, see `leaf_macs`.
+    Args:
+        model: takes an image (1, 3, h, w).
+        size: (h, w) in pixels.
+        convention: "conv+matmul", all convolutions and matrix products (FlopCounterMode / 2), or "leaf-modules",
+            torchstat's rule, see `leaf_macs`.
 
     Raises:
         ValueError: an unknown convention or a bad size; or the head is bound to another size.
@@ -64,7 +67,7 @@ def measure(model: nn.Module, size: tuple[int, int], convention: str = "conv+mat
 
 
 def card(cost: Cost) -> dict[str, int | str]:
-    """The cost as plain values, to log; whoever logs puts a prefix before the keys."""
+    """The cost as plain values, to log; the caller adds a prefix to the keys."""
     return {
         "parameters": cost.parameters,
         "macs": cost.macs,
@@ -92,8 +95,8 @@ def leaf_macs(model: nn.Module, inputs: Any) -> int:
     """torchstat's rule, by which several papers' trunks are counted.
 
     Convolutions and linear layers: MACs, and one per output if biased; batch norms: two per value; ReLUs: one;
-    poolings: one per input value. A module called several times counts once; functions count nothing. Trunks of
-    the papers call one ReLU thrice per block, timm's have three: 0.04 % more here.
+    poolings: one per input value. A module called several times counts once; functions count nothing. The papers'
+    trunks call one ReLU three times per block, where timm's have three ReLUs: 0.04 % more here.
     """
     counts: dict[nn.Module, int] = {}
 
@@ -116,7 +119,7 @@ def leaf_count(module: nn.Module, given: Tensor, output: Tensor) -> int:
 
 
 def activation_bytes(model: nn.Module, inputs: Any) -> int:
-    """All outputs of leaf modules, every call, at 4 bytes a value."""
+    """All outputs of leaf modules, every call, at 4 bytes a value; a module may give several tensors."""
     sizes: list[int] = []
     run_hooked(model, inputs, lambda module, given, output: sizes.extend(4 * x.numel() for x in tree_leaves(output)))
     return sum(sizes)

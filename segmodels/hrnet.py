@@ -12,14 +12,15 @@ from torch import Tensor, nn
 class HRNet(nn.Module):
     """timm's HRNet without what classification adds: its layers under its names, our forward pass.
 
-    timm's `features_only` alone widens the maps by blocks of the classifier (128, 256, 512, 1024): other features than
-    those that segmentation reads. timm also enlarges coarse maps by fixed factors, which fails on sides that are no
-    multiple of 32; here they take the finer map's size, which is the same wherever timm runs. Like timm, whose weights
-    were so trained, we enlarge inside of the trunk by nearest neighbours; HRNet's segmentation code does so bilinearly.
+    With `features_only` and nothing else, timm widens the maps by blocks of the classifier (128, 256, 512, 1024): these
+    are not the features that segmentation reads. timm also enlarges coarse maps by fixed factors, which fails on sides
+    that are no multiple of 32; here they take the finer map's size, which is the same wherever timm runs. In the trunk
+    we enlarge by nearest neighbours, like timm, whose weights were trained so; HRNet's segmentation code does it
+    bilinearly.
 
     Args:
         tag: timm's model, with or without the tag of its weights.
-        output_stride: always 4; here because timm's trunks are built alike.
+        output_stride: always 4; a parameter because all of timm's trunks are built with the same arguments.
         pretrained: download timm's weights.
 
     Attributes:
@@ -62,7 +63,7 @@ class HRNet(nn.Module):
 
 
 def stage(transition: Iterable[nn.Module], modules: Iterable[Any], maps: list[Tensor]) -> list[Tensor]:
-    """One resolution more: the maps go on as they are, what has layers of its own begins at the coarsest."""
+    """Add one resolution: the maps go on as they are, and a transition with layers starts from the coarsest."""
     maps = [maps[i] if isinstance(t, nn.Identity) else t(maps[-1]) for i, t in enumerate(transition)]
     for module in modules:
         maps = exchange(module.fuse_layers, [branch(m) for branch, m in zip(module.branches, maps, strict=True)])

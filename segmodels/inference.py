@@ -19,7 +19,7 @@ class Inference:
 
     Attributes:
         mode: "whole", the image in one pass, or "slide", windows over it.
-        window: (h, w) in pixels; for "slide" alone. A head bound to its crop needs that crop.
+        window: (h, w) in pixels; only for "slide". A head bound to its crop needs that crop.
         stride: (h, w) in pixels from window to window; None for 2/3 of the window, rounded up.
         scales: sizes of the image, 1.0 its own.
         flip: whether to average with the mirrored image's prediction.
@@ -60,7 +60,7 @@ class Inference:
 
 
 def protocol(inference: Inference) -> str:
-    """The inference in words, to stand beside every score: "slide 512x512 stride 342x342, scales 1.0, no flip"."""
+    """The inference in words, printed next to every score: "slide 512x512 stride 342x342, scales 1.0, no flip"."""
     mode = inference.mode
     if inference.window and inference.stride:
         window, stride = ("x".join(map(str, size)) for size in (inference.window, inference.stride))
@@ -71,15 +71,15 @@ def protocol(inference: Inference) -> str:
 
 @torch.no_grad()
 def predict(model: Segmentor, image: Tensor, inference: Inference) -> Tensor:
-    """Class probabilities, the mean over scales and mirrored images; precision of the passes as the caller's autocast.
+    """Class probabilities: the mean over scales and mirrored images, at the precision of the caller's autocast.
 
     Args:
         model: in evaluation mode.
         image: RGB uint8 (B, 3, H, W).
-        inference: how.
+        inference: how to predict.
 
     Returns:
-        float32 (B, K, H, W), of sum 1 over the classes.
+        float32 (B, K, H, W), whose sum over the classes is 1.
 
     Raises:
         ValueError: the model is in training mode, or its head is bound to a crop that `inference` does not keep to.
@@ -116,7 +116,7 @@ def _windows(model: Segmentor, image: Tensor, inference: Inference) -> Tensor:
 
 
 def _pad(image: Tensor, mean: Tensor, window: tuple[int, int]) -> Tensor:
-    """Pad below and on the right to one window at least, with the mean colour, which is 0 once normalised."""
+    """Pad below and on the right to at least one window, with the mean colour, which is 0 once normalised."""
     batch, _, height, width = image.shape
     if height >= window[0] and width >= window[1]:
         return image
@@ -126,7 +126,7 @@ def _pad(image: Tensor, mean: Tensor, window: tuple[int, int]) -> Tensor:
 
 
 def _spans(length: int, window: int, stride: int) -> Iterator[slice]:
-    """Windows along one side; the last lies flush with the border."""
+    """Windows along one side; the last is flush with the border."""
     for start in range(0, max(length - window, 0) + stride, stride):
         start = min(start, length - window)
         yield slice(start, start + window)

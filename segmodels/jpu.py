@@ -16,13 +16,13 @@ class JPU(nn.Module):
     """A neck in place of dilation: the maps at strides 8, 16 and 32 side by side, seen at four dilations.
 
     As in the authors' code, FastFCN: a 3x3 convolution brings each of the three to `width`, the two coarse ones are
-    enlarged, and four separable convolutions with dilations 1, 2, 4, 8 read all three; between the depthwise and the
-    pointwise convolution lies a batch norm and no ReLU.
+    enlarged, and four separable convolutions with dilations 1, 2, 4, 8 read all three; a batch norm without ReLU is
+    between the depthwise and the pointwise convolution.
 
     Args:
         channels: widths of the trunk's four maps.
         strides: their strides in pixels, which must be 4, 8, 16 and 32.
-        width: of each of the four outputs, which lie side by side.
+        width: of each of the four outputs, which are side by side.
 
     Attributes:
         channels, strides: of the four maps that it hands on: the trunk's, and its own in place of the last.
@@ -62,7 +62,7 @@ def separable(in_channels: int, out_channels: int, dilation: int) -> nn.Sequenti
     return nn.Sequential(depthwise, nn.BatchNorm2d(in_channels), *ConvNormReLU(in_channels, out_channels, 1))
 
 
-# A neck is built of the trunk's widths and strides, and has its own as attributes.
+# A neck is built from the trunk's widths and strides, and has its own as attributes.
 NECKS: dict[str, Callable[[Sequence[int], Sequence[int]], JPU]] = {"jpu": JPU}
 
 

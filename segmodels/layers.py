@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmodels.checks import positive, probability
+
 Size = Sequence[int]  # (rows, columns)
 
 
@@ -27,7 +29,7 @@ class ConvNormReLU(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, *, dilation: int = 1, groups: int = 1) -> None:
         if kernel % 2 == 0:
-            raise ValueError(f"kernel is {kernel}; allowed: odd sizes, which alone keep the map's size")
+            raise ValueError(f"kernel is {kernel}; allowed: odd sizes, as only they keep the map's size")
         padding = dilation * (kernel // 2)
         super().__init__(
             nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, groups=groups, bias=False),
@@ -37,7 +39,7 @@ class ConvNormReLU(nn.Sequential):
 
 
 def biased_conv_norm_relu(in_channels: int, out_channels: int, kernel: int = 1) -> nn.Sequential:
-    """`ConvNormReLU` with a bias, which the norm makes redundant, but some published costs count."""
+    """`ConvNormReLU` with a bias, which the norm makes redundant but some published costs include."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
@@ -52,13 +54,28 @@ class Classifier(nn.Conv2d):
         super().__init__(in_channels, num_classes, 1)
 
 
+def dropout_classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Dropout of whole channels, and the classifier.
+
+    Args:
+        channels: width of the map that is classified.
+        num_classes: K.
+        dropout: probability that a channel is dropped.
+
+    Raises:
+        ValueError: a bad dropout or number of classes.
+    """
+    drop = nn.Dropout2d(probability("dropout", dropout))
+    return nn.Sequential(drop, Classifier(channels, positive("num_classes", num_classes)))
+
+
 def check_norm_batch(norm: nn.Module, x: Tensor, what: str) -> None:
     """Refuse to normalise one value per channel in training, as after a global pooling with one image per device.
 
     Raises:
-        ValueError: it would.
+        ValueError: `norm` would see one value per channel.
     """
-    # Synchronised batch norm, no BatchNorm2d, has the other workers' images too.
+    # Synchronised batch norm is not a BatchNorm2d: it sees the other workers' images too.
     if norm.training and isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d) and x.shape[0] == 1:
         raise ValueError(
             f"{what} got a training batch of 1 image per device; allowed: 2 or more, since its batch norm sees one "
@@ -67,7 +84,7 @@ def check_norm_batch(norm: nn.Module, x: Tensor, what: str) -> None:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """No automatic lower precision on x's device; the meta device, on which costs are counted, knows of none."""
+    """Turn off automatic lower precision on x's device; the meta device, on which costs are counted, has none."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
@@ -83,10 +100,10 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def known(size: Size) -> bool:
-    """Whether a size is known: not that of an export with free sizes, where nothing may depend on it."""
+    """Whether a size is known. In an export with free sizes it is not, and nothing may depend on it."""
     return isinstance(size[0], int) and isinstance(size[1], int)
 
 
 def divides(size: Size, parts: Size) -> bool:
-    """Whether a map falls into equal parts, as far as is known."""
+    """Whether a map divides into equal parts; false if its size is not known."""
     return known(size) and size[0] % parts[0] == 0 and size[1] % parts[1] == 0

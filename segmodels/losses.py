@@ -118,8 +118,8 @@ class Objective(nn.Module):
         Args:
             outputs: of the model, by name.
             mask: class indices, uint8, (B, H, W).
-            pixels: the part's share of the global batch's labelled pixels; 1 if it is all of it.
-            images: its share of the images. Under DDP, which averages, both times the number of workers.
+            pixels: the part's share of the global batch's labelled pixels; 1 if the part is the whole batch.
+            images: its share of the images. Under DDP, which averages, multiply both by the number of workers.
 
         Returns:
             The weighted sum, and the unweighted terms, detached, keyed `output/term`; all scaled by the shares.

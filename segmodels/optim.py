@@ -24,7 +24,7 @@ def parameter_groups(
         lr: learning rate of the backbone.
         weight_decay: L2 penalty.
         head_lr_scale: rate of the head and the auxiliary head, in units of `lr`.
-        decay_norm_and_bias: whether vectors (norms, biases, RecoNet's λ) decay too, as in the papers' codes.
+        decay_norm_and_bias: whether vectors (norms, biases, RecoNet's λ) decay too, as in the papers' code.
     """
     trunk = {id(p) for p in model.backbone.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -48,8 +48,8 @@ def poly(step: int, steps: int, *, power: float = 0.9, warmup: int = 0, warmup_s
 
     Args:
         step: the optimiser's step, from 0.
-        steps: their number in the stage; the factor is 0 there.
-        power: of the decay.
+        steps: number of steps in the stage; at the end of the last one the factor is 0.
+        power: exponent of the decay.
         warmup: steps over which the factor climbs from `warmup_start` to the curve's value at step `warmup`.
         warmup_start: the factor at step 0, if there is a warmup.
 

@@ -26,14 +26,14 @@ class Segmentor(nn.Module):
         backbone: gives the features, and mean and std of its normalisation.
         head: a head of `HEADS`.
         num_classes: K.
-        neck: makes four maps of the backbone's four, which the heads read in their place; or None.
-        aux: a second head for training alone, or None.
+        neck: turns the backbone's four maps into the four that the heads read; or None.
+        aux: a second head, only for training, or None.
         aux_stage: the last stage, of 4, that the auxiliary head is given.
         crop: (h, w) in pixels of the training crop: the window of a head that is bound to its size.
 
     Attributes:
         feature_size: (h, w) in cells to which the head is bound, or None.
-        window: `crop` if the head is bound to it, else None: any image will do.
+        window: `crop` if the head is bound to it, else None: an image of any size will do.
 
     Shape: RGB in 0..255, uint8 or float, (B, 3, H, W) -> {"logits": (B, K, H, W)}, with "aux" likewise in training.
     """
@@ -80,7 +80,7 @@ def upsample(output: Tensor, image: Tensor) -> Tensor:
     if output.ndim != 4:
         return output
     output = output.to(torch.promote_types(output.dtype, torch.float32))
-    # Not `resize`, which looks whether there is anything to do, and so binds an exported program to one size.
+    # Not `resize`: it checks whether there is anything to do, which binds an exported program to one size.
     return F.interpolate(output, size=image.shape[-2:], mode="bilinear", align_corners=True)
 
 
@@ -99,7 +99,7 @@ def build_segmentor(
         crop: (h, w) in pixels of the training crop. A head bound to its size is built for this crop's map.
         backbone: `name`, `output_stride`, `weights`, `multi_grid` of `build_backbone`, and `neck`, a key of `NECKS`.
         head: `name` in `HEADS`, and its keywords.
-        aux: likewise, and `stage` (3 of 1 to 4: res4); 256 channels unless it says otherwise. None for none.
+        aux: likewise, and `stage`, 1 to 4 (3, res4, if not given); 256 channels if not given. None for no such head.
 
     Raises:
         ValueError: an unknown name or keyword, a bad value, or a head whose parts are larger than the crop's map.
@@ -136,7 +136,7 @@ def named(part: Mapping[str, Any], what: str) -> dict[str, Any]:
 def stage_head(
     source: Backbone | JPU, stage: int, num_classes: int, crop: tuple[int, int], keywords: dict[str, Any]
 ) -> nn.Module:
-    """A head on the first `stage` maps, with the size of the crop's last of them if the head wants to know it."""
+    """A head on the first `stage` maps; it is given the size of the crop's last one if it has a keyword for it."""
     name = keywords.pop("name")
     stride = source.strides[stage - 1]
     size = (-(-crop[0] // stride), -(-crop[1] // stride))  # strided convolutions round up
@@ -158,12 +158,12 @@ def try_size(head: nn.Module, name: str, source: Backbone | JPU, stage: int, cro
     """Run a head on the crop's maps without computing anything.
 
     Raises:
-        ValueError: it does not take them.
+        ValueError: the head does not take them.
     """
     shapes = zip(source.channels[:stage], source.strides[:stage], strict=True)
     features = [torch.empty(1, c, -(-crop[0] // s), -(-crop[1] // s), device="meta") for c, s in shapes]
     tried = on_meta(head)
-    for module in tried.modules():  # what refuses small maps in training alone; norms take one image as in testing
+    for module in tried.modules():  # some refuse small maps only in training; norms take one image as in testing
         module.training = hasattr(module, "partition")
     try:
         with torch.no_grad():

@@ -1,7 +1,7 @@
 """The terms of training losses, each from one output and the mask to a scalar; the table is in `losses.py`.
 
-All in float32 or better, differentiable, finite, and 0 with zero gradient where nothing is labelled. None waits for
-the device: no shape depends on values.
+All are computed in float32 or better, differentiable, finite, and 0 with zero gradient where nothing is labelled. None
+waits for the device: no shape depends on values.
 """
 
 import functools
@@ -40,7 +40,7 @@ def ohem(
     min_kept: int = 100_000,
     class_weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Cross entropy of the hard pixels alone (OHEM: Shrivastava et al., CVPR 2016, arXiv:1604.03540).
+    """Cross entropy of only the hard pixels (OHEM: Shrivastava et al., CVPR 2016, arXiv:1604.03540).
 
     As in the public code of OCNet and SegFix: pixels whose true class has a probability below the threshold, but at
     least the `min_kept` hardest of the part at hand; the mean is over the pixels kept. Pixels that tie with the
@@ -83,7 +83,7 @@ def dice(logits: Tensor, mask: Tensor, *, smooth: float = 1.0) -> Tensor:
 def lovasz_softmax(logits: Tensor, mask: Tensor) -> Tensor:
     """Lovász-softmax, the mean over the classes present (Berman et al., CVPR 2018, arXiv:1705.08790).
 
-    All pixels of the part are one image, the default of the public code.
+    All pixels of the part count as one image, the default of the public code.
 
     Args:
         logits, mask: see `cross_entropy`.
@@ -102,14 +102,14 @@ def lovasz_softmax(logits: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def lovasz_gradient(error: Tensor, y: Tensor, labelled: Tensor) -> Tensor:
-    """What the Lovász extension multiplies each pixel's error with, in the order of the pixels; all 0 without y.
+    """What the Lovász extension multiplies each pixel's error by, in the order of the pixels; all 0 without y.
 
     The Jaccard loss 1 − I/U after each pixel minus that before it, written without cancellation: 1/U where y is
     true, I/(U(U − 1)) elsewhere.
 
     Shape: (N,), (N,), (N,) -> (N,).
     """
-    # Ignored pixels come last: all of y is found by then, I is 0, and so is what they are multiplied with.
+    # Ignored pixels come last: all of y is found by then, I is 0, and so is what they are multiplied by.
     order = error.masked_fill(~labelled, -1).argsort(descending=True)
     y = y[order]
     total, found = y.sum(), y.cumsum(0)
@@ -219,7 +219,11 @@ def class_pixels(mask: Tensor, num_classes: int) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def constants(values: tuple[float, ...], num_classes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """K class weights on the device, sent there once: each transfer would hold the step up."""
+    """K class weights on the device, sent there once: each transfer would hold the step up.
+
+    Raises:
+        ValueError: there are not K weights.
+    """
     if len(values) != num_classes:
         raise ValueError(f"class_weights has {len(values)} numbers; allowed: {num_classes}, one per class")
     return torch.tensor(values, dtype=dtype, device=device)

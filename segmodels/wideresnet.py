@@ -1,8 +1,8 @@
 """Wider ResNet-38: few, wide pre-activation blocks at output stride 8 (Wu et al., 2016, arXiv:1611.10080).
 
 Structure of the segmentation codes (openseg, NVIDIA's), the "A2" form of Mapillary's: two poolings, one stride, then
-dilation. Without dropout inside of the blocks, as in openseg. Names of layers are theirs, with batch norm and ReLU
-as a pair, so that their weights load.
+dilation. As in openseg, the blocks have no dropout. The names of layers are theirs, with batch norm and ReLU as a pair,
+so that their weights load.
 """
 
 from collections import OrderedDict

@@ -67,7 +67,8 @@ def release(tmp_path_factory):
 def shards(release, tmp_path_factory):
     """The same as shards, written without Ray: coco_voc, voc12_aug, voc12."""
     from datasets.catalog import BENCHMARKS
-    from datasets.shards import write_manifest, write_part
+    from datasets.manifest import write_manifest
+    from datasets.writer import write_part
 
     root = tmp_path_factory.mktemp("shards")
     for name, splits in {"voc12_aug": ["train"], "voc12": ["train", "val", "trainval"]}.items():
@@ -110,8 +111,9 @@ def recipe_file(tmp_path, shards, empty_store):
 @pytest.fixture(scope="session")
 def ray_session():
     """One local Ray session for all tests that need one, on loopback alone."""
-    from pipelines.cluster import ray_cluster, start_actors
-    from pipelines.recipe import Workers
+    from pipelines.cluster.inside_ray import start_actors
+    from pipelines.cluster.session import ray_cluster
+    from pipelines.recipes.recipe import Workers
 
     # actors that a train worker starts import all that it does
     with ray_cluster(Workers(count=2, gpus=0), early=lambda sizes: start_actors()) as sizes:

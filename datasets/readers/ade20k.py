@@ -7,7 +7,7 @@ from datasets.readers.labels import check_present, check_split, lookup_table, re
 from datasets.readers.tables import check_found, first_folder, paired, unlabelled
 from datasets.sample import IGNORE, Benchmark, Item
 
-# The first of the names that objectInfo150.txt gives each class.
+# The first of the names that objectInfo150.txt gives to each class.
 CLASSES = (
     "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass", "cabinet",
     "sidewalk", "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair", "car", "water",
@@ -63,14 +63,14 @@ DIR/                                   DIR may also be ADEChallengeData2016 itse
     images/validation/ADE_val_*.jpg    2000
     annotations/training/*.png         20210 grey PNGs (1-150, 0 = none of the 150)
     annotations/validation/*.png       2000
-    images/testing/ADE_test_*.jpg      3352 without labels; needed for split test alone
-  release_test/testing/                or these, as their own release unpacks"""
+    images/testing/ADE_test_*.jpg      3352 without labels; needed only for split test
+  release_test/testing/                or these, as their own release unpacks them"""
 
 
 def ade20k(source: Path) -> Benchmark:
     """ADE20K: train 20,210, val 2,000 and test 3,352 images, the last without labels; 150 classes.
 
-    Stored values 1..150 become 0..149; 0, what is none of the 150, becomes 255. Some images are grey JPEGs.
+    Stored values 1..150 become 0..149; 0, which is none of the 150, becomes 255. Some images are grey JPEGs.
     """
     table = lookup_table({OTHER: IGNORE, **{k + 1: k for k in range(len(CLASSES))}})
     read, index = partial(read_png_pair, table=table), partial(index_ade20k, Path(source))

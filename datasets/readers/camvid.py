@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets.readers.files import check_folder, images_in
-from datasets.readers.labels import check_present, check_split, lookup_table, read_png_pair
+from datasets.readers.labels import check_items, check_present, check_split, lookup_table, read_png_pair
 from datasets.sample import IGNORE, Benchmark, DataError, Item
 
 NAMES = {
@@ -27,7 +27,7 @@ TREE = """\
 DIR/
   train/  trainannot/                  367 images, 367 index PNGs (0-10, 11 = void)
   val/    valannot/                    101 and 101
-  test/   testannot/                   233 and 233; needed for split test alone"""
+  test/   testannot/                   233 and 233; needed only for split test"""
 
 
 def camvid(source: Path) -> Benchmark:
@@ -38,7 +38,7 @@ def camvid(source: Path) -> Benchmark:
 
 
 def index_camvid(source: Path, split: str) -> list[Item]:
-    """The images of a split (PNG as released, or JPEG) in order of their names.
+    """The images of a split, PNG as released or JPEG, in order of their names.
 
     Raises:
         DataError: an unknown split, no images, or images without a label.
@@ -51,5 +51,5 @@ def index_camvid(source: Path, split: str) -> list[Item]:
     if not found:
         raise DataError(f"{images}: no .png or .jpg file in it. Expected is this folder:\n{TREE}")
     items = [Item(p.stem, str(p), str(masks / f"{p.stem}.png")) for p in found]
-    check_present([str(item.label) for item in items], TREE)
+    check_items(items, TREE)
     return items

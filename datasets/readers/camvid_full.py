@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets.readers.camvid import COUNTS, NAMES
 from datasets.readers.colours import Colour, read_colour_png, remap_colours
 from datasets.readers.files import check_folder, images_in
-from datasets.readers.labels import check_present, check_split, read_list, read_pair
+from datasets.readers.labels import check_items, check_present, check_split, read_list, read_pair
 from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample
 
 COLOURS: dict[str, Colour] = {
@@ -37,11 +37,11 @@ GROUPS = {
     "pedestrian": ("Animal", "CartLuggagePram", "Child", "Pedestrian"),
     "bicyclist": ("Bicyclist", "MotorcycleScooter"),
 }
-"""SegNet's 11 classes as MATLAB's and others' code spell them out: the shoulder is pavement; Void becomes 255."""
+"""SegNet's 11 classes as the code of MATLAB and of others defines them: the shoulder is pavement; Void becomes 255."""
 
 CLASS_OF = {COLOURS[name]: number for number, group in enumerate(GROUPS.values()) for name in group}
 FAULTY = "Seq05VD_f02610"
-"""Its mask as released has 175 pixels of colours between those of two classes; they become 255."""
+"""The frame whose released mask has 175 pixels in colours between those of two classes; they become 255."""
 
 HOME = "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/"
 STILLS = "701_StillsRaw_full"
@@ -85,15 +85,15 @@ def index_full(source: Path, split: str) -> list[Item]:
     check_present([source / STILLS / f"{frame}.png" for frame in chosen if frame not in frames], TREE)
     items = [Item(f, str(frames[f]), str(frames[f].parents[1] / FOLDERS[frames[f].parent.name] / f"{f}_L.png"))
              for f in chosen]  # fmt: skip
-    check_present([str(item.label) for item in items], TREE)
+    check_items(items, TREE)
     return items
 
 
 def segnet_split(frame: str) -> str:
-    """SegNet's split of a frame: by its sequence and number, as in the lists of its release.
+    """SegNet's split of a frame, by the frame's sequence and number, as in the lists of SegNet's release.
 
     Raises:
-        DataError: a name that is none of CamVid's.
+        DataError: the name is none of CamVid's.
     """
     match = re.fullmatch(r"(0001TP|0006R0|0016E5|Seq05VD)_f?(\d+)", frame)
     if not match:
@@ -104,7 +104,7 @@ def segnet_split(frame: str) -> str:
     if sequence == "0001TP":
         return "train" if number <= 8520 else "test"
     if sequence == "0016E5":
-        return "val" if 7959 <= number <= 8159 else "train"  # the stretch that was labelled 15 times a second
+        return "val" if 7959 <= number <= 8159 else "train"  # the part that was labelled 15 times a second
     return "train" if sequence == "0006R0" else "test"
 
 

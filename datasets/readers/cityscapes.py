@@ -31,9 +31,9 @@ LABELS = {
     33: ("bicycle", (119, 11, 32)),
 }
 IDS = 34
-"""Label ids are 0..33; the 15 that are no class are not evaluated."""
+"""Label ids are 0..33; 15 of them are no class and are not evaluated."""
 LICENSE_PLATE = 255
-"""Id -1, in 8 bits. The released masks are drawn without it: such pixels bear what lies below, the car."""
+"""Id -1, in 8 bits. The released masks are drawn without it: these pixels have the id of what is below, the car."""
 
 HOME = "https://www.cityscapes-dataset.com/downloads/"
 IMAGE, MASK = "_leftImg8bit.png", "_gtFine_labelIds.png"
@@ -42,7 +42,7 @@ TREE = """\
 DIR/
   leftImg8bit/train/CITY/CITY_*_leftImg8bit.png          2975 images in 18 cities
   leftImg8bit/val/CITY/*_leftImg8bit.png                 500 in 3
-  leftImg8bit/test/CITY/*_leftImg8bit.png                1525 in 6; needed for split test alone
+  leftImg8bit/test/CITY/*_leftImg8bit.png                1525 in 6; needed only for split test
   gtFine/train/CITY/CITY_*_gtFine_labelIds.png           2975 grey PNGs of label ids 0-33
   gtFine/val/CITY/*_gtFine_labelIds.png                  500; gtFine/test is not read"""
 
@@ -50,9 +50,9 @@ DIR/
 def cityscapes(source: Path) -> Benchmark:
     """Cityscapes: train 2,975, val 500, trainval 3,475 and test 1,525 images; 19 classes.
 
-    Masks are the released label ids, carried over to the 19 train ids; all other ids become 255. The test split has
-    no labels: its released masks show the car's own bonnet and the border alone. `trainval` is train, then val,
-    what is trained on for the test server.
+    The released masks hold label ids; 19 of these become the train ids, all others 255. The test split has no
+    labels: its released masks show only the car's own bonnet and the border. `trainval` is train, then val; models
+    for the test server train on it.
     """
     others = {**dict.fromkeys(range(IDS), IGNORE), LICENSE_PLATE: IGNORE}
     table = lookup_table({**others, **{number: k for k, number in enumerate(LABELS)}})
@@ -62,7 +62,7 @@ def cityscapes(source: Path) -> Benchmark:
 
 
 def index_cityscapes(source: Path, split: str) -> list[Item]:
-    """The images of a split in order of city, sequence and frame; ids are such as aachen_000000_000019.
+    """The images of a split in order of city, sequence and frame; an id is, for example, aachen_000000_000019.
 
     Raises:
         DataError: an unknown split, or missing files.

@@ -1,4 +1,4 @@
-"""The `classes.yaml` of a folder of one's own: names, mask values or colours, what is ignored."""
+"""The `classes.yaml` of a folder of one's own: names, mask values or colours, and what is ignored."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +34,11 @@ def read_settings(path: Path, tree: str) -> Settings:
     """Read the file.
 
     Args:
-        path: of `classes.yaml`.
+        path: the file `classes.yaml`.
         tree: the expected folder, for the message.
 
     Raises:
-        DataError: it is missing or wrong.
+        DataError: the file is missing or wrong.
     """
     page = _page(path, tree)
     if "colours" in page:
@@ -62,7 +62,7 @@ def _page(path: Path, tree: str) -> dict[str, Any]:
 
 
 def _of_colours(page: dict[str, Any]) -> Settings:
-    """Masks of colours: `colours` maps each name to its colour, or to a list of them."""
+    """Settings for masks of colours: `colours` maps each name to its colour, or to a list of colours."""
     given = page["colours"]
     if not isinstance(given, dict) or not given or len(given) > UNKNOWN:
         raise DataError(f"classes.yaml: colours is {given!r}; allowed is a mapping of at most {UNKNOWN} names to "
@@ -70,20 +70,20 @@ def _of_colours(page: dict[str, Any]) -> Settings:
     names = tuple(map(str, given))
     ordered = names if "classes" not in page else _classes(page["classes"])[0]
     if unlike := sorted(set(ordered) ^ set(names)):
-        raise DataError(f"classes.yaml: {unlike[0]!r} stands in only one of classes and colours; name it in both")
+        raise DataError(f"classes.yaml: {unlike[0]!r} is in only one of classes and colours; name it in both")
     of_name = {str(name): _colours(value, str(name)) for name, value in given.items()}
     pairs = [(colour, number) for number, name in enumerate(ordered) for colour in of_name[name]]
     pairs += [(colour, IGNORE) for colour in _colours(page.get("ignore") or [], "ignore")]
     table = dict(pairs)
     if len(table) < len(pairs):
         twice = next(colour for colour, _ in pairs if [c for c, _ in pairs].count(colour) > 1)
-        raise DataError(f"classes.yaml: colour {list(twice)} stands for two classes; a colour has one meaning")
+        raise DataError(f"classes.yaml: colour {list(twice)} has two meanings; give each colour one")
     shown = _palette(page.get("palette"), len(ordered)) or tuple(of_name[name][0] for name in ordered)
     return Settings(ordered, shown, {}, table)
 
 
 def _colours(value: object, name: str) -> list[Colour]:
-    """One colour or a list of them."""
+    """The colours of a value, which is one colour or a list of them."""
     rows = [value] if isinstance(value, list) and value and not isinstance(value[0], list) else value
     if not isinstance(rows, list) or not all(map(_is_colour, rows)) or not (rows or name == "ignore"):
         raise DataError(f"classes.yaml: {name} is {value!r}; with colours, allowed is [R, G, B] of 0-255, or a list of "
@@ -92,7 +92,7 @@ def _colours(value: object, name: str) -> list[Colour]:
 
 
 def _classes(classes: object) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names in order of their mask values, and those values."""
+    """The names in order of their mask values, and those values."""
     pairs = dict(enumerate(classes)) if isinstance(classes, list) else classes
     if not isinstance(pairs, dict) or not pairs or len(pairs) > UNKNOWN or not all(map(_is_value, pairs)):
         raise DataError(f"classes.yaml: classes is {classes!r}; allowed is a list of at most {UNKNOWN} names, or a "
@@ -112,7 +112,7 @@ def _ignored(ignore: object, values: tuple[int, ...]) -> list[int]:
 
 
 def _palette(palette: object, count: int) -> tuple[Colour, ...]:
-    """The colours given; none where none are."""
+    """The given colours; () where the palette is left out."""
     if palette is None:
         return ()
     if not isinstance(palette, list) or len(palette) != count or not all(map(_is_colour, palette)):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_api
 
-from datasets.readers.coco_files import FORM_ERRORS, HOME, SPLITS, image_files, run_lengths, wrong_form
-from datasets.readers.files import check_folder
+from datasets.readers.coco_files import FORM_ERRORS, HOME, SPLITS, image_files, run_lengths
+from datasets.readers.files import check_folder, naming_file
 from datasets.readers.labels import check_present, check_split, read_pair
 from datasets.readers.voc import CLASSES, PALETTE
 from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample
@@ -38,9 +38,9 @@ Region = tuple[int, bool, dict[str, Any]]
 def coco_voc(source: Path, min_pixels: int = MIN_PIXELS) -> Benchmark:
     """COCO 2017 with VOC's 21 classes.
 
-    - Instances are painted by area, largest first: where two overlap, the smaller stays visible.
+    - The reader paints instances by area, largest first: where two overlap, the smaller stays visible.
     - Crowd regions of the 20 classes become 255 where no instance is painted.
-    - Images with fewer than `min_pixels` pixels of classes 1..20 are dropped, so no row count is published.
+    - The reader drops images with fewer than `min_pixels` pixels of classes 1..20, so no published row count applies.
 
     Args:
         source: the folder that `TREE` draws.
@@ -55,7 +55,7 @@ def index_coco(source: Path, split: str, min_pixels: int) -> list[Item]:
     """The kept images in order of COCO's image id; labels are (height, width, regions in painting order).
 
     Raises:
-        DataError: an unknown split, missing images, or an annotation file not of COCO's form.
+        DataError: an unknown split, missing images, or an annotation file that is not COCO's.
     """
     check_split(split, SPLITS, "coco_voc")
     check_folder(source)
@@ -71,7 +71,7 @@ def index_coco(source: Path, split: str, min_pixels: int) -> list[Item]:
 
 def _parse(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Region]]]:
     """The images of an annotation file, and the regions of VOC's classes, both by image id."""
-    try:
+    with naming_file(path, "not COCO's instances file", FORM_ERRORS):
         content = json.loads(path.read_bytes())
         images, classes = {image["id"]: image for image in content["images"]}, _classes(content["categories"], path)
         regions: dict[int, list[Region]] = {}
@@ -82,10 +82,6 @@ def _parse(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Region
             if rle := run_lengths(note["segmentation"], image["height"], image["width"]):
                 region = (classes[note["category_id"]], bool(note["iscrowd"]), rle)
                 regions.setdefault(note["image_id"], []).append(region)
-    except DataError:
-        raise
-    except FORM_ERRORS as error:
-        raise wrong_form(path, "instances", error) from error
     return images, regions
 
 
@@ -93,23 +89,28 @@ def _classes(categories: list[dict[str, Any]], path: Path) -> dict[int, int]:
     """COCO category id -> VOC class, by name."""
     ids = {category["name"]: category["id"] for category in categories}
     if absent := sorted(set(VOC_NAME) - set(ids)):
-        raise DataError(f"{path}: no category named {', '.join(absent)}; expected are COCO's 80. Fetch the file anew")
+        raise DataError(f"{path}: no category named {', '.join(absent)}; expected are COCO's 80. Fetch the file again")
     return {ids[name]: CLASSES.index(voc) for name, voc in VOC_NAME.items()}
 
 
 def paint_order(regions: list[Region]) -> tuple[Region, ...]:
-    """Crowds first, then instances from the largest area to the smallest; ties in order of annotation id."""
+    """Sort regions: crowds first, then instances from the largest area to the smallest; equal ones by annotation id."""
     return tuple(sorted(regions, key=lambda region: (not region[1], -int(rle_api.area(region[2])))))
 
 
 def labelled_pixels(regions: tuple[Region, ...]) -> int:
-    """Pixels of classes 1..20 after painting: the area of the instances' union, found without painting."""
+    """Pixels of classes 1..20 after painting: the area of the instances' union, computed without painting."""
     instances = [rle for _, crowd, rle in regions if not crowd]
     return int(rle_api.area(rle_api.merge(instances))) if instances else 0
 
 
 def paint(height: int, width: int, regions: tuple[Region, ...]) -> np.ndarray:
     """Paint regions in the given order.
+
+    Args:
+        height: of the mask, pixels.
+        width: of the mask, pixels.
+        regions: what to paint.
 
     Returns:
         uint8 (H, W), 0 where nothing is painted.
@@ -124,7 +125,7 @@ def read_coco(item: Item) -> Sample:
     """Read an image and paint its regions.
 
     Raises:
-        DataError: a damaged image, or a size other than the annotation file's.
+        DataError: a damaged image, or one whose size is not the annotation file's.
     """
     label: tuple[int, int, tuple[Region, ...]] = item.label  # type: ignore[assignment]
     return read_pair(item, lambda: paint(*label))

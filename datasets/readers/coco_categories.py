@@ -1,4 +1,4 @@
-"""COCO's categories: 80 of things, 53 of stuff as the panoptic task merged them (Kirillov et al., CVPR 2019)."""
+"""COCO's categories: 80 of things, and 53 of stuff as merged for the panoptic task (Kirillov et al., CVPR 2019)."""
 
 Category = tuple[int, tuple[int, int, int]]
 """COCO's id, and the colour of panoptic_coco_categories.json."""

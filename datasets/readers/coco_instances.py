@@ -18,11 +18,10 @@ from datasets.readers.coco_files import (
     check_categories,
     image_files,
     run_lengths,
-    wrong_form,
 )
-from datasets.readers.files import check_folder
+from datasets.readers.files import check_folder, naming_file
 from datasets.readers.labels import check_present, check_split, read_pair
-from datasets.sample import Benchmark, DataError, Item, Sample, Segment
+from datasets.sample import Benchmark, Item, Sample, Segment
 
 CLASSES = ("background", *THINGS)
 PALETTE = ((0, 0, 0), *(colour for _, colour in THINGS.values()))
@@ -37,7 +36,7 @@ def coco_instances(source: Path) -> Benchmark:
 
     - `segments` are all objects of an image in order of COCO's annotation id: class 1..80, crowd or not, the
       published box and the outline; a polygon of fewer than three corners becomes an empty outline.
-    - The mask is painted from them as `coco_voc` does: by area, largest first; crowds are 255 where no object is.
+    - The mask is painted from them as in `coco_voc`: by area, largest first; crowds are 255 where no object is.
     - Images without objects (1,021 in train) are kept.
     """
     index = partial(index_instances, Path(source))
@@ -48,7 +47,8 @@ def index_instances(source: Path, split: str) -> list[Item]:
     """The images in order of COCO's image id; labels are (height, width, segments).
 
     Raises:
-        DataError: an unknown split, missing images, or an annotation file not of COCO's form or of another split.
+        DataError: an unknown split, missing images, or an annotation file that is not COCO's or is another
+            split's.
     """
     check_split(split, COUNTS, "coco_instances")
     check_folder(source)
@@ -64,7 +64,7 @@ def index_instances(source: Path, split: str) -> list[Item]:
 def _parse(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Segment]]]:
     """The images of an annotation file, and their objects, both by image id."""
     segments: dict[int, list[Segment]] = {}
-    try:
+    with naming_file(path, "not COCO's instances file", FORM_ERRORS):
         content = json.loads(path.read_bytes())
         check_categories(content["categories"], {name: key for name, (key, _) in THINGS.items()}, path)
         images = {image["id"]: image for image in content["images"]}
@@ -73,18 +73,14 @@ def _parse(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Segmen
             rle = run_lengths(note["segmentation"], *size) or rle_api.encode(np.zeros(size, np.uint8, order="F"))
             segment = Segment(NUMBERS[note["category_id"]], bool(note["iscrowd"]), as_box(note["bbox"]), rle["counts"])
             segments.setdefault(note["image_id"], []).append(segment)
-    except DataError:
-        raise
-    except FORM_ERRORS as error:
-        raise wrong_form(path, "instances", error) from error
     return images, segments
 
 
 def read_instances(item: Item) -> Sample:
-    """Read an image with its objects, and paint them.
+    """Read an image with its objects, and paint the objects.
 
     Raises:
-        DataError: a damaged image, or a size other than the annotation file's.
+        DataError: a damaged image, or one whose size is not the annotation file's.
     """
     label: tuple[int, int, tuple[Segment, ...]] = item.label  # type: ignore[assignment]
     height, width, segments = label

@@ -10,10 +10,10 @@ import numpy as np
 from pycocotools import mask as rle_api
 
 from datasets.readers.coco_categories import STUFF, THINGS
-from datasets.readers.coco_files import FORM_ERRORS, HOME, as_box, check_categories, image_files, wrong_form
+from datasets.readers.coco_files import FORM_ERRORS, HOME, as_box, check_categories, image_files
 from datasets.readers.colours import pack, read_colour_png
-from datasets.readers.files import check_folder
-from datasets.readers.labels import check_present, check_split, read_pair
+from datasets.readers.files import check_folder, naming_file
+from datasets.readers.labels import check_present, check_split, first_place, read_pair
 from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample, Segment
 
 CATEGORIES = THINGS | STUFF
@@ -29,7 +29,7 @@ DIR/
   annotations/
     panoptic_train2017.json
     panoptic_val2017.json
-    panoptic_train2017/ID.png          118287 RGB PNGs (an archive within the archive; may also lie in DIR itself)
+    panoptic_train2017/ID.png          118287 RGB PNGs (an archive within the archive; may also be in DIR itself)
     panoptic_val2017/ID.png            5000; a segment's id is R + 256 G + 65536 B
   train2017/ID.jpg                     118287 images
   val2017/ID.jpg                       5000 images"""
@@ -42,7 +42,7 @@ def coco_panoptic(source: Path) -> Benchmark:
     """COCO 2017 panoptic: train 118287, val 5000 images; 133 classes: things 0..79, stuff 80..132; void is 255.
 
     `segments` are an image's regions in the file's order, with the published box; a crowd keeps its class in the
-    mask, because its pixels are of that class.
+    mask, because its pixels have that class.
     """
     index = partial(index_panoptic, Path(source))
     return Benchmark("coco_panoptic", CLASSES, PALETTE, dict(COUNTS), TREE, index, read_panoptic, HOME)
@@ -51,10 +51,10 @@ def coco_panoptic(source: Path) -> Benchmark:
 def index_panoptic(source: Path, split: str) -> list[Item]:
     """The images in order of COCO's image id; labels are (path of the PNG, its time of change, facts of its segments).
 
-    The time is there for the shards' fingerprint: those of a PNG that was replaced since are written anew.
+    The time is part of the shards' fingerprint: where a PNG was replaced, its shards are written again.
 
     Raises:
-        DataError: an unknown split, missing files, or an annotation file not of COCO's form or of another split.
+        DataError: an unknown split, missing files, or an annotation file that is not COCO's or is another split's.
     """
     check_split(split, COUNTS, "coco_panoptic")
     check_folder(source)
@@ -75,18 +75,14 @@ def _label(png: Path, facts: Facts) -> tuple[str, int, Facts]:
 
 def _parse(path: Path) -> tuple[list[dict[str, Any]], dict[int, tuple[str, Facts]]]:
     """The images of an annotation file; each image id's PNG and the facts of its segments."""
-    try:
+    with naming_file(path, "not COCO's panoptic file", FORM_ERRORS):
         content = json.loads(path.read_bytes())
         check_categories(content["categories"], {name: key for name, (key, _) in CATEGORIES.items()}, path)
         notes = {note["image_id"]: (note["file_name"], _facts(note)) for note in content["annotations"]}
         unlike = {image["id"] for image in content["images"]} ^ set(notes)
-    except DataError:
-        raise
-    except FORM_ERRORS as error:
-        raise wrong_form(path, "panoptic", error) from error
     if unlike:
         raise DataError(f"{path}: {len(unlike)} images are without annotation, or annotations without image, the first "
-                        f"is image {min(unlike)}. Fetch the file anew")  # fmt: skip
+                        f"is image {min(unlike)}. Fetch the file again")  # fmt: skip
     return content["images"], notes
 
 
@@ -98,7 +94,7 @@ def _facts(note: dict[str, Any]) -> Facts:
 
 
 def read_panoptic(item: Item) -> Sample:
-    """Read an image, its mask of classes, and its segments with the outlines of the PNG.
+    """Read an image, its mask of classes, and its segments with their outlines from the PNG.
 
     Raises:
         DataError: a damaged file, two sizes, or ids that the PNG and the annotation file do not share.
@@ -116,17 +112,17 @@ def read_panoptic(item: Item) -> Sample:
 def _check_ids(ids: np.ndarray, facts: Facts, path: str) -> None:
     drawn, noted = {int(key) for key in np.unique(ids)} - {VOID}, [fact[0] for fact in facts]
     if extra := sorted(drawn - set(noted)):
-        row, column = (int(i) for i in np.argwhere(ids == extra[0])[0])
+        row, column = first_place(ids == extra[0])
         raise DataError(f"{path}: segment id {extra[0]} at row {row}, column {column} is not in the annotation file; "
-                        "PNG and JSON must be of one release. Fetch both anew")  # fmt: skip
+                        "PNG and JSON must be of one release. Fetch both again")  # fmt: skip
     if len(noted) != len(drawn):
         absent = sorted(set(noted) - drawn) or noted
         raise DataError(f"{path}: segment id {absent[0]} of the annotation file is not in the PNG, or is noted twice; "
-                        "PNG and JSON must be of one release. Fetch both anew")  # fmt: skip
+                        "PNG and JSON must be of one release. Fetch both again")  # fmt: skip
 
 
 def _classes(ids: np.ndarray, facts: Facts) -> np.ndarray:
-    """The mask of classes uint8 (H, W); pixels of no segment are 255."""
+    """The mask of classes, uint8 (H, W); pixels of no segment are 255."""
     classes = dict(sorted({VOID: IGNORE, **{fact[0]: fact[1] for fact in facts}}.items()))
     places = np.searchsorted(np.array(list(classes), np.int32), ids)
     return np.array(list(classes.values()), np.uint8)[places]

@@ -1,4 +1,4 @@
-"""COCO-Stuff (Caesar et al., CVPR 2018): 80 things and 91 kinds of stuff, in its releases of 10 and of 164 thousand."""
+"""COCO-Stuff (Caesar et al., CVPR 2018): 80 things and 91 kinds of stuff, in two releases (10K and 164K)."""
 
 from functools import partial
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.readers.labels import (
-    check_present,
+    check_items,
     check_split,
     colour_map,
     lookup_table,
@@ -42,9 +42,9 @@ CLASSES = (
 UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 IDS = tuple(number for number in range(1, 183) if number not in UNUSED)
 PALETTE = colour_map(len(CLASSES) + 1)[1:]
-"""VOC's colours without its black: the authors' tools shuffle a rainbow anew, and publish no table of colours."""
+"""VOC's colours without its black: the authors publish no colours, and their tools shuffle a rainbow each time."""
 OLD_NAMES = 172
-"""So many names stand in a file of release 1.0, whose ids are others."""
+"""The number of names in a file of release 1.0, whose ids are different."""
 
 HOME_10K = "https://github.com/nightrome/cocostuff10k"
 HOME_164K = "https://github.com/nightrome/cocostuff"
@@ -78,7 +78,7 @@ def cocostuff10k(source: Path) -> Benchmark:
 def cocostuff164k(source: Path) -> Benchmark:
     """COCO-Stuff on COCO 2017: train 118,287, val 5,000 images; the same 171 classes.
 
-    The PNGs store the id less one. They become 0..170; 255 (unlabeled) stays.
+    The PNGs store the id minus one. Their values become 0..170; 255 (unlabeled) stays.
     """
     table = lookup_table({IGNORE: IGNORE, **{number - 1: k for k, number in enumerate(IDS)}})
     read, index = partial(read_png_pair, table=table), partial(index_cocostuff164k, Path(source))
@@ -96,7 +96,7 @@ def index_cocostuff10k(source: Path, split: str) -> list[Item]:
     stems = read_list(lists / f"{split}.txt", str, TREE_10K)
     images, masks = (lists.parent / kind for kind in ("images", "annotations"))
     items = [Item(stem, str(images / f"{stem}.jpg"), str(masks / f"{stem}.mat")) for stem in stems]
-    check_present([path for item in items for path in (item.image, str(item.label))], TREE_10K)
+    check_items(items, TREE_10K)
     return items
 
 
@@ -119,7 +119,7 @@ def read_cocostuff10k(item: Item, table: np.ndarray) -> Sample:
     """Read an image and the field S of its .mat file.
 
     Raises:
-        DataError: a damaged file, release 1.0, a value that is no id in use, or two sizes.
+        DataError: a damaged file, a file of release 1.0, a value that is no id in use, or two sizes.
     """
     path = str(item.label)
     return read_pair(item, lambda: remap(_label_ids(path), table, path))
@@ -128,5 +128,5 @@ def read_cocostuff10k(item: Item, table: np.ndarray) -> Sample:
 def _label_ids(path: str) -> np.ndarray:
     content = read_mat(path, ("S", "names"))
     if np.size(content.get("names", ())) == OLD_NAMES:
-        raise DataError(f"{path}: a mask of release 1.0, which counts its {OLD_NAMES} labels otherwise; fetch 1.1")
+        raise DataError(f"{path}: a mask of release 1.0, which numbers its {OLD_NAMES} labels differently; fetch 1.1")
     return label_map(content, "S", path)

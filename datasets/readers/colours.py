@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+from datasets.readers.files import naming_file
+from datasets.readers.labels import PNG_ERRORS, first_place
 from datasets.sample import DataError
 
 Colour = tuple[int, int, int]
@@ -17,30 +19,27 @@ def read_colour_png(path: str) -> np.ndarray:
         uint8 (H, W, 3) RGB.
 
     Raises:
-        DataError: missing, damaged, transparent, or a PNG without colours.
+        DataError: the PNG is missing, damaged or transparent, or has no colours.
     """
-    try:
-        with Image.open(path) as image:
-            mode, rgb = image.mode, np.asarray(image.convert("RGB"))
-            opaque = mode != "RGBA" or image.getchannel("A").getextrema()[0] == 255
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"{path}: the mask does not read ({error}); fetch the file anew") from error
+    with naming_file(path, "the mask does not read", PNG_ERRORS), Image.open(path) as image:
+        mode, rgb = image.mode, np.asarray(image.convert("RGB"))
+        opaque = mode != "RGBA" or image.getchannel("A").getextrema()[0] == 255
     if mode not in ("RGB", "P", "RGBA") or not opaque:
         kind = f"mode {mode}" + ("" if opaque else " with transparent pixels")
         raise DataError(
-            f"{path}: a mask of {kind}; expected is an RGB PNG whose colours are classes. Export it as such"
+            f"{path}: a mask of {kind}; expected is an RGB PNG whose colours are classes. Export it like that"
         )
     return rgb
 
 
 def pack(rgb: np.ndarray) -> np.ndarray:
-    """Colours uint8 (..., 3) as one number each, int32 (...): R 65536 + G 256 + B."""
+    """Pack each colour of uint8 (..., 3) into one number, int32 (...): 65536 R + 256 G + B."""
     wide = rgb.astype(np.int32)
     return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
 
 
 def remap_colours(rgb: np.ndarray, classes: Mapping[Colour, int], source: str, others: int | None = None) -> np.ndarray:
-    """Carry colours over to classes by exact equality.
+    """Replace colours by their classes; a colour must match exactly.
 
     Args:
         rgb: uint8 (H, W, 3) as stored.
@@ -52,7 +51,7 @@ def remap_colours(rgb: np.ndarray, classes: Mapping[Colour, int], source: str, o
         uint8 (H, W), classes 0..K-1 and 255.
 
     Raises:
-        DataError: a colour outside the table, with its first pixel.
+        DataError: a colour is outside the table; the message names its first pixel.
     """
     packed = pack(rgb)
     keys = pack(np.array(sorted(classes), np.uint8))
@@ -62,10 +61,10 @@ def remap_colours(rgb: np.ndarray, classes: Mapping[Colour, int], source: str, o
     if others is not None:
         mask[wrong] = others
     elif wrong.any():
-        row, column = (int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
+        row, column = first_place(wrong)
         raise DataError(
             f"{source}: colour {rgb[row, column].tolist()} at row {row}, column {column} ({wrong.sum()} such pixels) "
-            f"is none of the {len(classes)} colours of the classes. Correct the mask (no smoothing, no JPEG), or the "
-            "table of colours that it was drawn with"
+            f"is none of the {len(classes)} colours of the classes. Correct the mask (no smoothing, no JPEG), or its "
+            "table of colours"
         )
     return mask

@@ -1,7 +1,9 @@
-"""Finding a release's files: junk passed over, archives and other cases of letters named with their cure."""
+"""Finding a release's files: junk is skipped; for an archive or a wrong case of letters the message names the cure."""
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from datasets.sample import DataError
@@ -16,13 +18,33 @@ UNPACK = {
 """Suffix of an archive -> the command that unpacks it."""
 
 
+@contextmanager
+def naming_file(path: str | Path, fault: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """In the body, turn the errors of reading a file into one that names the file.
+
+    Args:
+        path: the file.
+        fault: what is wrong with the file where one of the errors occurs, for the message.
+        errors: what reading a damaged file raises; a DataError passes as it is.
+
+    Raises:
+        DataError: one of the errors occurred.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except errors as error:
+        raise DataError(f"{path}: {fault} ({type(error).__name__}: {error}); fetch the file again") from error
+
+
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder in order, without what file managers leave there (.DS_Store, ._NAME, Thumbs.db)."""
+    """The sorted names in a folder, without what file managers leave there (.DS_Store, ._NAME, Thumbs.db)."""
     return sorted(name for name in os.listdir(folder) if not name.startswith(".") and name not in JUNK)
 
 
 def images_in(folder: Path, suffixes: tuple[str, ...] = IMAGES) -> list[Path]:
-    """The images of a folder in order of their names; .JPG is .jpg."""
+    """The images of a folder in order of their names; .JPG counts as .jpg."""
     return [folder / name for name in names_in(folder) if Path(name).suffix.lower() in suffixes]
 
 
@@ -30,7 +52,7 @@ def check_folder(source: Path) -> None:
     """Refuse a source that is not an unpacked release at all.
 
     Raises:
-        DataError: nothing there, a file or archive, an empty folder, or one that holds archives alone.
+        DataError: nothing is there, or a file or archive, an empty folder, or a folder that holds only archives.
     """
     source = Path(source)
     if source.is_file():
@@ -42,11 +64,11 @@ def check_folder(source: Path) -> None:
     if not names:
         raise DataError(f"{source}: the folder is empty. Give the folder of the unpacked release")
     if all(map(is_archive, names)):
-        raise DataError(f"{source}: holds {', '.join(names)} alone. {unpack(source / names[0])}")
+        raise DataError(f"{source}: holds only {', '.join(names)}. {unpack(source / names[0])}")
 
 
 def instead(missing: str | Path) -> str:
-    """What stands where a path was expected, and the cure: the name in other letters, or an archive; else ""."""
+    """What is there instead of a missing path, and the cure: its name in another case, or an archive; else ""."""
     path = Path(missing).absolute()
     for part in (path, *path.parents):
         if part.is_file() and part != path and is_archive(part.name):
@@ -57,12 +79,12 @@ def instead(missing: str | Path) -> str:
 
 
 def is_archive(name: str) -> bool:
-    """Whether a name is an archive's."""
+    """Whether a name is that of an archive."""
     return Path(name).suffix.lower() in UNPACK
 
 
 def unpack(archive: Path) -> str:
-    """The sentence that tells how to unpack an archive beside itself."""
+    """The sentence that tells how to unpack an archive into its own folder."""
     command = UNPACK[archive.suffix.lower()]
     where = {"file": shlex.quote(str(archive)), "folder": shlex.quote(str(archive.parent))}
     return f"{archive.name} is an archive; unpack it: {command.format(**where)}"
@@ -73,7 +95,7 @@ def _instead_in(folder: Path, name: str, is_last: bool) -> str:
     if other := [n for n in names if n.lower() == name.lower() and n != name]:
         return f"{folder / other[0]} is there: upper and lower case count, rename it to {name}"
     archives = [n for n in names if is_archive(n)]
-    # a missing file among others was not forgotten in an archive; a missing folder may have been
+    # a single missing file is not still in an archive; a missing folder may be
     if archives and (not is_last or len(archives) == len(names)):
         alike = [n for n in archives if n.lower().startswith(name.lower())]
         return unpack(folder / (alike or archives)[0])

@@ -2,13 +2,22 @@
 
 import csv
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from datasets.readers.classes_yaml import read_settings
 from datasets.readers.colours import Colour, read_colour_png, remap_colours
 from datasets.readers.files import IMAGES, check_folder, images_in
-from datasets.readers.labels import check_present, check_split, lookup_table, read_list, read_pair, read_png_pair
+from datasets.readers.labels import (
+    check_items,
+    check_present,
+    check_split,
+    lookup_table,
+    read_list,
+    read_pair,
+    read_png_pair,
+)
 from datasets.sample import Benchmark, DataError, Item, Sample
 
 SPLITS = ("train", "val", "test")
@@ -32,11 +41,26 @@ DIR/
                                        first line, then paths relative to DIR; an empty mask: no label"""
 
 
+@dataclass(frozen=True)
+class Row:
+    """One row of `pairs.csv`.
+
+    Args:
+        image: path of the image in the folder.
+        mask: path of the mask in the folder; "" for no label.
+        split: train, val or test.
+    """
+
+    image: str
+    mask: str
+    split: str
+
+
 def folder(source: Path) -> Benchmark:
     """One's own images and masks; a split whose folder of masks does not exist has no labels.
 
     Raises:
-        DataError: `classes.yaml` is missing or wrong, or `pairs.csv` is.
+        DataError: `classes.yaml` is missing or wrong, or `pairs.csv` is wrong.
     """
     source = Path(source).absolute()
     if source.exists():
@@ -56,7 +80,7 @@ def index_folder(source: Path, split: str) -> list[Item]:
     """The split's images, in the list's order or by stem.
 
     Raises:
-        DataError: an unknown split, missing files, or two images of one stem.
+        DataError: an unknown split, missing files, or two images with one stem.
     """
     check_split(split, _splits(source), "folder")
     if (source / PAIRS).is_file():
@@ -70,7 +94,7 @@ def index_folder(source: Path, split: str) -> list[Item]:
     items = [Item(s, str(by_stem[s]), str(masks / f"{s}.png") if masks.is_dir() else None) for s in stems]
     if not items:
         raise DataError(f"{images}: no image in it ({', '.join(IMAGES)}). Expected is this folder:\n{TREE}")
-    check_present([str(item.label) for item in items if item.label], TREE)
+    check_items(items, TREE)
     return items
 
 
@@ -86,12 +110,12 @@ def read_colours(item: Item, classes: Mapping[Colour, int]) -> Sample:
 
 def _paired(source: Path, split: str) -> list[Item]:
     """The rows of `pairs.csv`; an id is the image's path without its suffix."""
-    rows = [row for row in _rows(source) if row["split"] == split]
     items = []
-    for row in rows:
-        key = str(PurePosixPath(row["image"]).with_suffix(""))
-        items.append(Item(key, str(source / row["image"]), str(source / row["mask"]) if row["mask"] else None))
-    check_present([path for item in items for path in (item.image, item.label) if isinstance(path, str)], TREE)
+    for row in _rows(source):
+        if row.split == split:
+            key = str(PurePosixPath(row.image).with_suffix(""))
+            items.append(Item(key, str(source / row.image), str(source / row.mask) if row.mask else None))
+    check_items(items, TREE)
     if bare := [item.id for item in items if item.label is None and len({i.label is None for i in items}) > 1]:
         raise DataError(f"{source / PAIRS}: {bare[0]} has no mask, other rows of {split} have one; label all or none")
     if len({item.id for item in items}) < len(items):
@@ -100,7 +124,7 @@ def _paired(source: Path, split: str) -> list[Item]:
     return items
 
 
-def _rows(source: Path) -> list[dict[str, str]]:
+def _rows(source: Path) -> list[Row]:
     path = source / PAIRS
     with path.open(newline="", encoding="utf-8-sig") as stream:
         table = csv.DictReader(stream)
@@ -116,7 +140,8 @@ def _rows(source: Path) -> list[dict[str, str]]:
             raise DataError(f"{path}: row {number} is {row}; needed are an image and a split of {', '.join(SPLITS)}")
     if not rows:
         raise DataError(f"{path}: no row below the first line; expected is a row per image")
-    return [row | {key: row[key].replace("\\", "/") for key in COLUMNS[:2]} for row in rows]
+    slashed = str.maketrans("\\", "/")
+    return [Row(row["image"].translate(slashed), row["mask"].translate(slashed), row["split"]) for row in rows]
 
 
 def _listed(source: Path) -> list[str]:
@@ -127,14 +152,14 @@ def _splits(source: Path) -> list[str]:
     if (source / PAIRS).is_file():
         if lists := _listed(source):
             raise DataError(f"{source}: {PAIRS} and {lists[0]}.txt both name rows; remove one of them")
-        found = {row["split"] for row in _rows(source)}
+        found = {row.split for row in _rows(source)}
         return [split for split in SPLITS if split in found]
     nested = [split for split in SPLITS if (source / "images" / split).is_dir()]
     return _listed(source) or nested or ["train"]
 
 
 def _stem(line: str) -> str:
-    """The stem on a line that may bear an image's suffix; a stem may hold blanks and dots."""
+    """The stem on a line, which may have an image's suffix; a stem may hold blanks and dots."""
     return Path(line).stem if Path(line).suffix.lower() in IMAGES else line
 
 

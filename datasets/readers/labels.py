@@ -1,4 +1,4 @@
-"""What all readers share: finding files, reading index masks, remapping label values."""
+"""What all readers share: checks of files, lists, masks of values, and the way from values to classes."""
 
 import os
 from collections import Counter
@@ -8,18 +8,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.readers.files import instead
+from datasets.readers.files import instead, naming_file
 from datasets.sample import DataError, Item, Sample, decode_image
 
 UNKNOWN = 254
-"""Marks a value outside the table; so a benchmark has at most 254 classes."""
+"""The mark of a value outside the table; because of it a benchmark has at most 254 classes."""
 
 DEEP = ("I;16", "I;16B", "I;16L", "I")
 """Pillow's modes of grey PNGs of 16 bits."""
 
+PNG_ERRORS = (OSError, SyntaxError)
+"""What Pillow raises on missing and damaged files."""
+
 
 def lookup_table(values: Mapping[int, int]) -> np.ndarray:
-    """A table uint8 (256,) from label values to classes or 255; all other values are marked as wrong."""
+    """A table for `remap`.
+
+    Args:
+        values: label value -> class or 255.
+
+    Returns:
+        uint8 (256,), UNKNOWN for all other values.
+    """
     table = np.full(256, UNKNOWN, np.uint8)
     for value, target in values.items():
         table[value] = target
@@ -27,29 +37,35 @@ def lookup_table(values: Mapping[int, int]) -> np.ndarray:
 
 
 def remap(labels: np.ndarray, table: np.ndarray, source: str) -> np.ndarray:
-    """Carry label values over to classes.
+    """Replace label values by their classes.
 
     Args:
-        labels: uint8 (H, W) as stored.
-        table: uint8 (256,) from `lookup_table`.
+        labels: uint8 or uint16 (H, W) as stored.
+        table: uint8 from `lookup_table`, or from `tables.wide_table` for uint16.
         source: the file, for the message.
 
     Returns:
         uint8 (H, W), classes 0..K-1 and 255.
 
     Raises:
-        DataError: a value outside the table, with its first pixel.
+        DataError: a value is outside the table; the message names its first pixel.
     """
     mask = table[labels]
     wrong = mask == UNKNOWN
     if wrong.any():
-        row, column = (int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
+        row, column = first_place(wrong)
         allowed = [int(v) for v in np.flatnonzero(table != UNKNOWN)]
         raise DataError(
             f"{source}: label value {labels[row, column]} at row {row}, column {column} ({wrong.sum()} such pixels); "
-            f"allowed are {_ranges(allowed)}. Correct the mask, or the table of values it was drawn with"
+            f"allowed are {_ranges(allowed)}. Correct the mask, or its table of values"
         )
     return mask
+
+
+def first_place(wrong: np.ndarray) -> tuple[int, int]:
+    """Row and column of the first True of a bool (H, W)."""
+    row, column = np.unravel_index(wrong.argmax(), wrong.shape)
+    return int(row), int(column)
 
 
 def read_index_png(path: str) -> np.ndarray:
@@ -59,29 +75,26 @@ def read_index_png(path: str) -> np.ndarray:
         uint8 (H, W).
 
     Raises:
-        DataError: missing, damaged, a PNG of colours, or a value above 255.
+        DataError: the PNG is missing or damaged, has colours, or has a value above 255.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1", *DEEP):
-                raise DataError(
-                    f"{path}: a mask of mode {image.mode}; allowed are grey or palette PNGs whose values are classes. "
-                    "Convert each colour to its class number and save it as such"
-                )
-            step = _step(image)
-            stored = np.asarray(image)
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"{path}: the mask does not read ({error}); fetch the file anew") from error
+    with naming_file(path, "the mask does not read", PNG_ERRORS), Image.open(path) as image:
+        if image.mode not in ("P", "L", "1", *DEEP):
+            raise DataError(
+                f"{path}: a mask of mode {image.mode}; allowed are grey or palette PNGs whose values are classes. "
+                "Convert each colour to its class number and save that"
+            )
+        step = _step(image)
+        stored = np.asarray(image)
     if stored.max(initial=0) > 255:
-        row, column = (int(i) for i in np.unravel_index((stored > 255).argmax(), stored.shape))
+        row, column = first_place(stored > 255)
         raise DataError(f"{path}: label value {stored[row, column]} at row {row}, column {column}; a mask of 16 bits "
                         "may hold 0-255. Save it with its classes' numbers")  # fmt: skip
     return stored.astype(np.uint8) // step
 
 
 def _step(image: Image.Image) -> int:
-    """What Pillow multiplied the values of a grey PNG of 2 or 4 bits by, so that they fill 0..255."""
-    tiles = getattr(image, "tile", [])  # the forms of stored rows; gone once the image is loaded
+    """The factor by which Pillow multiplied the values of a grey PNG of 2 or 4 bits, so that they fill 0..255."""
+    tiles = getattr(image, "tile", [])  # how rows are stored; Pillow drops this when it loads the image
     return {"L;2": 85, "L;4": 17}.get(str(tiles[0][3]), 1) if tiles else 1
 
 
@@ -89,7 +102,7 @@ def read_image(path: str) -> tuple[bytes, tuple[int, int]]:
     """The file's bytes, and the (height, width) of what they decode to.
 
     Raises:
-        DataError: missing, truncated or damaged.
+        DataError: the file is missing, truncated or damaged.
     """
     try:
         data = Path(path).read_bytes()
@@ -99,7 +112,11 @@ def read_image(path: str) -> tuple[bytes, tuple[int, int]]:
 
 
 def read_pair(item: Item, mask_of: Callable[[], np.ndarray]) -> Sample:
-    """Read an item's image, and its mask where it has a label; both must be of one size.
+    """Read an item's image, and its mask where it has a label; both must have one size.
+
+    Args:
+        item: the item.
+        mask_of: reads the mask; not called where there is no label.
 
     Raises:
         DataError: a damaged file or two sizes.
@@ -118,7 +135,11 @@ def read_pair(item: Item, mask_of: Callable[[], np.ndarray]) -> Sample:
 
 
 def read_png_pair(item: Item, table: np.ndarray) -> Sample:
-    """Read an item whose label is the path of an index PNG."""
+    """Read an item whose label is the path of an index PNG.
+
+    Raises:
+        DataError: a damaged file, a value outside the table, or two sizes.
+    """
     path = str(item.label)
     return read_pair(item, lambda: remap(read_index_png(path), table, path))
 
@@ -130,9 +151,10 @@ def check_split(split: str, allowed: Iterable[str], benchmark: str) -> None:
 
 
 def check_present(paths: Iterable[str | Path], tree: str) -> None:
-    """Raise DataError with the count of missing files, the first ten of them, and the expected folder.
+    """Raise DataError where files are missing, with their count, the first ten of them, and the expected folder.
 
-    An archive in their place, or a name in other letters (`Images` for `images`), is named with the cure.
+    Where an archive is in their place, or a name in another case (`Images` for `images`), the message says so, with
+    the cure.
     """
     listings: dict[str, set[str]] = {}
     missing = []
@@ -150,12 +172,17 @@ def check_present(paths: Iterable[str | Path], tree: str) -> None:
         raise DataError(f"{count} missing:\n  {first}{more}{found}\nExpected is this folder; unpack it whole:\n{tree}")
 
 
+def check_items(items: Iterable[Item], tree: str) -> None:
+    """Raise DataError where images of items are missing, or labels that are paths, as `check_present` does."""
+    check_present([path for item in items for path in (item.image, item.label) if isinstance(path, str)], tree)
+
+
 def read_list(path: Path, stem_of: Callable[[str], str], tree: str) -> list[str]:
     """The ids of a list file, one per line.
 
     Args:
         path: the list; it must exist.
-        stem_of: line, without surrounding blanks -> id.
+        stem_of: line without surrounding blanks -> id.
         tree: the expected folder, for the message.
 
     Raises:
@@ -180,7 +207,7 @@ def _channel(number: int, channel: int) -> int:
 
 
 def _ranges(values: list[int]) -> str:
-    """Spell sorted numbers as ranges: 0-20, 255."""
+    """Write sorted numbers as ranges: 0-20, 255."""
     starts = [v for v in values if v - 1 not in values]
     ends = [v for v in values if v + 1 not in values]
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets.readers.files import check_folder
-from datasets.readers.labels import check_present, check_split, lookup_table, read_list, read_png_pair
+from datasets.readers.labels import check_items, check_split, lookup_table, read_list, read_png_pair
 from datasets.sample import IGNORE, Benchmark, Item
 
 NAMES = {
@@ -35,7 +35,7 @@ FLIP_PAIRS = ((14, 15), (16, 17), (18, 19))
 HOME = "https://lip.sysuhcp.com/"
 COUNTS: dict[str, int | None] = {"train": 30462, "val": 10000, "test": 10000}
 TREE = """\
-DIR/                                   each folder may hold itself once more, as its archive unpacks
+DIR/                                   each folder may hold itself once more, as unpacked
   TrainVal_images/
     train_id.txt  val_id.txt           30462 and 10000 ids
     train_images/ID.jpg                30462 images
@@ -43,7 +43,7 @@ DIR/                                   each folder may hold itself once more, as
   TrainVal_parsing_annotations/
     train_segmentations/ID.png         30462 index PNGs (0-19)
     val_segmentations/ID.png           10000
-  Testing_images/                      needed for split test alone
+  Testing_images/                      needed only for split test
     test_id.txt                        10000 ids
     testing_images/ID.jpg              10000 images; no labels"""
 
@@ -74,16 +74,16 @@ def index_lip(source: Path, split: str) -> list[Item]:
     at = _inside(source, folder, images)
     masks = None if split == "test" else _inside(source, "TrainVal_parsing_annotations", f"{split}_segmentations")
     items = [Item(key, str(at / f"{key}.jpg"), str(masks / f"{key}.png") if masks else None) for key in ids]
-    check_present([path for item in items for path in (item.image, item.label) if isinstance(path, str)], TREE)
+    check_items(items, TREE)
     return items
 
 
 def _inside(source: Path, folder: str, name: str) -> Path:
-    """DIR/FOLDER/NAME, or the same one or two FOLDERs deeper; where none is there, the first, for the message."""
+    """DIR/FOLDER/NAME, or the same one or two FOLDERs deeper; where none of them exists, the first, for the message."""
     places = [source.joinpath(*[folder] * depth, name) for depth in (1, 2, 3)]
     return next((path for path in places if path.exists()), places[0])
 
 
 def _id(line: str) -> str:
-    """The id on a line that may bear the image's suffix."""
+    """The id on a line, which may have the image's suffix."""
     return line.removesuffix(".jpg")

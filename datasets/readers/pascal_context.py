@@ -3,12 +3,12 @@
 Two releases give the masks:
 
 - `trainval_merged.json`, the file of the PASCAL in Detail challenge: one run-length mask per object or region, painted
-  in the file's order, later ones over earlier ones. EncNet's code and its heirs train and score on these, 4,996 and
-  5,104 images: of VOC's 4,998 and 5,105, three have no entry.
-- `trainval/ID.mat`, the authors' own: field LabelMap, one of 459 labels per pixel, of all 10,103 images. The rows are
-  those of the lists in VOC 2010's `ImageSets/Main`, or of `train.txt` and `val.txt` beside the folder `trainval`.
+  in the file's order, later ones over earlier ones. EncNet's code and its descendants train and score on these masks:
+  4,996 and 5,104 images. Three of VOC's 4,998 and 5,105 have no entry.
+- `trainval/ID.mat`, the authors' own: field LabelMap, one of 459 labels per pixel, for all 10,103 images. The rows are
+  those of the lists in VOC 2010's `ImageSets/Main`, or of `train.txt` and `val.txt` next to the folder `trainval`.
 
-Both count the same 459 labels; at borders their masks differ. Where both are there, the JSON is read.
+Both have the same 459 labels; at borders their masks differ. Where both are there, the reader takes the JSON.
 """
 
 import json
@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_api
 
-from datasets.readers.labels import check_present, check_split, colour_map, read_list, read_pair, remap
+from datasets.readers.files import naming_file
+from datasets.readers.labels import check_items, check_split, colour_map, read_list, read_pair, remap
 from datasets.readers.tables import label_map, pixels_covered, read_mat, wide_table
 from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample
 
-# In order of the 459 labels' numbers, which is that of the alphabet; so stand the classes in EncNet's masks as well.
+# In order of the 459 labels' numbers, which is alphabetical. The classes in EncNet's masks have the same order.
 LABELS = {
     2: "aeroplane", 9: "bag", 18: "bed", 19: "bedclothes", 22: "bench", 23: "bicycle", 25: "bird", 31: "boat",
     33: "book", 34: "bottle", 44: "building", 45: "bus", 46: "cabinet", 59: "car", 65: "cat", 68: "ceiling",
@@ -51,8 +52,11 @@ DIR/                                   DIR may also be VOCdevkit or VOC2010 itse
   trainval_merged.json                 of PASCAL in Detail: 4996 train and 5104 val images
   or
   trainval/ID.mat                      10103 masks of 459 labels, field LabelMap; rows from one of
-    train.txt  val.txt                 beside the folder trainval, or from
+    train.txt  val.txt                 next to the folder trainval, or from
     ImageSets/Main/{train,val}.txt     in VOC2010: 4998 and 5105 ids"""
+
+FORM_ERRORS = (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError)
+"""The errors that a JSON of another form causes."""
 
 Regions = tuple[int, int, tuple[tuple[int, bytes], ...]]
 """Height, width, then label number and COCO's compressed run lengths of each region, in painting order."""
@@ -68,7 +72,7 @@ def pascal_context59(source: Path) -> Benchmark:
 
 
 def pascal_context60(source: Path) -> Benchmark:
-    """PASCAL-Context with 59 classes and, first, the background: all other labels become 0; no pixel is ignored.
+    """PASCAL-Context with the background, as class 0, and 59 classes: all other labels become 0; no pixel is ignored.
 
     Train 4,998, val 5,105 images from the .mat files; 4,996 and 5,104 from the JSON.
     """
@@ -77,7 +81,15 @@ def pascal_context60(source: Path) -> Benchmark:
 
 
 def context_table(first: int, other: int) -> np.ndarray:
-    """A table uint8 (65536,): the 59 become classes from `first` on, the other labels of the 459 and 0 `other`."""
+    """A table for `labels.remap` of the 459 labels and 0.
+
+    Args:
+        first: class of the first of the 59 labels; the others follow.
+        other: what all other labels become.
+
+    Returns:
+        uint8 (65536,).
+    """
     classes = {number: first + k for k, number in enumerate(LABELS)}
     return wide_table({**dict.fromkeys(range(LAST + 1), other), **classes})
 
@@ -95,7 +107,7 @@ def index_context(source: Path, split: str, name: str) -> list[Item]:
     """The rows of a split in order of their ids (JSON) or of the list (.mat).
 
     Raises:
-        DataError: an unknown split, missing files, or a JSON of another form.
+        DataError: an unknown split, missing files, or a JSON that has another form.
     """
     check_split(split, COUNTS, name)
     places = _places(source)
@@ -123,12 +135,12 @@ def _from_mats(folder: Path, root: Path, split: str) -> list[Item]:
     stems = read_list(own if own.is_file() else official, _stem, TREE)
     images, masks = root / "JPEGImages", folder / "trainval"
     items = [Item(stem, str(images / f"{stem}.jpg"), str(masks / f"{stem}.mat")) for stem in stems]
-    check_present([path for item in items for path in (item.image, str(item.label))], TREE)
+    check_items(items, TREE)
     return items
 
 
 def _from_json(path: Path, images: Path, split: str) -> list[Item]:
-    try:
+    with naming_file(path, "not the file of PASCAL in Detail", FORM_ERRORS):
         content = json.loads(path.read_bytes())
         rows = {row["image_id"]: row for row in content["images"] if row["phase"] == split}
         regions: dict[int, list[tuple[int, bytes]]] = {key: [] for key in rows}
@@ -140,31 +152,28 @@ def _from_json(path: Path, images: Path, split: str) -> list[Item]:
                  (row["height"], row["width"], tuple(regions[key])))
             for key, row in sorted(rows.items())
         ]  # fmt: skip
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not the file of PASCAL in Detail ({type(error).__name__}: {error}); fetch it anew") \
-            from error  # fmt: skip
-    check_present([item.image for item in items], TREE)
+    check_items(items, TREE)
     return items
 
 
 def _rle(segmentation: dict[str, Any], row: dict[str, Any]) -> bytes:
-    """COCO's compressed run lengths of either form.
+    """COCO's compressed run lengths, from compressed or plain ones.
 
     Raises:
-        DataError: the mask is not of the image's size.
+        DataError: the mask does not have the image's size.
     """
     height, width = row["height"], row["width"]
     if list(segmentation["size"]) != [height, width]:
         raise DataError(
             f"{MERGED}: {row['file_name']} is {width}x{height} pixels (width x height), one of its masks has the size "
-            f"(height, width) {segmentation['size']}; fetch the file anew"
+            f"(height, width) {segmentation['size']}; fetch the file again"
         )
     counts = segmentation["counts"]
     return rle_api.frPyObjects(segmentation, height, width)["counts"] if isinstance(counts, list) else counts.encode()
 
 
 def read_context(item: Item, table: np.ndarray) -> Sample:
-    """Read an image and its LabelMap, or paint its regions.
+    """Read an image and its LabelMap, or paint the image's regions.
 
     Raises:
         DataError: a damaged file, a label other than 0-459, or two sizes.
@@ -190,13 +199,13 @@ def paint(regions: Regions, source: str) -> np.ndarray:
         uint16 (H, W).
 
     Raises:
-        DataError: run lengths that do not cover the image, or a label number of more than 16 bits.
+        DataError: run lengths do not cover the image, or a label number has more than 16 bits.
     """
     height, width, painted = regions
     labels = np.zeros((height, width), np.uint16)
     for number, counts in painted:
-        if not 0 <= number < 1 << 16 or pixels_covered(counts) != height * width:  # pycocotools takes cut ones
-            raise DataError(f"{source}: a region of label {number} does not decode; fetch the file anew")
+        if not 0 <= number < 1 << 16 or pixels_covered(counts) != height * width:  # pycocotools accepts cut ones
+            raise DataError(f"{source}: a region of label {number} does not decode; fetch the file again")
         labels[rle_api.decode({"size": [height, width], "counts": counts}) != 0] = number
     return labels
 

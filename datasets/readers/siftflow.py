@@ -6,8 +6,9 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from scipy.io import loadmat
 
-from datasets.readers.files import check_folder, images_in
+from datasets.readers.files import check_folder, images_in, naming_file
 from datasets.readers.labels import (
+    check_items,
     check_present,
     check_split,
     colour_map,
@@ -16,7 +17,7 @@ from datasets.readers.labels import (
     read_pair,
     remap,
 )
-from datasets.readers.voc import MAT_ERRORS
+from datasets.readers.tables import MAT_ERRORS
 from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample
 
 CLASSES = (
@@ -25,11 +26,11 @@ CLASSES = (
     "sidewalk", "sign", "sky", "staircase", "streetlight", "sun", "tree", "window",
 )  # fmt: skip
 PALETTE = colour_map(len(CLASSES) + 1)[1:]
-"""The release has no colours; these are VOC's, without the black of its first."""
+"""VOC's colours without its black; the release has no colours."""
 
 SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
 BARE = ("highway_bost181", "street_urb506")
-"""Scenes of train that nobody annotated; where the release holds no .mat of theirs, they are left out."""
+"""Scenes of train that nobody annotated; where the release has no .mat files for them, they are left out."""
 
 HOME = "http://www.cs.unc.edu/~jtighe/Papers/ECCV10/"
 COUNTS: dict[str, int | None] = {"train": 2488, "test": 200}
@@ -47,7 +48,7 @@ def siftflow(source: Path) -> Benchmark:
     """SIFT Flow: train 2488, test 200 images of 256x256; 33 classes; unlabelled (0) becomes 255.
 
     RecoNet's paper (arXiv:2008.00490) writes of 500 test images; the release's list, which everybody scores on, has
-    200. There is no split val. Cow, desert and moon do not occur in test; scenes are taken from test as they are.
+    200. There is no split val. Cow, desert and moon do not occur in test; its scenes are taken as they are.
     """
     return Benchmark(
         "siftflow", CLASSES, PALETTE, dict(COUNTS), TREE, partial(index_siftflow, Path(source)), read_siftflow, HOME
@@ -72,12 +73,12 @@ def index_siftflow(source: Path, split: str) -> list[Item]:
     bare = {scene for scene in BARE if not (masks / f"{scene}.mat").exists()}
     chosen = test if split == "test" else sorted(set(found) - set(test) - bare)
     items = [Item(scene, str(found[scene]), str(masks / f"{scene}.mat")) for scene in chosen]
-    check_present([str(item.label) for item in items], TREE)
+    check_items(items, TREE)
     return items
 
 
 def read_siftflow(item: Item) -> Sample:
-    """Read a scene and its .mat; a value's class is what the file's own `names` call it.
+    """Read a scene and its .mat; the file's own `names` give the class of each value.
 
     Raises:
         DataError: a damaged file, a value or name outside the 33, or two sizes.
@@ -92,21 +93,20 @@ def read_scene_mask(path: str) -> np.ndarray:
     Raises:
         DataError: the file is damaged, lacks a field, or holds a value or name outside the 33.
     """
-    try:
+    with naming_file(path, "no SIFT Flow mask, S and names do not read", MAT_ERRORS):
         content = loadmat(path, variable_names=["S", "names"])
         stored = np.asarray(content["S"])
         labels = stored.astype(np.uint8)
         names = [str(np.asarray(cell).item()) for cell in content["names"].reshape(-1)]
-    except MAT_ERRORS as error:
-        raise DataError(f"{path}: no SIFT Flow mask, S and names do not read ({error}); fetch it anew") from error
     if unknown := sorted(set(names) - set(CLASSES)):
-        raise DataError(f"{path}: names a class {unknown[0]!r}; allowed are {', '.join(CLASSES)}. Fetch it anew")
+        raise DataError(f"{path}: names a class {unknown[0]!r}; allowed are {', '.join(CLASSES)}. Fetch it again")
     if (labels != stored).any():
-        raise DataError(f"{path}: S holds {stored[labels != stored][0]}; allowed are whole numbers 0-33. Fetch it anew")
+        wrong = stored[labels != stored][0]
+        raise DataError(f"{path}: S holds {wrong}; allowed are whole numbers 0-33. Fetch it again")
     table = lookup_table({0: IGNORE} | {value: CLASSES.index(name) for value, name in enumerate(names, 1)})
     return remap(labels, table, path)
 
 
 def _scene(line: str) -> str:
-    """The scene on a line; the list was written on Windows and separates folders by backslashes."""
+    """The scene on a line; the list is from Windows and separates folders by backslashes."""
     return PureWindowsPath(line).stem

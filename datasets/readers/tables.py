@@ -1,23 +1,30 @@
 """What the readers of the large releases share: folders of images and masks, labels of more than 8 bits."""
 
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
-from datasets.readers.labels import UNKNOWN, check_present
-from datasets.readers.voc import MAT_ERRORS
+from datasets.readers.files import naming_file
+from datasets.readers.labels import UNKNOWN, check_items, first_place
 from datasets.sample import DataError, Item
 
 CONVERTED = "TrainIds.png"
-"""Public converters leave such masks beside the released ones; they are none of the release."""
+"""The end of the names of masks that public converters write next to the released ones."""
+
+MAT_ERRORS = (
+    MatReadError, zlib.error, OSError, KeyError, ValueError, TypeError, IndexError, NotImplementedError
+)  # fmt: skip
+"""What SciPy raises on damaged files, on HDF5 files, and on files with other fields."""
 
 
 def paired(images: Path, masks: Path, ends: tuple[str, str], tree: str) -> list[Item]:
-    """Every image of a folder with its mask, in order of their names; one without the other is an error.
+    """The images of a folder with their masks, in order of their names; one without the other is an error.
 
     Args:
         images: folder of the images.
@@ -26,21 +33,21 @@ def paired(images: Path, masks: Path, ends: tuple[str, str], tree: str) -> list[
         tree: the expected folder, for the message.
 
     Raises:
-        DataError: files are missing, on either side.
+        DataError: images or masks are missing.
     """
     stems = sorted(stems_in(images, ends[0]) | stems_in(masks, ends[1]))
     items = [Item(stem, str(images / f"{stem}{ends[0]}"), str(masks / f"{stem}{ends[1]}")) for stem in stems]
-    check_present([path for item in items for path in (item.image, str(item.label))], tree)
+    check_items(items, tree)
     return items
 
 
 def unlabelled(images: Path, end: str) -> list[Item]:
-    """Every image of a folder, in order of their names, without a label."""
+    """The images of a folder, in order of their names, without labels."""
     return [Item(stem, str(images / f"{stem}{end}"), None) for stem in sorted(stems_in(images, end))]
 
 
 def stems_in(folder: Path, end: str) -> set[str]:
-    """Stems of the files whose names end so; none of a folder that is not there, nor of hidden files."""
+    """The stems of the files whose names end in `end`, without hidden files; none where there is no folder."""
     names = os.listdir(folder) if folder.is_dir() else []
     return {
         name.removesuffix(end)
@@ -50,10 +57,16 @@ def stems_in(folder: Path, end: str) -> set[str]:
 
 
 def check_found(items: list[Item], folder: Path, end: str, tree: str) -> list[Item]:
-    """The items as they are.
+    """The items as they are, unless there are none.
+
+    Args:
+        items: the items.
+        folder: where they were looked for, for the message.
+        end: how their images' names end, for the message.
+        tree: the expected folder, for the message.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no items.
     """
     if not items:
         raise DataError(f"{folder}: no file *{end} in it. Expected is this folder; unpack it whole:\n{tree}")
@@ -61,10 +74,10 @@ def check_found(items: list[Item], folder: Path, end: str, tree: str) -> list[It
 
 
 def first_folder(candidates: Sequence[Path], tree: str) -> Path:
-    """The first of the folders that is there.
+    """The first of the folders that exists.
 
     Raises:
-        DataError: none is.
+        DataError: none exists.
     """
     for folder in candidates:
         if folder.is_dir():
@@ -74,7 +87,14 @@ def first_folder(candidates: Sequence[Path], tree: str) -> Path:
 
 
 def wide_table(values: Mapping[int, int]) -> np.ndarray:
-    """A table uint8 (65536,) from label values of 16 bits to classes or 255, for `labels.remap`."""
+    """A table for `labels.remap` of labels of 16 bits.
+
+    Args:
+        values: label value -> class or 255.
+
+    Returns:
+        uint8 (65536,), UNKNOWN for all other values.
+    """
     table = np.full(1 << 16, UNKNOWN, np.uint8)
     for value, target in values.items():
         table[value] = target
@@ -82,46 +102,49 @@ def wide_table(values: Mapping[int, int]) -> np.ndarray:
 
 
 def read_mat(path: str, names: Sequence[str]) -> dict[str, Any]:
-    """The named variables of a .mat file, those that it holds.
+    """Those of the named variables that a .mat file holds.
 
     Raises:
-        DataError: missing or damaged.
+        DataError: the file is missing or damaged.
     """
-    try:
+    with naming_file(path, "the .mat file does not read", MAT_ERRORS):
         return loadmat(path, variable_names=list(names))
-    except MAT_ERRORS as error:
-        raise DataError(f"{path}: the .mat file does not read ({error}); fetch it anew") from error
 
 
 def label_map(content: Mapping[str, Any], name: str, path: str) -> np.ndarray:
-    """A map of labels from what `read_mat` gave; MATLAB may have stored it as any type of number.
+    """A map of labels from the variables of `read_mat`; MATLAB may have stored it as any type of number.
+
+    Args:
+        content: the variables.
+        name: the map's.
+        path: the file, for the message.
 
     Returns:
         uint16 (H, W), never wrapped.
 
     Raises:
-        DataError: no such variable, no map of numbers, or a value that is no whole number of 0..65535.
+        DataError: the variable is missing or no map of numbers, or a value is no whole number of 0..65535.
     """
     stored = np.asarray(content.get(name))
     if stored.ndim != 2 or stored.dtype.kind not in "uif":
         found = f"{name} is {stored.dtype} {stored.shape}" if name in content else f"there is no variable {name}"
-        raise DataError(f"{path}: {found}; expected is {name}, a map of numbers (height, width). Fetch the file anew")
+        raise DataError(f"{path}: {found}; expected is {name}, a map of numbers (height, width). Fetch the file again")
     with np.errstate(invalid="ignore"):
         wrong = ~((stored >= 0) & (stored < 1 << 16) & (stored % 1 == 0))
     if wrong.any():
-        row, column = (int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
+        row, column = first_place(wrong)
         raise DataError(
             f"{path}: label value {stored[row, column]} at row {row}, column {column} ({wrong.sum()} such pixels); "
-            "allowed are whole numbers of 0-65535. Fetch the file anew"
+            "allowed are whole numbers of 0-65535. Fetch the file again"
         )
     return stored.astype(np.uint16)
 
 
 def pixels_covered(counts: bytes) -> int:
-    """Pixels that COCO's compressed run lengths cover: height times width, where they are whole.
+    """Pixels that COCO's compressed run lengths cover: height times width where the run lengths are whole.
 
-    A run is a number of 5 bits per byte, lowest first, bit 5 saying that more follow; from the fourth run on, the
-    difference to the last but one.
+    Each byte of a run holds 5 bits of its number, lowest first, and in bit 5 whether more bytes follow. From the
+    fourth run on, the number is the difference to the last run but one.
     """
     runs: list[int] = []
     number = shift = 0
@@ -129,7 +152,7 @@ def pixels_covered(counts: bytes) -> int:
         number |= ((byte - 48) & 31) << shift
         shift += 5
         if not (byte - 48) & 32:
-            number -= (1 << shift) if (byte - 48) & 16 else 0  # the last byte bears the sign
+            number -= (1 << shift) if (byte - 48) & 16 else 0  # the last byte has the sign
             runs.append(number + (runs[-2] if len(runs) > 2 else 0))
             number = shift = 0
     return sum(runs)

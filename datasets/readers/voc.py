@@ -1,17 +1,15 @@
 """PASCAL VOC 2012 segmentation (Everingham et al., IJCV 2010), and its SBD extension (Hariharan et al., ICCV 2011)."""
 
 import re
-import zlib
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
-from datasets.readers.files import check_folder, instead, names_in
+from datasets.readers.files import check_folder, instead, names_in, naming_file
 from datasets.readers.labels import (
-    check_present,
+    check_items,
     check_split,
     colour_map,
     lookup_table,
@@ -20,6 +18,7 @@ from datasets.readers.labels import (
     read_pair,
     remap,
 )
+from datasets.readers.tables import MAT_ERRORS
 from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample
 
 YEAR = "2012"
@@ -33,11 +32,6 @@ HOME = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 SBD_HOME = "http://home.bharathh.info/pubs/codes/SBD/download.html"
 TABLE = lookup_table({**{k: k for k in range(len(CLASSES))}, IGNORE: IGNORE})
 
-# What SciPy raises on damaged files, HDF5 files and files of other fields.
-MAT_ERRORS = (
-    MatReadError, zlib.error, OSError, KeyError, ValueError, TypeError, IndexError, NotImplementedError
-)  # fmt: skip
-
 VOC_TREE = """\
 DIR/                                   DIR may also be VOCdevkit or VOC2012 itself
   VOCdevkit/VOC2012/
@@ -45,8 +39,8 @@ DIR/                                   DIR may also be VOCdevkit or VOC2012 itse
       train.txt                        1464 ids
       val.txt                          1449 ids
       trainval.txt                     2913 ids
-      test.txt                         1456 ids; of the test release, which is unpacked over the other
-    JPEGImages/ID.jpg                  17125 images, and 16135 of the test release
+      test.txt                         1456 ids; in the test release, unpacked over the other
+    JPEGImages/ID.jpg                  17125 images, and 16135 in the test release
     SegmentationClass/ID.png           2913 palette PNGs; none for test"""
 
 AUG_TREE = """\
@@ -55,7 +49,7 @@ DIR/                                   DIR may also be VOCdevkit or VOC2012 itse
     ImageSets/Segmentation/
       trainaug.txt                     10582 ids (train_aug.txt will do)
     SegmentationClassAug/ID.png        12031 PNGs
-  benchmark_RELEASE/dataset/           or the SBD release, in or beside DIR
+  benchmark_RELEASE/dataset/           or the SBD release, in DIR or next to it
     train.txt  val.txt                 8498 and 2857 ids
     img/ID.jpg                         11355 images
     cls/ID.mat                         11355 masks"""
@@ -73,9 +67,9 @@ def voc12(source: Path) -> Benchmark:
 def voc12_aug(source: Path) -> Benchmark:
     """VOC 2012 train with SBD's labels: 10,582 images, none of them in VOC val.
 
-    Where `SegmentationClassAug` and its list are present, they are taken as they are. Else the rows are
-    (VOC train ∪ SBD train ∪ SBD val) − VOC val, in order of their ids. Those of VOC train keep VOC's own
-    `SegmentationClass` mask where it exists; all others come from SBD, whose masks have no border of 255.
+    Where `SegmentationClassAug` and its list are present, the reader takes them as they are. Else the rows are
+    (VOC train ∪ SBD train ∪ SBD val) − VOC val, in order of their ids. Rows of VOC train keep VOC's own
+    `SegmentationClass` mask where it exists; all other masks come from SBD and have no border of 255.
     """
     splits: dict[str, int | None] = {"train": 10582}
     return Benchmark(
@@ -84,7 +78,7 @@ def voc12_aug(source: Path) -> Benchmark:
 
 
 def index_voc(source: Path, split: str) -> list[Item]:
-    """The rows of a VOC list, in the list's order; those of test have no label.
+    """The rows of a VOC list, in the list's order; rows of test have no label.
 
     Raises:
         DataError: an unknown split, another year's release, or missing files.
@@ -95,7 +89,7 @@ def index_voc(source: Path, split: str) -> list[Item]:
     if split != "test":
         return _pairs(root, "SegmentationClass", stems, VOC_TREE)
     items = [Item(stem, str(root / "JPEGImages" / f"{stem}.jpg"), None) for stem in stems]
-    check_present([item.image for item in items], VOC_TREE)
+    check_items(items, VOC_TREE)
     return items
 
 
@@ -115,7 +109,7 @@ def index_aug(source: Path, split: str) -> list[Item]:
 
 def _pairs(root: Path, masks: str, stems: list[str], tree: str) -> list[Item]:
     items = [Item(s, str(root / "JPEGImages" / f"{s}.jpg"), str(root / masks / f"{s}.png")) for s in stems]
-    check_present([p for i in items for p in (i.image, str(i.label))], tree)
+    check_items(items, tree)
     return items
 
 
@@ -131,12 +125,12 @@ def _from_sbd(root: Path, sbd: Path) -> list[Item]:
             items.append(Item(stem, str(root / "JPEGImages" / f"{stem}.jpg"), str(own)))
         else:
             items.append(Item(stem, str(sbd / "img" / f"{stem}.jpg"), str(sbd / "cls" / f"{stem}.mat")))
-    check_present([p for i in items for p in (i.image, str(i.label))], AUG_TREE)
+    check_items(items, AUG_TREE)
     return items
 
 
 def read_voc(item: Item) -> Sample:
-    """Read an image and its palette PNG or SBD .mat; the palette's index is the class.
+    """Read an image and its palette PNG or SBD .mat; the index in the palette is the class.
 
     Raises:
         DataError: a damaged file, a value other than 0-20 and 255, or two sizes.
@@ -152,14 +146,12 @@ def read_sbd_mask(path: str) -> np.ndarray:
     Raises:
         DataError: the file is damaged or lacks the field.
     """
-    try:
+    with naming_file(path, "no SBD mask, GTcls.Segmentation does not read", MAT_ERRORS):
         return np.asarray(loadmat(path)["GTcls"]["Segmentation"][0, 0]).astype(np.uint8)
-    except MAT_ERRORS as error:
-        raise DataError(f"{path}: no SBD mask, GTcls.Segmentation does not read ({error}); fetch it anew") from error
 
 
 def voc_root(source: Path, tree: str) -> Path:
-    """The folder VOC2012 in or at the source.
+    """The folder VOC2012: in the source, or the source itself.
 
     Raises:
         DataError: there is none, or it is another year's.
@@ -180,7 +172,7 @@ def voc_root(source: Path, tree: str) -> Path:
 
 
 def _year(root: Path) -> str:
-    """The release's year by the folder's name, else by its first annotation; "" where neither tells."""
+    """The release's year: from the folder's name, else from its first annotation; "" where neither tells."""
     if named := re.fullmatch(r"VOC(\d{4})", root.absolute().name):
         return named[1]
     notes = root / "Annotations"
@@ -191,7 +183,7 @@ def _year(root: Path) -> str:
 
 
 def sbd_root(source: Path, root: Path) -> Path:
-    """The folder benchmark_RELEASE/dataset in or beside the source.
+    """The folder benchmark_RELEASE/dataset in the source or next to it.
 
     Raises:
         DataError: there is none.

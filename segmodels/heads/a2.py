@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from segmodels.checks import positive
+from segmodels.heads.attention import softmax
 from segmodels.heads.context_head import ContextHead
-from segmodels.heads.nonlocal_ import softmax
 
 
 class DoubleAttention(nn.Module):

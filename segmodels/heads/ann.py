@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmodels.checks import positive
+from segmodels.checks import positive, probability
+from segmodels.heads.attention import few_keys
 from segmodels.heads.maps import Maps
-from segmodels.heads.nonlocal_ import few_keys
 from segmodels.layers import Classifier, biased_conv_norm_relu
 
 
@@ -129,8 +129,7 @@ def ann_head(
     sizes = tuple(positive("sizes", size) for size in sizes)
     if not sizes:
         raise ValueError("sizes is (); allowed: one or more sides of pooling grids, such as (1, 3, 6, 8)")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; allowed: from 0 to below 1")
+    probability("dropout", dropout)
     if afnb and len(in_channels) < 2:
         raise ValueError("afnb fuses two stages, but the head is given 1; give it a later stage, or set afnb: false")
     positive("channels", channels)

@@ -16,7 +16,7 @@ from segmodels.layers import ConvNormReLU, check_norm_batch
 class AdaptiveContext(nn.Module):
     """ACM: relu(y + W z), z_i = Σ_j σ(α_ij) p_j over the s² regions j, each with its own affinity to pixel i.
 
-    y is x reduced, p_j the reduced average of x over region j, and α_i a 1x1 convolution of y_i + g, g being the
+    y is x reduced, p_j the reduced average of x over region j, and α_i a 1x1 convolution of y_i + g, where g is the
     transformed average of y: the global guide. The sum is one product of matrices, (B, C, s²) by (B, s², N).
 
     Args:
@@ -28,7 +28,7 @@ class AdaptiveContext(nn.Module):
     Shape: (B, in_channels, H, W) -> (B, C, H, W).
 
     Raises:
-        ValueError: in `forward`, one image in training: its guide, and its average, have one value per channel.
+        ValueError: in `forward`, one image in training: its guide and its average have one value per channel.
     """
 
     def __init__(self, in_channels: int, channels: int, scale: int, *, fusion: bool) -> None:
@@ -59,7 +59,7 @@ def apcnet_head(
     fusion: bool = True,
     dropout: float = 0.1,
 ) -> PyramidHead:
-    """APCNet's head: one adaptive context module per scale, beside the map itself.
+    """APCNet's head: one adaptive context module per scale, next to the map itself.
 
     Args:
         in_channels: widths of the stages; the last is read.

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segmodels.checks import positive
+from segmodels.checks import positive, probability
 from segmodels.heads.maps import Maps
-from segmodels.heads.pyramid_head import PooledBranch, channel_dropout, dropout_classifier, sizes
-from segmodels.layers import ConvNormReLU
+from segmodels.heads.pyramid_head import PooledBranch, sizes
+from segmodels.layers import ConvNormReLU, dropout_classifier
 
 
 class SeparableConv(nn.Sequential):
@@ -99,6 +99,6 @@ def aspp_head(
         ValueError: no rates, a rate or channels below 1, or a bad dropout.
     """
     context = ASPP(in_channels[-1], positive("channels", channels), sizes("rates", rates))
-    between = channel_dropout("project_dropout", project_dropout)
+    between = nn.Dropout2d(probability("project_dropout", project_dropout))
     final = nn.Sequential(between, ConvNormReLU(channels, channels, 3)) if final_conv else nn.Identity()
     return ASPPHead(context, final, dropout_classifier(channels, num_classes, dropout))

@@ -1,6 +1,6 @@
 """CBAM: gates over the channels, then over the pixels (Woo et al., ECCV 2018, arXiv:1807.06521).
 
-We follow the authors' code, which has a batch norm behind the spatial gate's convolution; Eq. (3) has none.
+We follow the authors' code, which has a batch norm after the spatial gate's convolution; Eq. (3) has none.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class SpatialGate(nn.Module):
     def __init__(self, kernel: int) -> None:
         super().__init__()
         if positive("kernel", kernel) % 2 == 0:
-            raise ValueError(f"kernel is {kernel}; allowed: odd sizes, which alone keep the map's size")
+            raise ValueError(f"kernel is {kernel}; allowed: odd sizes, as only they keep the map's size")
         self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(1, momentum=0.01)  # as in the authors' code
 

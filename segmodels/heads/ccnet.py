@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
-from segmodels.layers import Classifier, ConvNormReLU
+from segmodels.layers import ConvNormReLU, dropout_classifier
 
 
 class CrissCross(nn.Module):
@@ -27,8 +27,8 @@ class CrissCross(nn.Module):
         recurrences: R; after two, any pixel reaches any other.
         gate: multiply the gathered context by γ, learned from 0, as in the public code; False is the paper's Eq. (2).
 
-    Maps: "cross" (B, H, W), the weights of the asked pixel in the last recurrence, 0 off its cross. It is one step's:
-    what the steps before it carried along is not in it.
+    Maps: "cross" (B, H, W), the weights of the asked pixel in the last recurrence, 0 off its cross. It shows only that
+    step, not what the steps before it carried along.
 
     Shape: (B, C, H, W) -> (B, C, H, W), in channels_last.
     """
@@ -70,7 +70,7 @@ class CrissCross(nn.Module):
         """Eq. (1) and its softmax: (H, B, W, E) twice -> (H, B, W, W + H), first the row, then the column."""
         rows = q.flatten(0, 1) @ k.flatten(0, 1).mT  # (H·B, W, W)
         columns = columns_of(q) @ columns_of(k).mT  # (B·W, H, H)
-        # The pixel itself lies in both, and counts once.
+        # The pixel itself is in both, and counts once.
         columns.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
         cross = torch.cat([rows.view(*q.shape[:3], -1), columns.transpose(0, 1).view(*q.shape[:3], -1)], 3)
         return cross.softmax(3)
@@ -85,7 +85,7 @@ class CrissCross(nn.Module):
 
 
 class CCNet(nn.Module):
-    """Reduce, attend, convolve; the result beside the backbone's map is fused and classified.
+    """Reduce, attend, convolve; the result next to the backbone's map is fused and classified.
 
     Shape: list of maps, the last (B, in_channels[-1], H, W) -> {"logits": (B, K, H, W)}.
     """
@@ -98,7 +98,7 @@ class CCNet(nn.Module):
         self.rcca = rcca
         self.after = ConvNormReLU(channels, channels, 3)
         self.fuse = ConvNormReLU(in_channels + channels, channels, 3)
-        self.classify = nn.Sequential(nn.Dropout2d(dropout), Classifier(channels, num_classes))
+        self.classify = dropout_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
         x = features[-1]
@@ -128,9 +128,6 @@ def ccnet_head(
     Raises:
         ValueError: a width or `recurrences` below 1, or a bad dropout.
     """
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; allowed: from 0 to below 1")
-    positive("num_classes", num_classes)
     rcca = CrissCross(positive("channels", channels), positive("key_channels", key_channels), recurrences, gate=gate)
     return CCNet(in_channels[-1], num_classes, channels, rcca, dropout)
 

@@ -1,7 +1,7 @@
 """CFNet: features that occur together, gathered by heads of attention (Zhang et al., CVPR 2019).
 
 We follow PyTorch-Encoding, the authors' code; keys and values come from a map pooled by 2, odd sides rounded up, where
-the code takes sides for even.
+the code assumes even sides.
 """
 
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segmodels.checks import positive
+from segmodels.checks import positive, probability
+from segmodels.heads.attention import attention
 from segmodels.heads.context_head import ContextHead
 from segmodels.heads.encnet import EncModule
-from segmodels.heads.nonlocal_ import attention
 from segmodels.heads.reconet import GlobalPooling
 
 
 class CoOccurrence(nn.Module):
-    """ACF: x + norm(W Σ_m π_m softmax(q_m k_mᵀ / √d) v), per head, query and key by one and the same convolution.
+    """ACF: x + norm(W Σ_m π_m softmax(q_m k_mᵀ / √d) v), per head, with one convolution for query and key.
 
     Pixels are queries, the cells of the map pooled by 2 (3x3, stride 2) keys and values. With several mixtures the
-    key's d channels are split among them, and π = softmax(P q̄), q̄ being the mean query of the head. A weighted sum
-    of attentions on the same values is the weighted sum of their results, so that fused attention does both.
+    key's d channels are split among them, and π = softmax(P q̄), where q̄ is the mean query of the head. A weighted sum
+    of attentions on the same values is the weighted sum of their results, so that fused attention computes both.
 
     Args:
         channels: C.
@@ -40,9 +40,8 @@ class CoOccurrence(nn.Module):
         super().__init__()
         if positive("channels", channels) % positive("heads", heads):
             raise ValueError(f"heads is {heads}; allowed: a divisor of channels, which is {channels}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"attention_dropout is {dropout}; allowed: from 0 to below 1")
-        self.heads, self.mixtures, self.dropout = heads, positive("mixtures", mixtures), dropout
+        self.heads, self.mixtures = heads, positive("mixtures", mixtures)
+        self.dropout = probability("attention_dropout", dropout)
         width = channels // heads
         self.query_key = nn.Conv2d(channels, channels * mixtures, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -76,7 +75,7 @@ class CoOccurrence(nn.Module):
 
 
 class CFNet(nn.Module):
-    """Co-occurrent features and, beside them, the projected average of the map; then EncNet's module, if wanted.
+    """Co-occurrent features and, next to them, the projected average of the map; then EncNet's module, if wanted.
 
     Args:
         channels: C.
@@ -120,8 +119,8 @@ def cfnet_head(
         channels: C, width of the context's input.
         heads, mixtures, pooling, attention_dropout: see `CoOccurrence`.
         global_pooling: see `CFNet`.
-        codes: codewords of EncNet's module behind the context, 32 in the public code; 0 for none, as the published
-            cost has it.
+        codes: codewords of EncNet's module after the context, 32 in the public code; 0 for none, as in the published
+            cost.
         dropout: probability that a channel is dropped before the classifier.
 
     Raises:

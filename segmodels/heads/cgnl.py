@@ -1,6 +1,6 @@
 """CGNL: compact non-local attention over positions and channels (Yue et al., NeurIPS 2018, arXiv:1810.13125).
 
-The dot-product kernel of the public code, without the zero start that it gives a block inside of a pre-trained trunk.
+The dot-product kernel of the public code, without its initialisation at zero for blocks in a pre-trained trunk.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from segmodels.heads.srnet import Refined, part
 class CompactNonLocal(nn.Module):
     """x + GN(W_z(a · t)) with a = <p, g>, one number per group of channels, summed over its channels and positions.
 
-    t, p and g are 1x1 convolutions, stacked into one that reads x once. The group norm divides the size of a out
-    again, but for its epsilon: what is left of a is its sign.
+    t, p and g are 1x1 convolutions, stacked into one that reads x once. The group norm cancels the size of a, up to its
+    epsilon: only the sign of a is left.
 
     Args:
         channels: C.
@@ -60,7 +60,7 @@ def cgnl_head(
     second_conv: bool = False,
     dropout: float = 0.1,
 ) -> ContextHead:
-    """CGNL in the common frame; one group, by whose cost SRNet lists it, where its own paper prefers 8.
+    """CGNL in the common frame, with one group, as by its cost in SRNet's table; its own paper prefers 8.
 
     Args:
         in_channels: widths of the stages; the last is read.

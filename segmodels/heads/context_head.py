@@ -6,14 +6,15 @@ from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
-from segmodels.layers import Classifier, ConvNormReLU
+from segmodels.layers import ConvNormReLU, dropout_classifier
 
 
 class ContextHead(nn.Module):
-    """The control of every experiment: heads in this frame differ in their context module alone.
+    """The control of every experiment: heads in this frame differ only in their context module.
 
-    A 3x3 convolution reduces the backbone's last map to `channels`, the context module works on it, and dropout and
-    a 1x1 convolution classify. Dropout falls on whole channels, as in semseg; neighbouring cells would tell the rest.
+    A 3x3 convolution reduces the backbone's last map to `channels`, the context module works on it, and dropout and a
+    1x1 convolution classify. Dropout zeroes whole channels, as in semseg: neighbouring cells would give single ones
+    away.
 
     Args:
         in_channels: widths of the backbone's stages; the last is read.
@@ -43,15 +44,11 @@ class ContextHead(nn.Module):
         feature_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}; allowed: from 0 to below 1")
         self.feature_size = feature_size
         self.reduce = ConvNormReLU(in_channels[-1], positive("channels", channels), 3)
         self.context = context
         self.gives_maps: bool = getattr(context, "gives_maps", False)
-        self.classify = nn.Sequential(
-            nn.Dropout2d(dropout), Classifier(out_channels or channels, positive("num_classes", num_classes))
-        )
+        self.classify = dropout_classifier(out_channels or channels, num_classes, dropout)
 
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
         x = features[-1]

@@ -1,10 +1,10 @@
 """CTNet: channel context, then spatial context through class vectors (Li et al., TPAMI 2022, arXiv:2104.09805).
 
-We follow the paper where its published cost supports it, and its public code in what the paper leaves out: the scale
-of the class relation and the 3x3 convolution after it. The cost needs 128 channels of query and key where the code has
+We follow the paper where its published cost supports it, and its public code in what the paper leaves out: the scale of
+the class relation and the 3x3 convolution after it. The cost needs 128 channels of query and key where the code has
 256, and a 1x1 reduction (after JPU) where the code has a 3x3. The code's gate has no bias (`gate_bias`), and it
-normalises the class logits of P_p over the batch, which we leave out: P_p is the paper's fully connected layer. Its
-start of all convolutions, normal with deviation 0.001, is left out too: the norms behind them undo it.
+normalises the class logits of P_p over the batch, which we leave out: P_p is the paper's fully connected layer. We also
+leave out its initialisation of all convolutions, normal with deviation 0.001: the norms after them undo it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import choose, positive
+from segmodels.heads.attention import few_keys
 from segmodels.heads.maps import Maps
-from segmodels.heads.nonlocal_ import few_keys
-from segmodels.layers import Classifier, ConvNormReLU
+from segmodels.layers import Classifier, ConvNormReLU, dropout_classifier
 
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda x: x.mean((2, 3)),
@@ -25,7 +25,7 @@ POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 GATES = dict.fromkeys(("mce", "eca", "se"))
 GATE_BIASES = dict.fromkeys(("channel", "shared", "none"))
-# What the spatial context (SCM) and the 3x3 branch beside it read: the map, or the map gated by C_m; None: no SCM.
+# What the spatial context (SCM) and the 3x3 branch next to it read: the map, or the map gated by C_m; None: no SCM.
 ARRANGEMENTS: dict[str, tuple[str | None, str]] = {
     "ctnet": ("gated", "gated"),
     "occm": (None, "gated"),
@@ -119,7 +119,7 @@ class SpatialContext(nn.Module):
     """SCM: every pixel gathers from the n class vectors of M, E = softmax over classes of k^-½ q(x) key(M).
 
     Then a 1x1 convolution back to C channels and, of its sum with x, a 3x3 convolution. M = C_m ⊗ P_p has rank 1: its
-    class vectors are parallel, and classes differ by the norms and ReLUs of key and value alone.
+    class vectors are parallel, and classes differ only by the norms and ReLUs of key and value.
 
     Args:
         channels: C.
@@ -173,7 +173,7 @@ class CTNet(nn.Module):
         self.ccm, self.scm = ccm, scm
         self.local = ConvNormReLU(channels, channels, 3)
         self.fuse = ConvNormReLU(channels if scm is None else 2 * channels, channels, 1)
-        self.classify = nn.Sequential(nn.Dropout2d(dropout), Classifier(channels, num_classes))
+        self.classify = dropout_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
         x = self.reduce(features[-1])
@@ -217,9 +217,9 @@ def ctnet_head(
         gate_bias: "channel", "shared" or "none", see `ChannelConvolution`; for "mce".
         se_reduction: C over the width between the two layers of "se"; the paper does not state it.
         pooling: "avg", "max" or "mix".
-        arrangement: "ctnet"; "occm", no spatial context (P_p then learns from the CP-loss alone: weigh it); "oscm",
-            no gate on the map, C_m and P_p serving M alone; "panet", both side by side on the map, their outputs
-            concatenated. The paper does not say where OSCM has its class vectors from, nor how PANet joins.
+        arrangement: "ctnet"; "occm", no spatial context (P_p then learns only from the CP-loss: give that a weight);
+            "oscm", no gate on the map, C_m and P_p serve only M; "panet", both side by side on the map, their outputs
+            concatenated. The paper does not say where OSCM gets its class vectors, nor how PANet joins.
         scale: see `SpatialContext`.
         reduce_kernel: side of the reducing convolution in cells: 1 after JPU, 3 in the code.
         dropout: probability that a channel is dropped before the classifier.
@@ -231,8 +231,6 @@ def ctnet_head(
     positive("num_classes", num_classes)
     if reduce_kernel not in (1, 3):
         raise ValueError(f"reduce_kernel is {reduce_kernel}; allowed: 1 (after JPU), 3")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; allowed: from 0 to below 1")
     choose(GATES, gate, "gate")
     choose(GATE_BIASES, gate_bias, "gate_bias")
     logits: nn.Module

@@ -1,6 +1,6 @@
 """DANet: position and channel attention side by side (Fu et al., CVPR 2019, arXiv:1809.02983).
 
-Paper and public code agree, but for the channel attention: the code's softmax is over the row's maximum minus the
+Paper and public code agree, except for the channel attention: the code's softmax is over the row's maximum minus the
 energy, which favours unlike channels, where Eq. (3) has the energy itself. We follow the code.
 """
 
@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import positive
+from segmodels.heads.attention import attention
 from segmodels.heads.maps import Maps
-from segmodels.heads.nonlocal_ import attention
-from segmodels.layers import Classifier, ConvNormReLU, without_autocast
+from segmodels.layers import ConvNormReLU, dropout_classifier, without_autocast
 
 
 class PositionAttention(nn.Module):
@@ -40,7 +40,7 @@ class PositionAttention(nn.Module):
     def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
         # Fused kernels take one head of contiguous channels: (B, 1, N, C).
         q, k, v = (p(x).flatten(2).mT.contiguous().unsqueeze(1) for p in (self.query, self.key, self.value))
-        if x.device.type == "cpu":  # whose fused kernel wants one width for all; else it holds the N x N weights
+        if x.device.type == "cpu":  # its fused kernel needs one width for all, or it holds the N x N weights
             q, k = (F.pad(part, (0, max(0, v.shape[3] - part.shape[3]))) for part in (q, k))
         y = attention(q, k, v, scale=1.0)
         if maps is not None:
@@ -52,7 +52,7 @@ class PositionAttention(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """CAM: each channel gathers from all, Eq. (3) and (4), as in the public code from the unlike ones; β starts at 0.
+    """CAM: each channel gathers from all, Eq. (3) and (4), as in the public code most from unlike ones; β starts at 0.
 
     The energies are sums over all pixels, up to thousands: in half precision the softmax would be off, so they are
     computed in float32. softmax(max − e) = softmax(−e): the row's maximum cancels.
@@ -68,15 +68,15 @@ class ChannelAttention(nn.Module):
         f = x.flatten(2)
         with without_autocast(x):
             full = f.to(torch.promote_types(x.dtype, torch.float32))
-            attention = (-(full @ full.mT)).softmax(2)
-        return x + self.beta * (attention.to(x.dtype) @ f).view_as(x)
+            weights = (-(full @ full.mT)).softmax(2)
+        return x + self.beta * (weights.to(x.dtype) @ f).view_as(x)
 
 
 class DANet(nn.Module):
     """Two branches, each a 3x3 reduction, an attention and a 3x3 convolution; their sum is classified.
 
-    In training each branch has a classifier of its own, for the two further cross entropies. With one branch alone
-    there is one classifier.
+    In training each branch has a classifier of its own, for the two further cross entropies. With only one branch there
+    is one classifier.
 
     Shape: list of maps, the last (B, in_channels[-1], H, W) -> {"logits": (B, K, H, W)}, with "pam" and "cam" likewise
     in training.
@@ -93,16 +93,16 @@ class DANet(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-
-        def classify() -> nn.Sequential:
-            return nn.Sequential(nn.Dropout2d(dropout), Classifier(channels, num_classes))
-
         self.reduce = nn.ModuleDict({name: ConvNormReLU(in_channels, channels, 3) for name in branches})
         self.attend = nn.ModuleDict(branches)
         self.after = nn.ModuleDict({name: ConvNormReLU(channels, channels, 3) for name in branches})
-        self.classify = classify()
-        single = len(branches) == 1
-        self.classify_branch = nn.ModuleDict({} if single else {name: classify() for name in branches})
+        self.classify = dropout_classifier(channels, num_classes, dropout)
+        own = (
+            {}
+            if len(branches) == 1
+            else {name: dropout_classifier(channels, num_classes, dropout) for name in branches}
+        )
+        self.classify_branch = nn.ModuleDict(own)
 
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
         x = features[-1]
@@ -133,7 +133,7 @@ def danet_head(
     Args:
         in_channels: widths of the stages; the last is read.
         num_classes: K.
-        channels: width of both branches; the papers' is a quarter of the backbone's.
+        channels: width of both branches; in the papers a quarter of the backbone's.
         key_channels: width of the position attention's queries and keys; 0 for an eighth of `channels`.
         pam, cam: ablation switches: whether to have the branch of position, of channel attention.
         dropout: probability that a channel is dropped before each classifier.
@@ -143,8 +143,6 @@ def danet_head(
     """
     if not (pam or cam):
         raise ValueError("pam and cam are both false; allowed: one or both (for no context take head: fcn)")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; allowed: from 0 to below 1")
     if key_channels != 0:
         positive("key_channels", key_channels)
     branches: dict[str, nn.Module] = {}
@@ -152,6 +150,4 @@ def danet_head(
         branches["pam"] = PositionAttention(positive("channels", channels), key_channels or max(1, channels // 8))
     if cam:
         branches["cam"] = ChannelAttention()
-    return DANet(
-        in_channels[-1], positive("num_classes", num_classes), positive("channels", channels), branches, dropout
-    )
+    return DANet(in_channels[-1], num_classes, positive("channels", channels), branches, dropout)

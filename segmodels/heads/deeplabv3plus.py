@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmodels.checks import positive
+from segmodels.checks import positive, probability
 from segmodels.heads.aspp import ASPP, SeparableConv
 from segmodels.heads.maps import Maps
-from segmodels.heads.pyramid_head import channel_dropout, dropout_classifier, sizes
-from segmodels.layers import ConvNormReLU
+from segmodels.heads.pyramid_head import sizes
+from segmodels.layers import ConvNormReLU, dropout_classifier
 
 
 class DeepLabV3PlusHead(nn.Module):
-    """ASPP, upsampled to the first stage's map, beside that map reduced; two 3x3 convolutions and the classifier.
+    """ASPP, upsampled to the first stage's map, next to that map, reduced; two 3x3 convolutions and the classifier.
 
-    Args: as `deeplabv3plus_head`.
+    Args: see `deeplabv3plus_head`.
 
     Shape: list of maps, the first (B, in_channels[0], h, w) and the last (B, in_channels[-1], H, W) ->
     {"logits": (B, K, h, w)}: at the first map's size.
@@ -40,7 +40,7 @@ class DeepLabV3PlusHead(nn.Module):
         super().__init__()
         conv = SeparableConv if separable else ConvNormReLU
         context = ASPP(in_channels[-1], channels, rates, separable=separable)
-        self.context = nn.Sequential(context, channel_dropout("project_dropout", project_dropout))
+        self.context = nn.Sequential(context, nn.Dropout2d(probability("project_dropout", project_dropout)))
         self.low = ConvNormReLU(in_channels[0], low_channels, 1)
         self.decode = nn.Sequential(conv(channels + low_channels, channels, 3), conv(channels, channels, 3))
         self.classify = dropout_classifier(channels, num_classes, dropout)

@@ -1,8 +1,8 @@
 """DFSeg: a light decoder of the last three maps, for trunks made for speed (Li et al., CVPR 2019, arXiv:1903.03777).
 
 We follow SFSegNets, the public code of SRNet's authors: with DF2 18.83 M parameters as in SRNet's Table V, and 18.87 M
-with the SR unit. That code halves the image before the trunk at test time, which we do not. Of DF1 it takes the maps at
-strides 16, 32 and 32, the table's 9.37 M; we take those at 8, 16 and 32, as of DF2: 9.35 M.
+with the SR unit. That code halves the image before the trunk at test time, which we do not. From DF1 it takes the maps
+at strides 16, 32 and 32, which gives the table's 9.37 M; we take those at 8, 16 and 32, as from DF2: 9.35 M.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmodels.checks import choose, positive
+from segmodels.checks import choose, positive, probability
 from segmodels.heads.maps import Maps
-from segmodels.heads.pyramid_head import channel_dropout, dropout_classifier, sizes
+from segmodels.heads.pyramid_head import sizes
 from segmodels.heads.srnet import SqueezeReasoning
-from segmodels.layers import ConvNormReLU, check_norm_batch
+from segmodels.layers import ConvNormReLU, check_norm_batch, dropout_classifier
 
 READ = 3  # maps
 
@@ -42,7 +42,7 @@ class LinearPyramid(nn.Module):
         self.project = nn.ModuleList([nn.Conv2d(in_channels, channels, 1, bias=False) for _ in self.bins])
         self.norm = nn.ModuleList([nn.BatchNorm2d(channels) for _ in self.bins])
         self.fuse = ConvNormReLU(in_channels + len(self.bins) * channels, channels, 1)
-        self.dropout = channel_dropout("dropout", dropout)
+        self.dropout = nn.Dropout2d(probability("dropout", dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         parts = []
@@ -55,7 +55,7 @@ class LinearPyramid(nn.Module):
 
 
 class FusionNode(nn.Module):
-    """The coarse map enlarged, beside the fine one, through a 3x3 convolution with neither norm nor ReLU.
+    """The enlarged coarse map, next to the fine one, through a 3x3 convolution with neither norm nor ReLU.
 
     Shape: (B, C, h, w), (B, C, H, W) -> (B, C, H, W).
     """

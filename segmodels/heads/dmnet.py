@@ -1,6 +1,6 @@
 """DMNet: every image makes the filters for its own map, at several sizes (He et al., ICCV 2019).
 
-The layout of mmsegmentation, as the authors published no code; but with the paper's 1x1 convolution behind every
+The layout of mmsegmentation, as the authors published no code, but with the paper's 1x1 convolution after every
 filter, which is off there.
 """
 
@@ -26,12 +26,15 @@ class DynamicConv(nn.Module):
         fusion: have a 1x1 convolution over the channels at the end.
 
     Shape: (B, in_channels, H, W) -> (B, C, H, W).
+
+    Raises:
+        ValueError: an even size.
     """
 
     def __init__(self, in_channels: int, channels: int, size: int, *, fusion: bool) -> None:
         super().__init__()
         if size % 2 == 0:
-            raise ValueError(f"filter_sizes has {size}; allowed: odd sizes, which alone keep the map's size")
+            raise ValueError(f"filter_sizes has {size}; allowed: odd sizes, as only they keep the map's size")
         self.side = size
         self.filters = nn.Conv2d(in_channels, channels, 1)
         self.reduce = ConvNormReLU(in_channels, channels, 1)
@@ -63,7 +66,7 @@ def dmnet_head(
     fusion: bool = True,
     dropout: float = 0.1,
 ) -> PyramidHead:
-    """DMNet's head: one dynamic convolution per filter size, beside the map itself.
+    """DMNet's head: one dynamic convolution per filter size, next to the map itself.
 
     Args:
         in_channels: widths of the stages; the last is read.

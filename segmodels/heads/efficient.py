@@ -1,6 +1,6 @@
 """Efficient attention: linear in the number of pixels (Shen et al., WACV 2021, arXiv:1812.01243).
 
-As in the authors' code, all convolutions have a bias, and the unit adds to its input.
+As in the authors' code, all convolutions have a bias, and the unit adds its result to its input.
 """
 
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from segmodels.checks import positive
+from segmodels.heads.attention import softmax
 from segmodels.heads.context_head import ContextHead
-from segmodels.heads.nonlocal_ import softmax
 
 
 class EfficientAttention(nn.Module):
-    """Efficient attention: E = ρ_q(Q) (ρ_k(K)ᵀ V), Eq. (3) with the softmax normalisation, then a 1x1 and x.
+    """Efficient attention: E = ρ_q(Q) (ρ_k(K)ᵀ V), Eq. (3) with the softmax normalisation, then a 1x1, plus x.
 
     ρ_q is the softmax of a cell over the key channels of a head, ρ_k that of a channel over the cells. The product in
     brackets, the global contexts, comes first, so that no N x N relation is ever held.
@@ -22,7 +22,7 @@ class EfficientAttention(nn.Module):
         channels: C.
         key_channels: width of Q and K, of all heads together.
         value_channels: width of V, of all heads together.
-        heads: parts of the channels that attend each by itself.
+        heads: number of parts of the channels, which attend separately.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
     """

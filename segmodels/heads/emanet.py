@@ -1,6 +1,6 @@
 """EMANet: expectation-maximisation attention (Li et al., ICCV 2019, arXiv:1907.13426).
 
-We follow the public code, but for one thing. It computes bases and responsibilities without gradient, so that the
+We follow the public code, except for one thing. It computes bases and responsibilities without gradient, so that the
 convolution before them never learns; here the last of the iterations carries gradient (`gradient: false` is theirs).
 """
 
@@ -30,8 +30,8 @@ class ExpectationMaximisation(nn.Module):
         bases: K of the paper, number of bases.
         iterations: T.
         momentum: weight of the moving average's past.
-        gradient: let the gradient pass through the last iteration, from bases taken as given. Without it, as in the
-            public code, the first convolution is frozen: nothing would reach it.
+        gradient: let the gradient pass through the last iteration, whose first bases are taken as given. Without it, as
+            in the public code, the first convolution is frozen: nothing would reach it.
 
     Maps: "responsibilities" (B, bases, H, W), Z of the last iteration; they sum to 1 over the bases.
 
@@ -50,8 +50,8 @@ class ExpectationMaximisation(nn.Module):
         self.behind = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
         start = torch.randn(1, channels, bases) * (2 / bases) ** 0.5
         self.register_buffer("bases", normalise(start))
-        # Sums since the last step. Not in checkpoints, which are written between steps, where they are 0. So are
-        # they whenever DDP broadcasts rank 0's buffers, before the first forward pass of a step.
+        # Sums since the last step. Not in checkpoints, which are written between steps, where they are 0. They are 0
+        # too when DDP broadcasts rank 0's buffers, before the first forward pass of a step.
         self.register_buffer("total", torch.zeros_like(start), persistent=False)
         self.register_buffer("batches", torch.zeros(()), persistent=False)
 

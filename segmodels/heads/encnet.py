@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
-from segmodels.heads.pyramid_head import dropout_classifier
-from segmodels.layers import Classifier, ConvNormReLU, without_autocast
+from segmodels.layers import Classifier, ConvNormReLU, dropout_classifier, without_autocast
 
 
 class Encoding(nn.Module):
     """E_k = Σ_n A_kn (x_n - d_k), A_kn = softmax_k(s_k |x_n - d_k|²), Eq. (1), over all pixels n.
 
     Both sums are expanded, |x - d|² = |x|² - 2 x·d + |d|² and E = A Xᵀ - (Σ_n A) d, so that no residual per pixel and
-    codeword is held. In float32 also under autocast: the expanded distance is a small difference of large numbers.
+    codeword is held. In float32, under autocast too: the expanded distance is a small difference of large numbers.
 
     Args:
         channels: C.
@@ -47,7 +46,7 @@ class Encoding(nn.Module):
 
 
 class EncModule(nn.Module):
-    """relu(x + γ x), γ = σ(W e), e being the mean over the codewords of relu(norm(E)): Sec. 2.
+    """relu(x + γ x), γ = σ(W e), where e is the mean over the codewords of relu(norm(E)): Sec. 2.
 
     Fills `maps` with "assignment" (B, codes, H, W), A of `Encoding`, of sum 1 over the codewords.
 
@@ -85,10 +84,10 @@ class EncModule(nn.Module):
 class EncNetHead(nn.Module):
     """A 3x3 convolution, the context encoding module, dropout and the classifier.
 
-    Args: as `encnet_head`.
+    Args: see `encnet_head`.
 
     Shape: list of maps, the last (B, in_channels[-1], H, W) -> {"logits": (B, K, H, W)} and, with `se`, "presence"
-    (B, K): logits of the classes being in the image, for the semantic encoding loss, Sec. 2.
+    (B, K): logits of each class's presence in the image, for the semantic encoding loss, Sec. 2.
     """
 
     gives_maps = True

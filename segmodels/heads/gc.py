@@ -1,7 +1,7 @@
 """GCNet's global context block: one attention for all pixels (Cao et al., ICCVW 2019, arXiv:1904.11492).
 
-The public code, which starts the last layer at zero, so that the block starts as the identity. Its attention also
-has a bias, which we leave out: the softmax cancels it.
+We follow the public code, which starts the last layer at zero, so that the block starts as the identity. Its attention
+also has a bias, which we leave out: the softmax cancels it.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class GlobalContext(nn.Module):
     Shape: (B, C, H, W) -> (B, C, H, W).
 
     Raises:
-        ValueError: an unknown pooling or fusion, r does not divide C or leaves less than 2 channels.
+        ValueError: an unknown pooling or fusion, r does not divide C or leaves fewer than 2 channels.
     """
 
     gives_maps = True

@@ -15,13 +15,14 @@ from segmodels.heads.srnet import Refined
 class GlobalReasoning(nn.Module):
     """The GloRe unit: V = S Pᵀ, V' = W(relu(A V + V)), x + BN(conv(V' P)); S are states, P the projection.
 
-    S and P come from one convolution, which reads x once. The last norm's weight starts at 0: the unit at the identity.
+    S and P come from one convolution, which reads x once. The last norm's weight starts at 0, so that the unit starts
+    as the identity.
 
     Args:
         channels: C.
         states: width of a node.
         nodes: number of nodes.
-        normalize: divide V by the number of positions, as maps of varying size need.
+        normalize: divide V by the number of positions, for maps of varying size.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
     """

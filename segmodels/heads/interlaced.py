@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import choose
+from segmodels.heads.attention import attention, relation, tokens
 from segmodels.heads.maps import Maps
-from segmodels.heads.nonlocal_ import attention, relation, tokens
 from segmodels.heads.object_attention import SelfAttention, tiled
 from segmodels.layers import Size, divides, known
 
@@ -25,7 +25,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
 class Regrouping:
     """A map of H x W = (P_h Q_h) x (P_w Q_w) cells, padded if need be, as an image of P = P_h P_w by Q = Q_h Q_w.
 
-    Its row p holds the cells of one place in all P_h x P_w tiles, which lie P_h and P_w apart: a group of the global
+    Its row p holds the cells of one place in all P_h x P_w tiles, which are P_h and P_w apart: a group of the global
     stage. Its column q holds one tile: a group of the local stage. So one copy serves both stages, and 1x1
     convolutions do not mind. Half of the padding, rounded down, is on top and left, as in the authors' code.
 
@@ -39,7 +39,7 @@ class Regrouping:
         self.known = known(size)
         self.size, self.partition, self.maps = size, partition, maps
         self.steps = tuple((n + p - 1) // p for n, p in zip(size, partition, strict=True))  # Q_h, Q_w
-        # In an export sizes are formulas, which it can simplify beyond its own grasp: there the start is a tensor.
+        # In an export sizes are formulas, which it may rewrite until it cannot solve them: there the start is a tensor.
         sides: Any = size if self.known else [torch.scalar_tensor(n, dtype=torch.int64) for n in size]
         self.start: tuple[Any, ...] = tuple(-n % p // 2 for n, p in zip(sides, partition, strict=True))
         self.padded = not divides(size, partition)
@@ -80,7 +80,7 @@ class Regrouping:
         return row // self.partition[0] * self.steps[1] + column // self.partition[1]
 
     def sources(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(P, Q) each: row and column of the map's cell that lies at (p, q); outside of the map for padding."""
+        """(P, Q) each: row and column of the map's cell that is at (p, q); outside of the map for padding."""
         p = torch.arange(self.partition[0] * self.partition[1], device=device).unsqueeze(1)
         q = torch.arange(self.steps[0] * self.steps[1], device=device)
         rows = q // self.steps[1] * self.partition[0] + p // self.partition[1] - self.start[0]
@@ -99,12 +99,12 @@ class Regrouping:
             if not self.known:  # an exported program's strides are those of its example otherwise
                 q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
             keys = None if keys is None else keys.mT
-        if keys is not None:  # a group of padding alone, cropped away later, may see itself: no division 0 / 0
+        if keys is not None:  # a group of only padding, cropped away later, may see itself: no division 0 / 0
             keys = (keys | ~keys.any(1, keepdim=True))[None, :, None]  # (1, P, 1, Q): fused kernels take four axes
         if self.maps is not None:
             self.keep(stage, q, k, keys, self.maps)
         if stage == "global" and keys is None:
-            # Every group an image, not a head: then all kernels lay out the result as it comes in.
+            # Every group as an image, not a head: then all kernels give the result in the layout of the inputs.
             q, k, y = (t.flatten(0, 1).unsqueeze(1) for t in (q, k, v))
             return attention(q, k, y).reshape(v.shape)
         y = attention(q, k, v, keys)
@@ -142,7 +142,7 @@ class InterlacedAttention(nn.Module):
     """ISA: self-attention in two sparse stages, Sec. 3.3 and Alg. 1.
 
     The global stage relates cells P_h rows and P_w columns apart, the local stage the cells of a P_h x P_w tile; one
-    after the other they relate all cells, at a cost of N² (1 / (P_h P_w) + 1 / (Q_h Q_w)) entries for N².
+    after the other they relate all cells, at a cost of N² (1 / (P_h P_w) + 1 / (Q_h Q_w)) entries instead of N².
 
     On request it gives the asked pixel's relations, (B, H, W): "global", nothing but a checkerboard of period P, as
     all cells between belong to other groups; "local", nothing but its tile; and with both stages "dense", their
@@ -153,8 +153,8 @@ class InterlacedAttention(nn.Module):
         key_channels, value_channels, qk_layers: of each stage's `SelfAttention`; the stages share no weights.
         partition: (P_h, P_w): a tile has P_h x P_w cells, and the global stage has as many groups.
         order: the stages, a key of `ORDERS`.
-        mask_padding: where P does not divide the map, relate true cells alone; our own option. Without it padded
-            cells, zeros in x, are keys as in the authors' code, and of its batch norms' statistics in training too.
+        mask_padding: where P does not divide the map, relate only true cells; our own option. Without it padded cells,
+            zeros in x, are keys as in the authors' code, and count in the batch norms' statistics in training.
 
     Shape: (B, C, H, W) -> (B, C, H, W); with `tiles`, each of the tiles x tiles parts by itself.
 
@@ -201,7 +201,7 @@ class InterlacedAttention(nn.Module):
 
     @property
     def stages(self) -> Iterator[tuple[str, SelfAttention]]:
-        """Name and unit of each stage; a module called "global" no exported program could spell."""
+        """Name and unit of each stage; an exported program could not spell a module called "global"."""
         return zip(self.order, cast("Iterable[SelfAttention]", self.units), strict=True)
 
     def regrouped(self, whole: Regrouping | None, x: Tensor) -> Tensor:
@@ -217,6 +217,6 @@ class InterlacedAttention(nn.Module):
         return cut.attend(stage, tokens(q), tokens(k), tokens(v), masked=False).permute(0, 3, 1, 2)
 
     def masked(self, stage: str, whole: Regrouping | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One stage's attention on a map whose padding nobody sees: it enters after the convolutions and norms."""
+        """One stage's attention on a map whose padding no layer sees: it enters after the convolutions and norms."""
         cut = whole or Regrouping(q.shape[-2:], self.partition)
         return cut.join(cut.attend(stage, cut.split(q), cut.split(k), cut.split(v)))

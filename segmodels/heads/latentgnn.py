@@ -18,9 +18,9 @@ from segmodels.layers import ConvNormReLU
 class LatentGraph(nn.Module):
     """Positions to d latent nodes, messages among them, back to the positions: x + γ · BN(conv(Lᵀ Ψ')), γ from 0.
 
-    Of two reductions of x with l2-normalised channels, the first gives the features f and Ψ (d x N, rows of norm 1),
-    the second Ψ' (columns of norm 1). L = Ψ fᵀ, then L ← softmax(L̂ L̂ᵀ) L with L̂ of l2-normalised rows.
-    Both reductions come from one convolution, and the norms of Ψ's rows divide L instead, which has C/stride columns.
+    x is reduced twice, with l2-normalised channels: the first reduction gives the features f and Ψ (d x N, rows of norm
+    1), the second Ψ' (columns of norm 1). L = Ψ fᵀ, then L ← softmax(L̂ L̂ᵀ) L with L̂ of l2-normalised rows. Both
+    reductions come from one convolution, and L, with its C/stride columns, is divided by the norms of Ψ's rows instead.
 
     Args:
         channels: C.

@@ -1,6 +1,6 @@
 """Layers that keep less for the backward pass and compute it again: memory bounds the crop, 1x1 convolutions are cheap.
 
-All of it gives first derivatives only, and steps aside in a compiler, which weighs by itself what to keep.
+All of it gives only first derivatives, and does nothing under a compiler, which decides itself what to keep.
 """
 
 import contextlib
@@ -49,11 +49,11 @@ class LeanConvNormReLU(ConvNormReLU):
 
 
 def recomputed(function: Callable[..., T], module: nn.Module, *inputs: Tensor) -> T:
-    """`function(*inputs)`, computed again for the backward pass: autograd keeps the inputs alone.
+    """`function(*inputs)`, computed again for the backward pass: autograd keeps only the inputs.
 
     Args:
-        function: without random numbers.
-        module: has the parameters and the batch norms that it uses; these count each batch once.
+        function: draws no random numbers.
+        module: has the parameters and batch norms that the function uses; the norms count each batch once.
         inputs: what is kept.
     """
     if WITHIN.get() or not recording(module, *inputs):
@@ -95,7 +95,7 @@ def recording(module: nn.Module, *inputs: Tensor) -> bool:
 
 @contextlib.contextmanager
 def second_pass(module: nn.Module) -> Iterator[None]:
-    """The second pass, whose running statistics are thrown away: the first has counted the batch."""
+    """Throw away the running statistics of the second pass: the first has counted the batch."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:

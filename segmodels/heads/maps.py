@@ -6,14 +6,14 @@ from torch import Tensor
 class Maps(dict[str, Tensor]):
     """Name -> tensor, filled by one forward pass: `head(features, maps=Maps(pixel=(0.5, 0.5)))`.
 
-    A head without context maps leaves it empty. The tensors are detached; their shapes stand in the docstring of the
+    A head without context maps leaves it empty. The tensors are detached; their shapes are in the docstring of the
     module that fills them.
 
     Args:
         pixel: (row, column) of the pixel whose relation to all others is asked for, in fractions of the map, 0 to 1.
 
     Raises:
-        ValueError: `pixel` lies outside of the map.
+        ValueError: `pixel` is outside of the map.
     """
 
     def __init__(self, pixel: tuple[float, float] = (0.5, 0.5)) -> None:

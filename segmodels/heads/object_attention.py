@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmodels.heads.attention import attention, relation, tokens
 from segmodels.heads.lean import LeanConvNormReLU, plainly, recomputed
 from segmodels.heads.maps import Maps
-from segmodels.heads.nonlocal_ import attention, relation, tokens
 from segmodels.layers import divides, known
 
 
 class SelfAttention(nn.Module):
     """SA: Z = ρ(softmax(θ(x) φ(x)ᵀ / √E) g(x)), the dense relation of objects; ρ, like θ and φ, has norm and ReLU.
 
-    No residual: the context goes beside x, not onto it. On request it gives the map "relation", (B, H, W): the
-    asked pixel's row of the softmax.
+    No residual: the context goes next to x and is not added to it. On request it gives the map "relation", (B, H, W):
+    the asked pixel's row of the softmax.
 
     Args:
         channels: C.
@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
         return self.out(attend(*parts))
 
     def fused(self, x: Tensor, weight: Tensor, tiles: int) -> Tensor:
-        """A 1x1 convolution of the unit's result; of the maps on the way those of the attention alone are kept."""
+        """A 1x1 convolution of the unit's result; of the maps on the way only those of the attention are kept."""
         q, k, v = recomputed(lambda x: (self.query(x), self.key(x), self.value(x)), self, x)
         context = tiled(dense, q, k, v, tiles=tiles)
         return recomputed(lambda context, weight: F.conv2d(self.out(context), weight), self.out, context, weight)
@@ -81,7 +81,7 @@ def tiled(attend: Callable[..., Tensor], *inputs: Tensor, tiles: int) -> Tensor:
     Shape: maps (B, …, H, W), which `attend` takes -> (B, V, H, W), if `attend` keeps the size.
 
     Raises:
-        ValueError: the map has less than `tiles` rows or columns.
+        ValueError: the map has fewer than `tiles` rows or columns.
     """
     if tiles == 1:
         return attend(*inputs)

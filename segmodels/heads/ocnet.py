@@ -20,8 +20,8 @@ from segmodels.heads.interlaced import ORDERS, InterlacedAttention
 from segmodels.heads.lean import recomputed, recording
 from segmodels.heads.maps import Maps
 from segmodels.heads.object_attention import SelfAttention
-from segmodels.heads.pyramid_head import dropout_classifier, sizes
-from segmodels.layers import ConvNormReLU, known
+from segmodels.heads.pyramid_head import sizes
+from segmodels.layers import ConvNormReLU, dropout_classifier, known
 
 SCHEMES: dict[str, int] = {"base": 1, "pyramid": 1, "asp": 2}  # by what the widths of the attention are divided
 ATTENTIONS: dict[str, Callable[..., nn.Module]] = {"sa": SelfAttention, "isa": InterlacedAttention}
@@ -58,7 +58,7 @@ class Pooled(nn.Module):
 
 
 class BaseOC(nn.Module):
-    """Base-OC: the context beside x, fused by a 1x1 convolution.
+    """Base-OC: the context next to x, fused by a 1x1 convolution.
 
     Shape: (B, C, H, W) -> (B, C, H, W).
     """
@@ -75,7 +75,7 @@ class BaseOC(nn.Module):
 
 
 class PyramidOC(nn.Module):
-    """Pyramid-OC: a unit per scale, shared by its k x k tiles, beside x widened to as many channels; 1x1 fused.
+    """Pyramid-OC: a unit per scale, shared by its k x k tiles, next to x widened to as many channels; 1x1 fused.
 
     In training the fusion is a sum over the units and over C channels of the widened x at a time, each of which is
     computed again for the backward pass; neither they nor their concatenation are kept.
@@ -182,7 +182,7 @@ def ocnet_head(
     """OCNet: object context by dense or interlaced sparse self-attention (Yuan et al., IJCV 2021, arXiv:1809.00916).
 
     Base-OC, Pyramid-OC or ASP-OC, each with dense (SA) or interlaced sparse (ISA) self-attention. An exported program
-    of free size takes maps, and tiles, of more cells than the partition, or one, per side.
+    of free size takes maps, and tiles, with more cells per side than the partition has, and more than one.
 
     Args:
         in_channels: widths of the stages; the last is read.
@@ -191,10 +191,10 @@ def ocnet_head(
             widths below: 256, keys 128.
         scheme: "base", "pyramid" or "asp".
         attention: "sa" or "isa".
-        partition: (P_h, P_w) of ISA: cells of a local group, and number of global groups. At most the map, or each
-            tile of it, of the training crop; a smaller one, of a narrow image in testing, is padded.
-        order: of ISA: "global_local", "local_global", or one stage alone: "global", "local".
-        mask_padding: of ISA where `partition` does not divide the map: relate true cells alone. False reproduces the
+        partition: (P_h, P_w) of ISA: cells of a local group, and number of global groups. At most the training crop's
+            map, or each tile of it; in testing, a smaller map, of a narrow image, is padded.
+        order: of ISA: "global_local", "local_global", or only one stage: "global", "local".
+        mask_padding: of ISA where `partition` does not divide the map: relate only true cells. False reproduces the
             authors' code.
         key_channels: width of query and key.
         value_channels: width of the value; 0 for that of the key. ISA in the authors' code, and in the published
@@ -247,7 +247,7 @@ def sa2x_head(
         key_channels: width of query and key.
         value_channels: width of the value; 0 for that of the key.
         qk_layers: 1x1 convolutions of query and key, 1 or 2.
-        pool: the map is max-pooled pool x pool cells at a time; the paper says no more than "down-sample".
+        pool: the map is max-pooled pool x pool cells at a time; the paper says only "down-sample".
         dropout: probability that a channel is dropped before the classifier.
 
     Raises:

@@ -1,7 +1,7 @@
 """OCR: object-contextual representations from soft regions (Yuan, Chen and Wang, ECCV 2020, arXiv:1909.11065).
 
 The layers are those of the public code for ResNets, on which the published cost agrees: every convolution has a bias,
-also where a batch norm makes it redundant.
+even where a batch norm makes it redundant.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segmodels.checks import positive
+from segmodels.checks import positive, probability
+from segmodels.heads.attention import few_keys
 from segmodels.heads.maps import Maps
-from segmodels.heads.nonlocal_ import few_keys
-from segmodels.layers import Classifier, biased_conv_norm_relu, resize
+from segmodels.layers import Classifier, biased_conv_norm_relu, dropout_classifier, resize
 
 
 class ObjectContext(nn.Module):
@@ -39,7 +39,7 @@ class ObjectContext(nn.Module):
         self.project = biased_conv_norm_relu(key_channels, channels)
 
     def forward(self, x: Tensor, coarse: Tensor, maps: Maps | None = None) -> Tensor:
-        # Thousands of pixels share each sum of 1: in float32 or better.
+        # The weights of thousands of pixels sum to 1: in float32 or better.
         regions = coarse.to(torch.promote_types(coarse.dtype, torch.float32)).flatten(2).softmax(2)  # (B, K, N)
         if maps is not None:
             maps.add("regions", regions.unflatten(2, coarse.shape[2:]))
@@ -50,7 +50,7 @@ class ObjectContext(nn.Module):
 
 
 class OCR(nn.Module):
-    """Coarse logits from the last stage but one give the regions; the context beside the reduced map is classified.
+    """Coarse logits from the last stage but one give the regions; the context next to the reduced map is classified.
 
     The gradient passes through the regions into the coarse logits, which have a loss of their own too.
 
@@ -68,7 +68,7 @@ class OCR(nn.Module):
         self.reduce = biased_conv_norm_relu(in_channels[-1], channels, 3)
         self.context = ObjectContext(channels, key_channels)
         self.fuse = biased_conv_norm_relu(2 * channels, channels)
-        self.classify = nn.Sequential(nn.Dropout2d(dropout), Classifier(channels, num_classes))
+        self.classify = dropout_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
         coarse, x = self.coarse(features[-2]), self.reduce(features[-1])
@@ -98,9 +98,5 @@ def ocr_head(
     """
     if len(in_channels) < 2:
         raise ValueError("ocr reads two stages, but the head is given 1; allowed: 2 or more. Give it a later stage")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; allowed: from 0 to below 1")
-    positive("num_classes", num_classes)
-    return OCR(
-        in_channels, num_classes, positive("channels", channels), positive("key_channels", key_channels), dropout
-    )
+    widths = positive("channels", channels), positive("key_channels", key_channels)
+    return OCR(in_channels, positive("num_classes", num_classes), *widths, probability("dropout", dropout))

@@ -1,7 +1,8 @@
 """PSANet: point-wise spatial attention, collected and distributed (Zhao et al., ECCV 2018, not on arXiv).
 
 We follow the public code: the weights of a target pixel pass through a softmax over its sources, where the paper
-divides a plain sum by their number. Its own operator, which reads the over-complete maps, is a gather here.
+divides a plain sum by their number. Its own operator, which reads the over-complete maps, is a view of their memory
+here.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import choose, pair, positive
+from segmodels.heads.attention import tokens
 from segmodels.heads.maps import Maps
-from segmodels.heads.nonlocal_ import tokens
-from segmodels.layers import Classifier, ConvNormReLU, resize
+from segmodels.layers import ConvNormReLU, dropout_classifier, resize
 
 KINDS = {"bi": ("collect", "distribute"), "collect": ("collect",), "distribute": ("distribute",)}
 
@@ -23,8 +24,8 @@ class PointAttention(nn.Module):
     """One branch of PSA: pixel i predicts, for each of (2h − 1)(2w − 1) offsets, how it relates to the pixel there.
 
     Collecting, i is the target and gathers from all sources; distributing, i is the source and gives to all targets.
-    Each target's weights sum to 1. Of the over-complete map, what stays on the map is read in place,
-    see `windows`.
+    Each target's weights sum to 1. The part of the over-complete map that stays on the map is read in place, see
+    `windows`.
 
     Args:
         in_channels: width of the input.
@@ -63,12 +64,12 @@ class PointAttention(nn.Module):
 
 
 class PSANet(nn.Module):
-    """The attention of all branches, projected to the backbone's width, beside the backbone's map.
+    """The attention of all branches, projected to the backbone's width, next to the backbone's map.
+
+    Shape: list of maps, the last (B, in_channels[-1], H, W) -> {"logits": (B, K, H, W)}.
 
     Raises:
         ValueError: in `forward`, a map of another size than `feature_size`.
-
-    Shape: list of maps, the last (B, in_channels[-1], H, W) -> {"logits": (B, K, H, W)}.
     """
 
     gives_maps = True
@@ -91,7 +92,7 @@ class PSANet(nn.Module):
         )
         self.project = ConvNormReLU(len(kinds) * channels, in_channels, 1)
         self.fuse = ConvNormReLU(2 * in_channels, channels, 3)
-        self.classify = nn.Sequential(nn.Dropout2d(dropout), Classifier(channels, num_classes))
+        self.classify = dropout_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
         x = features[-1]
@@ -118,8 +119,9 @@ def psanet_head(
     """PSANet, bound to its crop.
 
     The attention works on a map of (h − 1) // shrink + 1 rows and likewise columns, and its result is resized to the
-    backbone's map. The public code takes only maps for which shrink divides h − 1 and w − 1, such as those of crops
-    of 8k + 1 pixels; there this is the same. Other maps are our own extension: their cells fall between.
+    backbone's map. The public code takes only maps for which shrink divides h − 1 and w − 1, such as those of crops of
+    8k + 1 pixels; for these the result is the same. Other maps are our own extension: the attention's cells fall
+    between theirs.
 
     Args:
         in_channels: widths of the stages; the last is read.
@@ -138,15 +140,12 @@ def psanet_head(
         raise ValueError("feature_size is None; allowed: (h, w) in cells, as each offset has weights")
     height, width = feature_size
     size = positive("feature_size", height), positive("feature_size", width)
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; allowed: from 0 to below 1")
-    positive("num_classes", num_classes)
     channels, shrink = positive("channels", channels), positive("shrink", shrink)
     return PSANet(in_channels[-1], num_classes, channels, kinds, size, shrink, dropout)
 
 
 def windows(overcomplete: Tensor, size: tuple[int, int]) -> Tensor:
-    """What of its (2h − 1)(2w − 1) offsets each pixel needs: those that stay on the map.
+    """The offsets that each pixel needs, of its (2h − 1)(2w − 1): those that stay on the map.
 
     They are a window of h x w offsets, which moves against the pixel: one row or column less down or right for each
     that the pixel is further. So steps from pixel to pixel, shortened by one offset, read all windows without an index.

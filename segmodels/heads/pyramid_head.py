@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
-from segmodels.layers import Classifier, ConvNormReLU, check_norm_batch
+from segmodels.layers import ConvNormReLU, check_norm_batch, dropout_classifier
 
 
 class PyramidHead(nn.Module):
@@ -71,28 +71,6 @@ class PooledBranch(nn.Module):
             return self.project(y).expand(-1, -1, *x.shape[2:])
         # Not `resize`: its test for equal sizes would bind an exported program to other sizes than the bins'.
         return F.interpolate(self.project(y), x.shape[2:], mode="bilinear", align_corners=True)
-
-
-def dropout_classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """Dropout of whole channels, as in `ContextHead`, and the classifier.
-
-    Raises:
-        ValueError: a bad dropout or number of classes.
-    """
-    return nn.Sequential(
-        channel_dropout("dropout", dropout), Classifier(channels, positive("num_classes", num_classes))
-    )
-
-
-def channel_dropout(name: str, probability: float) -> nn.Dropout2d:
-    """Dropout of whole channels.
-
-    Raises:
-        ValueError: `probability`, called `name` by the recipe, is below 0, or 1 and above.
-    """
-    if not 0 <= probability < 1:
-        raise ValueError(f"{name} is {probability}; allowed: from 0 to below 1")
-    return nn.Dropout2d(probability)
 
 
 def sizes(name: str, values: Sequence[int]) -> tuple[int, ...]:

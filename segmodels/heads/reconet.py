@@ -1,7 +1,7 @@
 """RecoNet: context as a sum of rank-1 tensors (Chen et al., ECCV 2020, arXiv:2008.00490).
 
-We follow the paper. Its public code differs: it has no global pooling branch (the published cost needs it), holds λ
-at 1/r instead of learning it, and lets the vector pooled per row gate the columns and the other way round.
+We follow the paper. Its public code differs: it has no global pooling branch (the published cost needs it), holds λ at
+1/r instead of learning it, and lets the vector pooled per row gate the columns and vice versa.
 """
 
 import math
@@ -18,7 +18,7 @@ from segmodels.layers import ConvNormReLU, check_norm_batch, known
 
 
 class TensorGeneration(nn.Module):
-    """TGM: r vectors per axis, v_c[i] = σ(W_c[i] u_c) and likewise v_h and v_w, u being x averaged over the others.
+    """TGM: r vectors per axis, v_c[i] = σ(W_c[i] u_c) and likewise v_h and v_w; u is x averaged over the others.
 
     The r matrices of an axis are stacked into one linear layer: r(C² + H² + W²) weights.
 
@@ -105,7 +105,7 @@ class RecoNet(nn.Module):
         channels: C.
         size: (H, W) in cells of the grid of TGM; unused without it.
         rank: r.
-        tgm_trm, gpm: whether to have the branch of Y, of g. Without both the context is x itself: the FCN head.
+        tgm_trm, gpm: whether to have the branches of Y and of g. Without both the context is x itself: the FCN head.
         resample: see `TensorGeneration`.
 
     Shape: (B, C, H, W) -> (B, C, H, W).

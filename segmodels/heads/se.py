@@ -9,7 +9,7 @@ from segmodels.heads.context_head import ContextHead
 
 
 class SqueezeExcitation(nn.Module):
-    """x · σ(W_2 relu(W_1 z)), z being x averaged over the map: Eq. (2) to (4).
+    """x · σ(W_2 relu(W_1 z)), where z is x averaged over the map: Eq. (2) to (4).
 
     Args:
         channels: C.

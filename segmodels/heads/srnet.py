@@ -1,9 +1,9 @@
 """SRNet: channel context reasoned in a squeezed vector of node groups (Li et al., TIP 2021, arXiv:2011.03308).
 
 We follow the paper, whose cost table needs a 3x3 convolution with batch norm and ReLU on either side of the SR unit.
-Its public code reduces by a 1x1 instead, squeezes a pair of maps apart from the reconstructed one, and restores the
+Its public code reduces by a 1x1 instead, squeezes a pair of maps other than the reconstructed one, and restores the
 width by a grouped convolution with group norm: `layout="official"`. There the group norm, over the channels of one
-gate, divides the gate's size out again, but for its epsilon; what is left is whether it is zero. We do not copy that
+gate, cancels the gate's size, up to its epsilon; all that is left is whether the gate is zero. We do not copy that
 code's permutation of the channels between entering the nodes and leaving them, so its checkpoints need it undone.
 """
 
@@ -92,7 +92,7 @@ class SqueezeReasoning(nn.Module):
         nodes: K; node k owns the k-th run of d = C'/K channels.
         ratio: C/C'.
         fc_hidden: width between the two layers of "fc"; the paper does not state it.
-        layout: "paper", or "official" with a third convolution, t not being of the pair, and W_R grouped by gate.
+        layout: "paper", or "official": t is a third convolution, outside of the pair, and W_R is grouped by gate.
         ghp_sum: sum over positions as printed.
 
     Shape: (B, C, H, W) -> (B, C, H, W). Maps: `nodes` (B, K, H, W), the mean of t · reason(g) over a node's channels.
@@ -140,14 +140,14 @@ class SqueezeReasoning(nn.Module):
 
     def squeeze(self, branches: Sequence[Tensor]) -> Tensor:
         """(B, C', H, W) of each branch -> (B, C'). The pair is t and e or, in the official layout, all but t."""
-        wide = torch.promote_types(branches[0].dtype, torch.float32)  # a sum of thousands of products is too much
+        wide = torch.promote_types(branches[0].dtype, torch.float32)  # as a sum of thousands of products needs
         factor = branches[0] if len(branches) == 1 else branches[-2] * branches[-1]
         reduce = torch.sum if self.ghp_sum else torch.mean
         return reduce(factor, (2, 3), dtype=wide).to(factor.dtype)
 
 
 class Refined(nn.Module):
-    """A context module followed by a 3x3 convolution of its output, as the frame of SRNet's comparison has it.
+    """A context module followed by a 3x3 convolution of its output, as in the frame of SRNet's comparison.
 
     Shape: that of the context.
     """
@@ -181,8 +181,8 @@ def srnet_head(
         in_channels: widths of the stages; the last is read.
         num_classes: K of the logits.
         channels: C, width of both 3x3 convolutions.
-        squeeze: "gap" or "ghp"; "none", with reasoning "none" alone, leaves the two 3x3: the base row of Table III,
-            in which the unit's other keywords change nothing, so that a study may set them for all of its rows.
+        squeeze: "gap" or "ghp"; "none", only with reasoning "none", leaves the two 3x3: the base row of Table III, in
+            which the unit's other keywords change nothing, so that a study may set them for all of its rows.
         reasoning, nodes, ratio, fc_hidden, layout, ghp_sum: see `SqueezeReasoning`. Table III has "gap" and "ghp"
             with "none", "fc" and "gcn", and "ghp" with "sa"; "gap" with "sa" is allowed too.
         dropout: probability that a channel is dropped before the classifier.
@@ -217,7 +217,7 @@ def part(whole_name: str, whole: int, name: str, parts: int) -> int:
     """whole / parts.
 
     Raises:
-        ValueError: they are no positive integers, or it leaves a rest.
+        ValueError: one of them is no positive integer, or the division leaves a remainder.
     """
     if positive(whole_name, whole) % positive(name, parts):
         raise ValueError(f"{name} is {parts}; allowed: a divisor of {whole_name}, which is {whole}")

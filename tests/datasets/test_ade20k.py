@@ -1,4 +1,4 @@
-"""ADE20K in a miniature of the challenge's release."""
+"""ADE20K, on a miniature of the challenge's release."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,7 +16,7 @@ STORED = values(*range(151), size=(12, 16))
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Folder with a blank in its name: three images for training, one of them grey, and two for validation."""
+    """A folder with a blank in its name: three images for training, one of them grey, and two for validation."""
     data = tmp_path / "scene parsing" / "ADEChallengeData2016"
     for folder, name, count in (("training", "train", 3), ("validation", "val", 2)):
         for i in range(1, count + 1):
@@ -34,7 +34,7 @@ def test_published_names_and_colours() -> None:
     assert [[CLASSES[k] for k in range(150) if PALETTE[k] == c] for c in twice] == [["road", "skyscraper"]]
 
 
-def test_values_once_less_one_bit_for_bit(root: Path, tmp_path: Path) -> None:
+def test_values_become_classes_bit_for_bit(root: Path, tmp_path: Path) -> None:
     shards = through_shards(BENCHMARKS["ade20k"](root), "train", tmp_path)
     assert shards.ids == ["ADE_train_00000001", "ADE_train_00000002", "ADE_train_00000003"]
     expected = np.where(STORED == 0, 255, STORED - 1)

@@ -1,4 +1,4 @@
-"""What users hand in by mistake, or their file managers leave behind: one sentence names it and the cure."""
+"""What users give by mistake, or their file managers leave behind: the message names it and the cure."""
 
 import io
 import struct
@@ -37,7 +37,7 @@ def write_camvid(root: Path, stem: str = "0001TP") -> Path:
 
 
 def grey_png(bits: int, rows: list[list[int]]) -> bytes:
-    """A grey PNG of 1, 2, 4, 8 or 16 bits, as the standard lays it out."""
+    """A grey PNG of 1, 2, 4, 8 or 16 bits, laid out as in the standard."""
     packed = b"".join(b"\0" + _packed(row, bits) for row in rows)
     header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), bits, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(packed)), (b"IEND", b"")]
@@ -60,10 +60,10 @@ class TestSource:
             BENCHMARKS[name](given).index("train")
 
     @pytest.mark.parametrize("name", OWN)
-    def test_a_folder_of_an_archive_alone(self, tmp_path: Path, name: str) -> None:
+    def test_a_folder_that_holds_only_an_archive(self, tmp_path: Path, name: str) -> None:
         archive(tmp_path / "release.zip")
         (tmp_path / ".DS_Store").touch()
-        with pytest.raises(DataError, match=r"holds release\.zip alone\. .*unpack it: unzip"):
+        with pytest.raises(DataError, match=r"holds only release\.zip\. .*unpack it: unzip"):
             BENCHMARKS[name](tmp_path).index("train")
 
     @pytest.mark.parametrize(
@@ -80,30 +80,30 @@ class TestSource:
         with pytest.raises(DataError, match="Give the folder of the unpacked release"):
             check_folder(tmp_path / "train.txt")
 
-    def test_nothing_there_but_the_name_in_other_letters(self, tmp_path: Path) -> None:
+    def test_only_the_name_in_another_case_is_there(self, tmp_path: Path) -> None:
         (tmp_path / "CamVid").mkdir()
         with pytest.raises(DataError, match=r"no such folder\. .*CamVid is there: .* rename it to camvid"):
             check_folder(tmp_path / "camvid")
 
-    def test_junk_alone_is_an_empty_folder(self, tmp_path: Path) -> None:
+    def test_a_folder_of_only_junk_is_empty(self, tmp_path: Path) -> None:
         for name in (".DS_Store", "Thumbs.db", "._train"):
             (tmp_path / name).touch()
         with pytest.raises(DataError, match="empty"):
             check_folder(tmp_path)
 
-    def test_archives_beside_the_unpacked_folders_are_fine(self, tmp_path: Path) -> None:
+    def test_archives_next_to_the_unpacked_folders_are_fine(self, tmp_path: Path) -> None:
         archive(write_camvid(tmp_path) / "CamVid.zip")
         check_folder(tmp_path)
         assert len(BENCHMARKS["camvid"](tmp_path).index("val")) == 1
 
 
 class TestInstead:
-    def test_a_folder_in_other_letters(self, tmp_path: Path) -> None:
+    def test_a_folder_in_another_case(self, tmp_path: Path) -> None:
         (write_camvid(tmp_path) / "val").rename(tmp_path / "Val")
         with pytest.raises(DataError, match=r"/Val is there: upper and lower case count, rename it to val\."):
             BENCHMARKS["camvid"](tmp_path).index("val")
 
-    def test_a_suffix_in_other_letters(self, tmp_path: Path) -> None:
+    def test_a_suffix_in_another_case(self, tmp_path: Path) -> None:
         root = tmp_path / "VOC2012"
         for name in ("ImageSets/Segmentation", "JPEGImages"):
             (root / name).mkdir(parents=True)
@@ -132,7 +132,7 @@ class TestWhatFileManagersLeave:
         assert names_in(tmp_path) == ["a.png", "b.JPG", "notes.txt"]
         assert [path.name for path in images_in(tmp_path)] == ["a.png", "b.JPG"]
 
-    def test_readers_pass_them_over(self, tmp_path: Path) -> None:
+    def test_readers_skip_them(self, tmp_path: Path) -> None:
         camvid, own = write_camvid(tmp_path / "camvid"), write_own(tmp_path / "own", count=2)
         for path in (camvid / "val/._0001TP.png", own / "images/._000.jpg", own / "images/Thumbs.db"):
             path.write_bytes(b"\0\5\x16\7")
@@ -157,7 +157,7 @@ class TestImages:
 
     @pytest.mark.parametrize("marked", [True, False])
     def test_cmyk_keeps_its_colours(self, marked: bool) -> None:
-        """Photoshop and Pillow store the inverse; decoders take it so even where the marker is gone."""
+        """Photoshop and Pillow store the inverse; decoders assume it even where the marker is missing."""
         colours = np.array([(200, 40, 30), (20, 180, 60), (30, 60, 210), (240, 240, 230)], np.uint8)
         pixels = colours.repeat(32, 0)[None].repeat(64, 0)
         stream = io.BytesIO()

@@ -20,7 +20,7 @@ VAL = [f"0016E5_{number:05d}" for number in range(7959, 8160, 2)]
 
 
 def write_full(root: Path, colours: list[tuple[int, int, int]] | None = None) -> Path:
-    """The original layout: a frame of each sequence; each mask holds every colour (or the given ones), one a column."""
+    """Write the original layout: frames of each sequence; a mask holds all colours or the given ones, one a column."""
     for name in ("701_StillsRaw_full", "LabeledApproved_full"):
         (root / name).mkdir(parents=True)
     mask = np.array([colours or list(COLOURS.values())] * 3, np.uint8)
@@ -45,14 +45,14 @@ class TestTable:
         assert classes[CLASS_OF[(192, 0, 192)]] == "bicyclist"  # a scooter
         assert (0, 0, 0) not in CLASS_OF
 
-    def test_a_class_bears_the_colour_of_its_namesake(self) -> None:
+    def test_a_class_has_the_colour_of_its_namesake(self) -> None:
         names = {"sky": "Sky", "building": "Building", "road": "Road", "tree": "Tree", "car": "Car"}
         assert {ours: COLOURS[theirs] for ours, theirs in names.items()} == {name: NAMES[name] for name in names}
 
 
 class TestSplit:
     def test_counts_of_the_701_frames(self) -> None:
-        """The frames' numbers as released: every second at 30 a second, one stretch 15 times a second."""
+        """The frames' numbers as released: one a second of 30, and in one part 15 a second."""
         tp = [f"0001TP_{number:06d}" for number in range(6690, 10381, 30)]
         assert Counter(map(segnet_split, tp)) == {"train": 62, "test": 62}
         assert {segnet_split(frame) for frame in VAL} == {"val"}
@@ -136,7 +136,7 @@ class TestMasks:
         np.testing.assert_array_equal(benchmark.read(item).mask, [[0, 255, 255]] * 3)
 
     def test_the_small_release_is_told_apart(self, tmp_path: Path) -> None:
-        """An index mask where colours belong, and the other way round."""
+        """An index mask is refused where colours are expected, and the other way round."""
         benchmark = camvid_full(write_full(tmp_path))
         item = benchmark.index("val")[0]
         cv2.imwrite(str(item.label), np.zeros((3, 32), np.uint8))

@@ -1,4 +1,4 @@
-"""Cityscapes in a miniature of its release: two cities for training, one for validation, one for the test server."""
+"""Cityscapes, on a miniature of its release: two cities for training, one for validation, one for the test server."""
 
 from pathlib import Path
 

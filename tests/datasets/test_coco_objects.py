@@ -108,7 +108,7 @@ class TestInstances:
             np.testing.assert_array_equal(found, shape)
 
     @pytest.mark.parametrize("counts", [[3, 5], "0", "5K"])
-    def test_cut_run_lengths_are_told(self, tmp_path: Path, counts: object) -> None:
+    def test_cut_run_lengths_are_named(self, tmp_path: Path, counts: object) -> None:
         notes = [{"category_id": 3, "iscrowd": 1, "segmentation": {"size": [12, 16], "counts": counts}}]
         benchmark = coco_instances(write_instances(write_images(tmp_path), notes))
         with pytest.raises(DataError, match=r"run lengths cover .* pixels, its image has 12x16"):
@@ -120,7 +120,7 @@ class TestInstances:
         assert sample.segments == ()
         assert not sample.mask.any()
 
-    def test_the_mask_is_of_the_images_size(self, tmp_path: Path) -> None:
+    def test_the_mask_must_have_the_images_size(self, tmp_path: Path) -> None:
         write_instances(write_images(tmp_path), [], images=[IMAGE | {"height": 13}])
         benchmark = coco_instances(tmp_path)
         with pytest.raises(DataError, match="both must be of one size"):
@@ -143,7 +143,7 @@ class TestInstances:
 
 class TestAnotherSplitsFile:
     @pytest.mark.parametrize("reader", [coco_voc, coco_instances])
-    def test_told_by_cocos_own_address(self, tmp_path: Path, reader: Any) -> None:
+    def test_cocos_own_address_shows_it(self, tmp_path: Path, reader: Any) -> None:
         url = "http://images.cocodataset.org/val2017/000000000009.jpg"
         write_instances(write_images(tmp_path), [], images=[IMAGE | {"coco_url": url}])
         with pytest.raises(
@@ -152,7 +152,7 @@ class TestAnotherSplitsFile:
             reader(tmp_path).index("train")
 
     @pytest.mark.parametrize("reader", [coco_voc, coco_instances])
-    def test_told_by_the_other_folder(self, tmp_path: Path, reader: Any) -> None:
+    def test_the_other_folder_shows_it(self, tmp_path: Path, reader: Any) -> None:
         write_instances(write_images(tmp_path, ("val",)), [])
         (tmp_path / "train2017").mkdir()
         with pytest.raises(DataError, match="the annotations of another split under this name"):
@@ -170,7 +170,7 @@ IDS = {"person": 7 + 3 * 256 + 5 * 65536, "crowd": 300, "rug": 65536 * 200, "abs
 class TestPanoptic:
     def write(self, root: Path, *, place: str = "annotations", drawn: dict[str, np.ndarray] | None = None,
               noted: tuple[str, ...] = ("person", "crowd", "rug"), **changes: Any) -> Path:  # fmt: skip
-        """One image whose PNG shows the drawn segments, and whose JSON names the noted ones."""
+        """Write one image; its PNG shows the drawn segments, its JSON names the noted ones."""
         write_images(root)
         shapes = drawn or {
             "person": rectangle(0, 0, 6, 6), "crowd": rectangle(0, 6, 6, 16), "rug": rectangle(6, 0, 12, 12)

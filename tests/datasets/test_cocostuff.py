@@ -1,4 +1,4 @@
-"""COCO-Stuff in miniatures of its two releases: .mat files of 10K, PNGs of 164K."""
+"""COCO-Stuff, on miniatures of its two releases: .mat files of 10K, PNGs of 164K."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class TestLabels:
         assert len(CLASSES) == len(set(CLASSES)) == len(IDS) == len(set(PALETTE)) == 171
         assert sorted(set(range(1, 183)) - set(IDS)) == [12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91]
 
-    def test_names_stand_at_their_ids(self) -> None:
+    def test_names_have_their_ids(self) -> None:
         named = dict(zip(IDS, CLASSES, strict=True))
         known = {
             1: "person", 11: "fire hydrant", 13: "stop sign", 27: "backpack", 44: "bottle", 67: "dining table",

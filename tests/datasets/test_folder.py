@@ -118,7 +118,7 @@ COLOURS = {"colours": {"road": [128, 64, 128], "car": [[0, 0, 142], [0, 0, 70]]}
 
 class TestColours:
     def write(self, root: Path, mask: np.ndarray, **settings: object) -> Path:
-        """One image and its mask of RGB colours."""
+        """Write one image and its mask of RGB colours."""
         for kind in ("images", "masks"):
             (root / kind).mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(root / "images/a b.jpg"), np.zeros_like(mask))
@@ -171,8 +171,8 @@ class TestColours:
             ({"colours": {"road": [1, 2]}}, "road is"),
             ({"colours": {"road": []}}, "road is"),
             ({"ignore": [0]}, "ignore is"),
-            ({"ignore": [[0, 0, 142]]}, r"\[0, 0, 142\] stands for two classes"),
-            ({"classes": ["road", "sky"]}, "'car' stands in only one of classes and colours"),
+            ({"ignore": [[0, 0, 142]]}, r"\[0, 0, 142\] has two meanings"),
+            ({"classes": ["road", "sky"]}, "'car' is in only one of classes and colours"),
             ({"palette": [[0, 0, 0]]}, "expected are 2 colours"),
         ],
     )
@@ -183,7 +183,7 @@ class TestColours:
 
 class TestPairs:
     def write(self, root: Path, *lines: str) -> Path:
-        """Three images with masks in folders of their own, and the given `pairs.csv`."""
+        """Write three images with masks in folders of other names, and the given `pairs.csv`."""
         write_own(root, count=3)
         (root / "images").rename(root / "my photos")
         (root / "masks").rename(root / "drawn")
@@ -231,7 +231,7 @@ class TestPairs:
         with pytest.raises(DataError, match=match):
             folder(tmp_path).index("train")
 
-    def test_lists_beside_it(self, tmp_path: Path) -> None:
+    def test_lists_next_to_it(self, tmp_path: Path) -> None:
         self.write(tmp_path, "image,mask", "my photos/000.jpg,drawn/000.png")
         (tmp_path / "val.txt").write_text("000\n")
         with pytest.raises(DataError, match=r"pairs\.csv and val\.txt both name rows"):

@@ -1,4 +1,4 @@
-"""Look Into Person on a miniature of its release."""
+"""Look Into Person, on a miniature of its release."""
 
 import pickle
 from pathlib import Path
@@ -16,7 +16,7 @@ LABELS = np.arange(20, dtype=np.uint8).reshape(4, 5)
 
 
 def write_lip(root: Path, deep: bool) -> Path:
-    """The original layout; `deep` as its archives unpack, each into a folder of its own name."""
+    """Write the original layout; where `deep`, as unpacked archives give it, each in a folder of its own name."""
     for split, ids in IDS.items():
         name = "Testing_images" if split == "test" else "TrainVal_images"
         images, masks = root / name, root / "TrainVal_parsing_annotations"

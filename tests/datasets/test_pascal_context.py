@@ -1,4 +1,4 @@
-"""PASCAL-Context in miniatures of its two releases: run lengths in JSON, and .mat files of 459 labels."""
+"""PASCAL-Context, on miniatures of its two releases: run lengths in JSON, and .mat files of 459 labels."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from datasets.readers.pascal_context import LABELS, pascal_context59, pascal_con
 from datasets.readers.tables import pixels_covered
 from datasets.sample import DataError
 
-# The public codes' list of labels, 0 for the background.
+# The labels in public code, 0 for the background.
 MAPPING = sorted([
     0, 2, 259, 260, 415, 324, 9, 258, 144, 18, 19, 22, 23, 397, 25, 284, 158, 159, 416, 33, 162, 420, 454, 295, 296,
     427, 44, 45, 46, 308, 59, 440, 445, 31, 232, 65, 354, 424, 68, 326, 72, 458, 34, 207, 80, 355, 85, 347, 220, 349,
@@ -26,13 +26,13 @@ ALL = values(*range(460), dtype=np.uint16, size=(20, 30))
 
 
 def by_public_code(labels: np.ndarray) -> np.ndarray:
-    """The 60 classes of a map in which every label is one of the 60."""
+    """The classes of a map whose labels are all among the 60, as public code computes them."""
     return np.digitize(labels.ravel(), MAPPING, right=True).reshape(labels.shape)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """VOC 2010's devkit with a test image that has no labels, no masks yet."""
+    """VOC 2010's devkit without masks yet; one of its images, of test, has no labels."""
     root = tmp_path / "pascal context"
     voc = root / "VOCdevkit/VOC2010"
     for stem in [*STEMS["train"], *STEMS["val"], "2008_000001"]:
@@ -61,7 +61,7 @@ def run_lengths(mask: np.ndarray, plain: bool = False) -> dict[str, Any]:
 
 
 def write_merged(path: Path, notes: list[dict[str, Any]], **changes: Any) -> None:
-    """The file of PASCAL in Detail: test images among the others, in no order."""
+    """Write the file of PASCAL in Detail: test images are among the others, in no order."""
     phases = {"2010_000197": "train", "2008_000001": "test", "2008_000003": "val", "2008_000002": "train"}
     images = [
         {"file_name": f"{stem}.jpg", "image_id": int(stem.replace("_", "")), "phase": phase, "height": SIZE[0],
@@ -85,7 +85,7 @@ NOTES = [
 
 
 class TestClasses:
-    def test_the_59_of_the_public_codes_in_their_order(self) -> None:
+    def test_the_59_labels_of_public_code_in_their_order(self) -> None:
         assert [0, *LABELS] == MAPPING
         assert len(set(LABELS.values())) == 59
         assert list(LABELS.values()) == sorted(LABELS.values())
@@ -93,7 +93,7 @@ class TestClasses:
             "aeroplane", "curtain", "person", "pottedplant", "tvmonitor", "wood"
         ]  # fmt: skip
 
-    def test_background_stands_first_or_is_ignored(self, root: Path) -> None:
+    def test_background_is_first_or_ignored(self, root: Path) -> None:
         small, large = pascal_context59(root), pascal_context60(root)
         assert large.classes == ("background", *small.classes)
         assert large.palette == ((0, 0, 0), *small.palette)

@@ -1,4 +1,4 @@
-"""The benchmarks' readers on miniatures in the original layouts."""
+"""The benchmarks' readers, on miniatures in the original layouts."""
 
 import io
 import json
@@ -62,7 +62,7 @@ class TestImages:
         np.testing.assert_array_equal(back, mask[:, ::-1])
         assert (back.dtype, back.shape) == (np.uint8, size)
 
-    def test_a_damaged_mask_is_told(self) -> None:
+    def test_a_damaged_mask_is_an_error(self) -> None:
         data = encode_mask(np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 48))
         for place in range(len(data)):
             with pytest.raises(DataError, match="damaged mask"):
@@ -143,7 +143,7 @@ class TestVoc:
 
 
 class TestAug:
-    """The 10,582 formula, with SBD's release written in miniature."""
+    """The formula of the 10,582 rows, on a miniature of SBD's release."""
 
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
@@ -171,12 +171,12 @@ class TestAug:
         assert [item.id for item in items] == ["a", "b", "e", "f"]  # (ab + bce + df) - cd
         assert [int(aug.read(item).mask[0, 0]) for item in items] == [7, 7, 9, 9]
 
-    def test_sbd_stands_in_where_voc_has_no_mask(self, root: Path) -> None:
+    def test_sbd_gives_the_mask_where_voc_has_none(self, root: Path) -> None:
         (root / "VOCdevkit/VOC2012/SegmentationClass/b.png").unlink()
         items = voc12_aug(root).index("train")
         assert [str(item.label)[-3:] for item in items] == ["png", "mat", "mat", "mat"]
 
-    def test_sbd_beside_the_source(self, root: Path) -> None:
+    def test_sbd_next_to_the_source(self, root: Path) -> None:
         assert len(voc12_aug(root / "VOCdevkit").index("train")) == 4
 
     def test_missing_sbd_file(self, root: Path) -> None:
@@ -198,7 +198,7 @@ class TestAug:
 
 
 def write_coco(root: Path, notes: list[dict], size: tuple[int, int] = (60, 80)) -> Path:
-    """One COCO image with the given annotations."""
+    """Write one COCO image with the given annotations."""
     (root / "annotations").mkdir(parents=True)
     (root / "train2017").mkdir()
     cv2.imwrite(str(root / "train2017/000000000007.jpg"), np.zeros((*size, 3), np.uint8))
@@ -223,7 +223,7 @@ def polygon(top: int, left: int, bottom: int, right: int) -> list[list[float]]:
 class TestCoco:
     PERSON, DOG, CUP = CATEGORIES["person"], CATEGORIES["dog"], CATEGORIES["cup"]
 
-    def test_small_over_large_crowd_below_all(self, tmp_path: Path) -> None:
+    def test_small_over_large_and_crowds_below_all(self, tmp_path: Path) -> None:
         crowd = rectangle(0, 0, 60, 40)
         notes = [
             {"category_id": self.DOG, "segmentation": polygon(15, 15, 25, 25)},  # small, and listed first
@@ -246,7 +246,7 @@ class TestCoco:
 
     @pytest.mark.parametrize(("rows", "kept"), [(25, 1), (24, 0)])
     def test_a_thousand_labelled_pixels(self, tmp_path: Path, rows: int, kept: int) -> None:
-        """40 columns: 25 rows are 1,000 pixels. Overlaps count once; crowds and other categories not at all."""
+        """40 columns: 25 rows are 1,000 pixels. Overlaps count once; crowds and other categories do not count."""
         notes = [
             {"category_id": self.PERSON, "segmentation": polygon(0, 0, rows, 40)},
             {"category_id": self.DOG, "segmentation": polygon(0, 0, 10, 10)},

@@ -21,12 +21,13 @@ from conftest import write_own
 from datasets import facts
 from datasets.balance import UNSEEN, enet, median_frequency
 from datasets.facts import REACHES, boundary_pixels, histogram
+from datasets.manifest import Manifest, read_manifest, write_manifest
 from datasets.readers.folder import folder
 from datasets.readers.voc import voc12
 from datasets.sample import Benchmark, DataError, Item, Sample, Segment, decode_image
-from datasets.shards import Manifest, Shards, plan_files, read_manifest, verify, write_manifest, write_part
+from datasets.shards import Shards, verify
 from datasets.storage import locate
-from datasets.writer import part_steps
+from datasets.writer import part_steps, plan_files, write_part
 
 ROOT = Path(__file__).parents[2]
 
@@ -194,14 +195,14 @@ def test_row_groups_end_at_rows_or_bytes(own: Benchmark, tmp_path: Path, monkeyp
     assert groups("bytes") == [1] * 10
 
 
-def test_a_file_under_way_tells_how_far_it_is(own: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_reports_its_progress(own: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.writer.TELL_S", 0.0)
     *told, record = part_steps(str(tmp_path), 0, own.index("train"), own, "train")
     assert [step["rows"] for step in told] == list(range(1, 11))
     assert 0 < told[0]["bytes"] < told[-1]["bytes"] < record["bytes"]
 
 
-def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_one_message_names_several_faults(tmp_path: Path) -> None:
     root = write_own(tmp_path / "own", count=14)
     for i in (3, 5, 8):
         (root / f"images/{i:03d}.jpg").write_bytes(b"no picture")
@@ -267,7 +268,7 @@ def test_a_damaged_finished_part_is_written_again(own: Benchmark, uri: str) -> N
 
 
 def flip(path: Path) -> None:
-    """Change one byte amid the first image."""
+    """Change one byte in the first image."""
     data = bytearray(path.read_bytes())
     data[600] ^= 255
     path.write_bytes(data)
@@ -290,7 +291,7 @@ def test_error_in_mid_write_leaves_nothing(own: Benchmark, tmp_path: Path) -> No
 
 
 class UnpicklableFree:
-    """A reader that pickles as a constant."""
+    """A reader whose pickle is a constant."""
 
     def __init__(self, read: object) -> None:
         self.read = read
@@ -349,7 +350,7 @@ def test_kill_in_mid_write_then_rerun(tmp_path: Path) -> None:
     assert verify(uri) == []
 
 
-def test_stale_parts_go_other_files_stay(own: Benchmark, uri: str) -> None:
+def test_stale_parts_go_and_other_files_stay(own: Benchmark, uri: str) -> None:
     for name in ("part-00099.parquet", "notes.parquet"):
         (Path(uri) / name).write_bytes(b"old")
     prepare(own, uri)
@@ -367,7 +368,7 @@ def test_corrupt_byte(uri: str, tmp_path: Path) -> None:
 
 
 def replace_part(uri: str, table: pa.Table) -> None:
-    """Put a table in the place of the first file, its checksum in the manifest."""
+    """Put a table in place of the first file, and the checksum of the new file in the manifest."""
     part, path = parts(uri)[0], Path(uri) / "manifest.json"
     pq.write_table(table, part)
     content = json.loads(path.read_text())
@@ -376,7 +377,7 @@ def replace_part(uri: str, table: pa.Table) -> None:
 
 
 def code_columns(kind: pa.DataType, table: pa.Table) -> list[pa.Table]:
-    """The table with values of an extension type in the image's place, and deep in the segments'."""
+    """The table with values of an extension type as images, and deep in the segments."""
     image = pa.ExtensionArray.from_storage(kind, table["image"].combine_chunks())
     deep = pa.ListArray.from_arrays(pa.array(range(len(table) + 1), pa.int32()), image)
     return [table.set_column(1, "image", image), table.set_column(7, "segments", deep)]
@@ -384,7 +385,7 @@ def code_columns(kind: pa.DataType, table: pa.Table) -> list[pa.Table]:
 
 @pytest.mark.parametrize("place", [0, 1], ids=["image", "segments"])
 def test_loading_a_shard_executes_no_code(own: Benchmark, uri: str, tmp_path: Path, place: int) -> None:
-    """Extension types are read by whoever registered them; Ray's holds pickles. Here one that notes that it was."""
+    """Whoever registered an extension type reads it, and Ray's holds pickles; this one notes that it was read."""
     ran = []
 
     class Code(pa.ExtensionType):
@@ -408,7 +409,7 @@ def test_loading_a_shard_executes_no_code(own: Benchmark, uri: str, tmp_path: Pa
             with pytest.raises(DataError, match="of an extension type, which could run code"):
                 look()
         assert "extension type" in verify(uri)[0]
-        prepare(own, uri)  # makes it anew
+        prepare(own, uri)  # writes it again
         assert verify(uri) == []
         assert not ran
     finally:
@@ -424,7 +425,7 @@ def test_a_column_of_another_type_is_named(uri: str, tmp_path: Path) -> None:
 
 
 def test_verify_finds_a_wrong_row_under_right_file_sums(own: Benchmark, uri: str, tmp_path: Path) -> None:
-    """A writer's fault: the file's checksum holds, the row's facts do not."""
+    """A writer's fault: the file's checksum is right, the row's facts are not."""
     table = pq.read_table(parts(uri)[0])
     sums, counts = table["sha256"].to_pylist(), table["histogram"].to_pylist()
     sums[0], counts[1][0] = "0" * 64, counts[1][0] + 1
@@ -437,7 +438,7 @@ def test_verify_finds_a_wrong_row_under_right_file_sums(own: Benchmark, uri: str
 
 
 def test_verify_finds_swapped_masks_and_swapped_rows(uri: str) -> None:
-    """Each file and each row is as its own checksum says, but not as the manifest's hash."""
+    """Each file and each row fits its own checksum, but not the manifest's hash."""
     table = pq.read_table(parts(uri)[0])
 
     def put(changed: pa.Table) -> list[str]:
@@ -523,8 +524,6 @@ def test_split_without_labels(tmp_path: Path) -> None:
 STAGING = """
 import sys, time
 from datasets.shards import Shards
-from datasets.storage import locate
-from datasets.writer import part_steps
 while time.time() < float(sys.argv[3]):
     pass
 shards = Shards(sys.argv[1], sys.argv[2])
@@ -563,7 +562,7 @@ def test_uris() -> None:
         locate("ftp://host/a")
 
 
-def test_pixels_are_counted_exactly_however_a_mask_lies_in_memory(monkeypatch):
+def test_pixels_are_counted_exactly_whatever_the_layout_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.random.default_rng(0).choice([0, 1, 2, 4, 255], (33, 47), p=[0.6, 0.1, 0.1, 0.1, 0.1]).astype(np.uint8)
     wanted = [int((mask == value).sum()) for value in (*range(5), 255)]
     read_only = mask[:]

@@ -1,4 +1,4 @@
-"""SIFT Flow on a miniature of its release, with MATLAB files that scipy wrote."""
+"""SIFT Flow, on a miniature of its release, with MATLAB files that SciPy wrote."""
 
 import pickle
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_unlabelled_is_ignored_and_values_count_from_one(root: Path) -> None:
     np.testing.assert_array_equal(mask.reshape(-1), [255, *range(33)])
 
 
-def test_a_files_own_order_of_names_counts(root: Path) -> None:
+def test_the_files_own_order_of_names_counts(root: Path) -> None:
     benchmark = siftflow(root)
     item = benchmark.index("test")[0]
     write_scene(Path(str(item.label)), np.full((2, 17), 2, np.uint8), ("sky", "cow"))

@@ -10,7 +10,8 @@ import pytest
 
 from datasets.augment import ScaledWindow, pipeline_of
 from datasets.sample import DataError
-from datasets.transforms import TrainView, Window, epoch_order, sample_seed
+from datasets.transforms import TrainView, epoch_order, sample_seed
+from datasets.window import Window
 
 VIEW = TrainView((64, 72), (0.5, 2.0))
 
@@ -43,7 +44,7 @@ def test_seeds_differ_by_seed_epoch_and_id() -> None:
     assert sample_seed(0, 0, "2007_000032") == 11_867_209_922_593_784_077  # else raise VIEWS
 
 
-def test_windows_lie_at_every_place_and_no_other() -> None:
+def test_windows_are_at_every_place_and_no_other() -> None:
     window, generator = Window((10, 10), (1, 1), (0, 0, 0)), random.Random(0)
     corners = {window.draw(generator, (12, 13))[0][:2] for _ in range(400)}
     assert corners == {(top, left) for top in range(3) for left in range(4)}
@@ -80,9 +81,9 @@ def test_window_agrees_with_the_whole_image_resized(pair: tuple[np.ndarray, np.n
     size = round(120 * s), round(150 * s)
     whole = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     whole_mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    below, beside = max(0, 64 - size[0]), max(0, 72 - size[1])
-    whole = cv2.copyMakeBorder(whole, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=(9, 9, 9))
-    whole_mask = cv2.copyMakeBorder(whole_mask, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=255)
+    below, right = max(0, 64 - size[0]), max(0, 72 - size[1])
+    whole = cv2.copyMakeBorder(whole, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(9, 9, 9))
+    whole_mask = cv2.copyMakeBorder(whole_mask, 0, below, 0, right, cv2.BORDER_CONSTANT, value=255)
     window = ScaledWindow((64, 72), (s, s), (9, 9, 9))
     for seed in range(6):
         window.set_random_seed(seed)
@@ -91,7 +92,7 @@ def test_window_agrees_with_the_whole_image_resized(pair: tuple[np.ndarray, np.n
             window.params["window"][:2], whole.shape, (64, 72), strict=False
         ))  # fmt: skip
         expected = whole[top : top + 64, left : left + 72]
-        # the window's corner and its size are each rounded to source pixels: less than a pixel's slope in all
+        # the window's corner and its size are each rounded to source pixels: together less than one pixel's slope
         slope = sum(np.abs(np.diff(expected.astype(int), axis=axis)).mean() for axis in (0, 1))
         assert np.abs(got["image"].astype(int) - expected).mean() < slope + 0.5
         assert (got["mask"] == whole_mask[top : top + 64, left : left + 72]).mean() > 0.96
@@ -106,9 +107,9 @@ def test_padding_is_fill_and_255(pair: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("change", [{}, {"flip": 0}, {"flip": 1}, {"crop": (200, 220)}, {"scale": (1, 1)}])
-def test_the_common_view_draws_and_cuts_as_compose_does(pair: tuple[np.ndarray, np.ndarray], change: dict) -> None:
+def test_the_common_view_draws_and_cuts_like_compose(pair: tuple[np.ndarray, np.ndarray], change: dict) -> None:
     view = TrainView(**({"crop": (64, 72), "scale": (0.5, 2.0)} | change))
-    pipeline = pipeline_of(view, 0)
+    pipeline = pipeline_of(0, Window(view.crop, view.scale, view.fill), flip=view.flip)
     for seed in range(40):
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         expected = pipeline(image=pair[0], mask=pair[1])
@@ -127,7 +128,7 @@ def test_compose_controls_the_window(pair: tuple[np.ndarray, np.ndarray]) -> Non
 
 
 def test_flips_do_not_follow_the_scale() -> None:
-    """A column number per pixel: its slope tells the flip, its step the scale."""
+    """Each pixel is its column's number: the sign of the slope shows the flip, its size the scale."""
     columns = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (200, 200, 3)).copy()
     view = TrainView((64, 64), (0.5, 2.0))
     slopes = []
@@ -172,7 +173,7 @@ def test_colours_change_and_masks_do_not(pair: tuple[np.ndarray, np.ndarray]) ->
         assert (image != plain[0]).any()
         np.testing.assert_array_equal(mask, plain[1])
     grey = [image @ np.array([0.299, 0.587, 0.114]) for image in (made[0][0], plain[0])]
-    assert np.abs(grey[0] - grey[1]).mean() < 4  # saturation alone leaves the brightness
+    assert np.abs(grey[0] - grey[1]).mean() < 4  # saturation does not change the brightness
 
 
 def test_a_view_is_written_where_it_is_wanted(pair: tuple[np.ndarray, np.ndarray]) -> None:

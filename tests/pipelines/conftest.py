@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segmodels import segmentor
+from segmodels import backbone, segmentor
 
 
 class Shapes(nn.Module):
@@ -48,7 +48,7 @@ def hollow(monkeypatch):
 
     On the meta device those three are decomposed into thousands of small operations: a second for each model.
     """
-    build = segmentor.build_backbone
+    build = backbone.build_backbone
     monkeypatch.setattr(
         segmentor, "build_backbone", lambda name, output_stride=8, **options: shapes(build, name, output_stride)
     )

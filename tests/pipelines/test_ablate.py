@@ -12,8 +12,8 @@ import psutil
 import pytest
 import yaml
 
-from pipelines.door import ROOT
-from pipelines.record import read_record
+from pipelines.base.door import ROOT
+from pipelines.runs.record import read_record
 
 pytestmark = pytest.mark.ray
 STEPS = 40

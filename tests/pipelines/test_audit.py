@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import yaml
 
-from datasets.manifest import write_manifest
+from datasets.manifest import read_manifest, write_manifest
 from datasets.readers.voc import voc12
 from datasets.sample import Segment, decode_image, decode_mask
-from datasets.shards import Shards, read_manifest, write_part
+from datasets.shards import Shards
+from datasets.writer import write_part
 from pipelines import audit
-from pipelines.door import run
-from pipelines.figures import blend, colour
+from pipelines.base.door import run
+from pipelines.base.pictures import blend, colour
 
 
 @pytest.fixture

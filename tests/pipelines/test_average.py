@@ -2,10 +2,11 @@
 
 import torch
 
-from pipelines import checkpoint
-from pipelines.recipe import load_recipe
-from pipelines.record import read_record
-from pipelines.stages import run_recipe
+from pipelines.driver.run import run_recipe
+from pipelines.recipes.reading import load_recipe
+from pipelines.runs import checkpoint
+from pipelines.runs.folder import step_name
+from pipelines.runs.record import read_record
 
 OPTIM = {"lr": 0.05, "head_lr_scale": 1, "ema": 0.6}
 STAGES = [
@@ -18,7 +19,7 @@ def test_the_average_is_what_hand_arithmetic_gives_is_handed_on_and_survives_a_r
     page = recipe_file(optim=OPTIM, stages=STAGES, checkpoint_minutes=0.0, keep_last=9)
     run_recipe(recipe := load_recipe(page))
     folder = tmp_path / "out/runs/tiny/first"
-    kept = [checkpoint.load(checkpoint.step_file(folder / "checkpoints", step)) for step in (1, 2, 3, 4)]
+    kept = [checkpoint.load(folder / "checkpoints" / step_name(step)) for step in (1, 2, 3, 4)]
     name = "backbone.trunk.conv1.0.weight"
     average = kept[0]["trained"][name]  # the first step's weights begin it
     for content, decay in zip(kept[1:], [1 - 2 ** (-2 / 3), 1 - 3 ** (-2 / 3), 0.6], strict=True):
@@ -34,6 +35,6 @@ def test_the_average_is_what_hand_arithmetic_gives_is_handed_on_and_survives_a_r
     for path in (*sorted((folder / "checkpoints").glob("*.pt"))[-2:], folder / "done.json", folder / "outcome.json"):
         path.unlink()
     run_recipe(recipe)
-    again = checkpoint.load(checkpoint.step_file(folder / "checkpoints", 4))
+    again = checkpoint.load(folder / "checkpoints" / step_name(4))
     for part in ("model", "trained"):
         assert all(torch.equal(kept[3][part][key], again[part][key]) for key in again[part])

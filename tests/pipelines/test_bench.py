@@ -9,15 +9,15 @@ import sys
 
 import pytest
 
-from pipelines.bench.__main__ import COMMANDS, build_parser, main
-from pipelines.bench.drain import merge, steady
-from pipelines.bench.feed import plan_of, recipe_of
-from pipelines.bench.report import Report, goal, interleave, ratios, spread, table, write_json
-from pipelines.bench.spans import account
-from pipelines.bench.step import amortised
-from pipelines.cluster import Sizes
-from pipelines.door import run
-from pipelines.plan import Plan
+from pipelines.base.door import run
+from pipelines.bench import COMMANDS, build_parser, main
+from pipelines.cluster.sizes import Sizes
+from pipelines.feed.plan import SamplePlan
+from pipelines.speed.drain import merge, steady
+from pipelines.speed.feed import plan_of, recipe_of
+from pipelines.speed.report import Report, goal, interleave, ratios, spread, table, write_json
+from pipelines.speed.spans import account
+from pipelines.speed.step import amortised
 
 
 def test_ratios_are_of_neighbours_in_time():
@@ -69,8 +69,10 @@ def test_json_holds_header_table_and_every_value(tmp_path):
 
 def test_feed_rates_are_of_whole_tasks_in_the_second_half(monkeypatch):
     for rows in ("LONE_ROWS", "TASK_ROWS"):
-        monkeypatch.setattr(f"pipelines.feed.{rows}", 96)
-    plan = Plan("unused", rows=512, view=None, seed=0, batch=16, steps=100, world=2)  # 12 steps of 8 images a task
+        monkeypatch.setattr(f"pipelines.feed.batches.{rows}", 96)
+    plan = SamplePlan(
+        "unused", rows=512, view=None, seed=0, batch=16, steps=100, world=2
+    )  # 12 steps of 8 images a task
     assert steady(plan, tasks=1) == (60, 96)
     assert steady(plan, tasks=2) == (72, 96)
 
@@ -93,8 +95,8 @@ def test_feed_takes_as_few_epochs_as_give_a_rate(tasks, turn, shards):
 
 def test_feed_rates_wait_for_the_slowest_worker(monkeypatch):
     for rows in ("BLOCK_ROWS", "LONE_ROWS"):
-        monkeypatch.setattr(f"pipelines.feed.{rows}", 2)  # a task a step
-    plan = Plan("unused", rows=8, view=None, seed=0, batch=4, steps=4, world=2)  # two steps an epoch
+        monkeypatch.setattr(f"pipelines.feed.batches.{rows}", 2)  # a task a step
+    plan = SamplePlan("unused", rows=8, view=None, seed=0, batch=4, steps=4, world=2)  # two steps an epoch
     parts = [
         {"kind": "ray", "asked": [0.0, 3.0, 3.5, 5.0], "came": [3.0, 3.5, 4.5, 5.1]},
         {"kind": "ray", "asked": [0.0, 2.0, 3.6, 4.0], "came": [2.0, 3.6, 4.0, 5.5]},
@@ -120,7 +122,7 @@ def chain(tmp_path):
     put(tmp_path / "sample/release/sample.json", "", 1014)
     for name in ("coco_voc/train", "coco_voc/val", "voc12_aug/train", "voc12/train", "voc12/val", "voc12/trainval"):
         put(shards / name / "manifest.json", "", 1020)
-    put(run / "recipe.yaml", "batch: 8", 1021)
+    put(run / "recipe.yaml", "{batch: 8, stages: [{name: first, train: x, steps: 1}]}", 1021)
     (run / "ray" / "fit-1022000000000").mkdir(parents=True)
     lines = [
         {"kind": "note", "step": 0, "time": 1030_000},
@@ -225,7 +227,7 @@ def test_numbered_pictures_differ_in_bytes_and_not_in_pixels():
     from PIL import Image
 
     from datasets.sample import decode_image
-    from pipelines.bench.prepare import FORMS, numbered
+    from pipelines.speed.prepare import FORMS, numbered
 
     picture = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
     for ending, options in FORMS.values():
@@ -255,7 +257,7 @@ def test_prepare_at_its_smallest(ray_session, tmp_path, capsys):
 
 
 def test_seconds_of_a_process_that_ended_are_not_taken_off_the_others():
-    from pipelines.bench.processes import processor_seconds, processor_seconds_since
+    from pipelines.speed.processes import processor_seconds, processor_seconds_since
 
     busy = "import time\nwhile time.process_time() < 0.3: pass\nprint(1, flush=True)\ninput()"
     with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -6,12 +6,12 @@ import dataclasses
 import pytest
 import torch
 
-from pipelines.bench import heads
-from pipelines.bench.memory import LiveStorages, peak_bytes
-from pipelines.bench.rounds import Disagreement, agreement, in_turns
-from pipelines.bench.unit_case import Case, drawn_peaks
-from pipelines.bench.units import UNITS
-from pipelines.recipe import RecipeError
+from pipelines.base.errors import InputError
+from pipelines.speed import heads
+from pipelines.speed.memory import LiveStorages, peak_bytes
+from pipelines.speed.rounds import Disagreement, agreement, in_turns
+from pipelines.speed.unit_case import Case, drawn_peaks
+from pipelines.speed.units import UNITS
 
 SHAPE = (2, 32, (16, 16))
 
@@ -135,5 +135,5 @@ def test_turns_go_both_ways_after_one_that_is_not_counted():
     ],
 )
 def test_bad_words_are_refused(words, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(InputError, match=message):
         options(*words)

@@ -1,22 +1,25 @@
 """Checkpoints are whole or absent, run no code, and fall back to the one before."""
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import resource
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from datasets.catalog import BENCHMARKS
-from datasets.shards import write_part
 from datasets.transforms import VIEWS
-from pipelines import checkpoint
-from pipelines.door import users_message
-from pipelines.loop import resume, start_weights
-from pipelines.recipe import RecipeError, load_recipe
-from pipelines.stages import run_recipe
+from datasets.writer import write_part
+from pipelines.base.errors import InputError, users_message
+from pipelines.cluster.sizes import Sizes
+from pipelines.driver.run import run_recipe
+from pipelines.recipes.reading import load_recipe
+from pipelines.runs import checkpoint
+from pipelines.runs.folder import step_name
+from pipelines.training.job import Job
+from pipelines.training.learner import make_learner, start_weights
 from segmodels.segmentor import build_segmentor, classifier_keys
 
 
@@ -90,12 +93,12 @@ def test_a_full_disk_in_mid_training_ends_in_one_message_and_is_resumed(recipe_f
             original(path, content)
 
     monkeypatch.setattr(checkpoint, "save", save)
-    with pytest.raises(RecipeError, match="make room, and the same command goes on"):
+    with pytest.raises(InputError, match="make room, and the same command goes on"):
         run_recipe(load_recipe(page))
     folder = tmp_path / "out/runs/tiny/first/checkpoints"
     assert sorted(p.name for p in folder.iterdir()) == ["step-00000001.pt", "step-00000002.pt"]
     monkeypatch.setattr(checkpoint, "save", original)
-    assert run_recipe(load_recipe(page))[0]["steps"] == 5
+    assert run_recipe(load_recipe(page))[0].steps == 5
 
 
 def test_a_full_disk_in_mid_shard_leaves_the_finished_ones(release, tmp_path, small_disk):
@@ -117,8 +120,8 @@ def test_a_full_disk_in_a_ray_task_is_known_from_its_text():
 
 def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
     for step in (1, 2):
-        checkpoint.save(checkpoint.step_file(tmp_path, step), {"n": step, "t": torch.zeros(100)})
-    last = checkpoint.step_file(tmp_path, 2)
+        checkpoint.save(tmp_path / step_name(step), {"n": step, "t": torch.zeros(100)})
+    last = tmp_path / step_name(2)
     last.write_bytes(last.read_bytes()[:-40])
     assert checkpoint.newest(tmp_path)["n"] == 1
     assert "falling back" in caplog.text
@@ -132,20 +135,20 @@ def test_loading_runs_no_code(tmp_path):
     torch.save({"format": 1, "x": Evil()}, tmp_path / "evil.pt")
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Evil()))
     for name in ("evil.pt", "pickle.pt"):
-        with pytest.raises(RecipeError, match="no readable checkpoint"):
+        with pytest.raises(InputError, match="no readable checkpoint"):
             checkpoint.load(tmp_path / name)
     assert not (tmp_path / "owned").exists()
 
 
 def test_another_format_is_named(tmp_path):
     torch.save({"format": 9}, tmp_path / "x.pt")
-    with pytest.raises(RecipeError, match="format 9, this version reads 1"):
+    with pytest.raises(InputError, match="format 9, this version reads 1"):
         checkpoint.load(tmp_path / "x.pt")
 
 
 def test_prune_keeps_the_last_and_clears_leftovers(tmp_path):
     for step in (5, 10, 100):
-        checkpoint.save(checkpoint.step_file(tmp_path, step), {})
+        checkpoint.save(tmp_path / step_name(step), {})
     (tmp_path / ".step-00000101.pt.77.tmp").write_text("half")
     checkpoint.prune(tmp_path, 2, 100)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010.pt", "step-00000100.pt"]
@@ -154,10 +157,10 @@ def test_prune_keeps_the_last_and_clears_leftovers(tmp_path):
 @pytest.mark.parametrize("keep", [1, 2])
 def test_what_was_passed_over_as_truncated_never_outlives_what_is_saved_after_it(tmp_path, keep):
     for step in (5, 10, 20):
-        checkpoint.save(checkpoint.step_file(tmp_path, step), {"n": step})
-    checkpoint.step_file(tmp_path, 20).write_bytes(b"PK")
+        checkpoint.save(tmp_path / step_name(step), {"n": step})
+    (tmp_path / step_name(20)).write_bytes(b"PK")
     assert checkpoint.newest(tmp_path)["n"] == 10
-    checkpoint.save(checkpoint.step_file(tmp_path, 15), {"n": 15})
+    checkpoint.save(tmp_path / step_name(15), {"n": 15})
     checkpoint.prune(tmp_path, keep, 15)
     names = ["step-00000010.pt", "step-00000015.pt"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names[-keep:]
@@ -184,20 +187,42 @@ def test_initialise_swaps_the_classifier_alone_when_classes_differ():
 
 
 def test_initialise_refuses_another_model():
-    with pytest.raises(RecipeError, match=r"another model.*head\.reduce"):
+    with pytest.raises(InputError, match=r"another model.*head\.reduce"):
         checkpoint.initialise(model(channels=8), model(channels=4).state_dict(), same_classes=True)
 
 
-def test_a_run_that_other_views_began_does_not_go_on_in_its_stage_or_the_next(tmp_path):
-    trained = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(trained.parameters(), lr=1.0)
-    content = {"model": trained.state_dict(), "optimizer": optimizer.state_dict(), "state": {"step": 3}}
-    path = checkpoint.step_file(tmp_path / "checkpoints", 3)
-    checkpoint.save(path, content | {"views": VIEWS})
-    assert resume(tmp_path, trained, optimizer, trained) == {"step": 3}
+def test_a_run_that_other_views_began_does_not_go_on_in_its_stage_or_the_next(recipe_file, tmp_path):
+    recipe, path = load_recipe(recipe_file()), tmp_path / "first/checkpoints" / step_name(3)
+    job = Job(recipe, recipe.stages[0], tmp_path / "first", "unused", None, ("a",), ((0, 0, 0),), 4, 5,
+              Sizes(0, 0, 1.0, 0, 1.0), 1)  # fmt: skip
+    cpu = torch.device("cpu")
+    begun = make_learner(job, 0, 1, cpu)
+    begun.progress = begun.progress.to(3)
+    begun.keep()
+    assert make_learner(job, 0, 1, cpu).progress.step == 3
+    content = checkpoint.load(path)
+    content.pop("format")
     for other in ({}, {"views": VIEWS + 1}):  # 0.3.1 noted none
-        checkpoint.save(path, content | other)
-        with pytest.raises(RecipeError, match=r"other views from the same seeds.*name=OTHER"):
-            resume(tmp_path, trained, optimizer, trained)
-        with pytest.raises(RecipeError, match=r"step-00000003\.pt: .* other views from the same seeds"):
-            start_weights(trained, SimpleNamespace(initial=path))
+        checkpoint.save(path, {k: v for k, v in content.items() if k != "views"} | other)
+        with pytest.raises(InputError, match=r"other views from the same seeds.*name=OTHER"):
+            make_learner(job, 0, 1, cpu)
+        with pytest.raises(InputError, match=r"step-00000003\.pt: .* other views from the same seeds"):
+            start_weights(begun.model, dataclasses.replace(job, initial=path))
+
+
+def test_a_checkpoint_of_0_3_5_goes_on_and_says_what_is_drawn_otherwise(recipe_file, tmp_path):
+    """It has no `draws` and no terms; its state was a plain mapping."""
+    recipe, path = load_recipe(recipe_file()), tmp_path / "first/checkpoints" / step_name(3)
+    job = Job(recipe, recipe.stages[0], tmp_path / "first", "unused", None, ("a",), ((0, 0, 0),), 4, 5,
+              Sizes(0, 0, 1.0, 0, 1.0), 1)  # fmt: skip
+    begun = make_learner(job, 0, 1, torch.device("cpu"))
+    begun.progress = dataclasses.replace(begun.progress, step=3, losses=(0.5, 0.25), terms=((0.5, 0.1), (0.2, 0.1)))
+    begun.keep()
+    content = checkpoint.load(path)
+    del content["format"], content["draws"], content["state"]["terms"]
+    content["state"]["losses"] = list(content["state"]["losses"])
+    checkpoint.save(path, content)
+    again = make_learner(job, 0, 1, torch.device("cpu"))
+    assert (again.progress.step, again.progress.losses, again.progress.terms) == (3, (0.5, 0.25), ())
+    assert "up to 0.3.5 wrote it: from here on dropout draws other masks" in again.origin
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), begun.model.parameters(), strict=True))

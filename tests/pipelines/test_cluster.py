@@ -10,10 +10,15 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.cluster import Sizes, check_nodes, on_each_node, ray_cluster, size_workers, start_early
-from pipelines.door import ROOT, SetupError, check_names
-from pipelines.recipe import RecipeError, Workers, load_recipe
-from pipelines.stages import run_recipe
+from pipelines.base.door import ROOT, check_names
+from pipelines.base.errors import InputError, SetupError
+from pipelines.cluster.early import start_early
+from pipelines.cluster.nodes import check_nodes, on_each_node
+from pipelines.cluster.session import ray_cluster
+from pipelines.cluster.sizes import Sizes, size_workers
+from pipelines.driver.run import run_recipe
+from pipelines.recipes.reading import load_recipe
+from pipelines.recipes.recipe import Workers
 
 
 def test_one_worker_per_gpu_else_one():
@@ -36,7 +41,7 @@ def test_a_small_joined_cluster_is_shared_in_fractions(count):
     ],
 )
 def test_more_than_the_cluster_has_is_refused_with_the_arithmetic(workers, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(InputError, match=message):
         size_workers(workers, cores=4, gpus=2, logical=4.0)
 
 
@@ -78,7 +83,7 @@ def test_own_packages_pass():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr("pipelines.door.OURS", ("datasets", "no_such_package"))
+    monkeypatch.setattr("pipelines.base.door.OURS", ("datasets", "no_such_package"))
     with pytest.raises(SetupError, match="no_such_package"):
         check_names()
 
@@ -103,12 +108,12 @@ def test_an_output_that_nodes_do_not_share_is_refused(tmp_path, monkeypatch):
         seen[path] = look(path)  # this node sees it
         return {"10.0.0.0": look(path), "10.0.0.1": look(path + "x"), "10.0.0.2": look(path)}
 
-    monkeypatch.setattr("pipelines.cluster.on_each_node", elsewhere)
+    monkeypatch.setattr("pipelines.cluster.nodes.on_each_node", elsewhere)
     with pytest.raises(SetupError, match=rf"1 of 3 nodes \(10.0.0.1\) do not see {tmp_path}"):
         check_nodes(tmp_path, "http://mlflow:5000")
     assert list(seen.values()) == [True]
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr("pipelines.cluster.on_each_node", lambda look, path: {"a": look(path)})
+    monkeypatch.setattr("pipelines.cluster.nodes.on_each_node", lambda look, path: {"a": look(path)})
     check_nodes(tmp_path, "http://mlflow:5000")
 
 
@@ -147,7 +152,7 @@ def test_what_a_training_waits_for_is_started_early(ray_session):
 
 
 def test_a_trainer_starts_no_idle_actors(tmp_path):
-    from pipelines.group import trainer
+    from pipelines.cluster.group import trainer
 
     made = trainer(print, {}, Sizes(1, 0, 1.0, 1, 1.0), "x", tmp_path, 0)._create_default_callbacks()
     names = {type(callback).__name__ for callback in made}
@@ -159,14 +164,14 @@ def test_a_trainer_starts_no_idle_actors(tmp_path):
 def test_what_a_dead_trial_held_is_taken_back_and_a_living_ones_is_not(ray_session):
     import ray
 
-    from pipelines.group import reclaim
+    from pipelines.cluster.inside_ray import reclaim
 
     class Trial:
         def train(self):
             """What Ray Train's controller does, in its own process."""
             from ray.train.v2._internal.execution.worker_group import worker_group
 
-            from pipelines.group import naming
+            from pipelines.cluster.inside_ray import naming
 
             naming(ray.get_runtime_context().get_actor_id()).before_worker_group_start(None)
             group = worker_group.placement_group([{"CPU": 1}])
@@ -202,9 +207,9 @@ def test_doors_set_ray_up_before_it_is_imported():
     """Ray reads on import what keeps its listeners on loopback."""
     code = """
 import builtins, os, sys
-import pipelines.stages, pipelines.evaluate, pipelines.prepare, pipelines.ablate, pipelines.studying
-from pipelines.cluster import ray_cluster
-from pipelines.recipe import Workers
+import pipelines.driver.run, pipelines.evaluate, pipelines.prepare, pipelines.ablate, pipelines.studies.run
+from pipelines.cluster.session import ray_cluster
+from pipelines.recipes.recipe import Workers
 assert "ray" not in sys.modules
 before = builtins.__import__
 def watched(name, *rest):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines import loop
+from pipelines.training import learner
 from segmodels.segmentor import build_segmentor
 
 HEADS = {
@@ -23,7 +23,7 @@ class Parallel(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch):
-    monkeypatch.setattr(loop, "DistributedDataParallel", Parallel)
+    monkeypatch.setattr(learner, "DistributedDataParallel", Parallel)
 
 
 def model(head="srnet"):
@@ -47,7 +47,7 @@ def test_on_gpus_every_norm_is_synchronised_those_of_vectors_too(head):
     built = model(head)
     before, device = norms(built), torch.device("cuda", 1)
     assert nn.BatchNorm1d in before.values()
-    net = loop.distribute(built, 2, device, False)
+    net = learner.distribute(built, 2, device, False)
     assert type(net) is Parallel
     assert net.device_ids == [device]
     assert norms(net.module) == dict.fromkeys(before, nn.SyncBatchNorm)
@@ -57,7 +57,7 @@ def test_on_gpus_every_norm_is_synchronised_those_of_vectors_too(head):
 def test_on_cpus_norms_stay_as_they_are(head):
     built = model(head)
     before = norms(built)
-    net = loop.distribute(built, 2, torch.device("cpu"), False)
+    net = learner.distribute(built, 2, torch.device("cpu"), False)
     assert type(net) is Parallel
     assert net.device_ids is None
     assert net.module is built
@@ -68,14 +68,14 @@ def test_on_cpus_norms_stay_as_they_are(head):
 def test_one_worker_has_its_model_alone(device):
     built = model()
     before = norms(built)
-    assert loop.distribute(built, 1, torch.device(device), False) is built
+    assert learner.distribute(built, 1, torch.device(device), False) is built
     assert norms(built) == before
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_what_is_compiled_is_the_whole(world):
     built = model()
-    net = loop.distribute(built, world, torch.device("cuda", 0), True)
+    net = learner.distribute(built, world, torch.device("cuda", 0), True)
     assert isinstance(net, torch._dynamo.OptimizedModule)
     assert type(net._orig_mod) is (Parallel if world > 1 else type(built))
     assert nn.SyncBatchNorm in norms(net).values() if world > 1 else net._orig_mod is built

@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.shards import read_manifest
-from pipelines.cluster import own_sigterm
-from pipelines.door import ROOT, run
-from pipelines.recipe import load_recipe
-from pipelines.record import read_record
-from pipelines.stages import run_recipe
+from datasets.manifest import read_manifest
+from pipelines.base.door import ROOT, run
+from pipelines.cluster.session import own_sigterm
+from pipelines.driver.run import run_recipe
+from pipelines.recipes.reading import load_recipe
+from pipelines.runs.record import read_record
 
 
 def door(*words, code=0, **environment):
@@ -140,8 +140,10 @@ def test_train_and_evaluate_with_one_score_for_1_2_and_3_workers(pair, shards, t
     assert re.search(r"first +18 +16 +11 +\d+\.\d\d +\d+\.\d\d", shown)
     assert "data wait" in shown
     best, val = run / "first/best.pt", shards / "voc12/val"
-    monkeypatch.setattr("pipelines.cluster.totals", lambda: {"cores": 3, "gpus": 0, "logical": 3.0})  # an honest third
-    monkeypatch.setattr("pipelines.cluster.machine", lambda: (3, 0))
+    monkeypatch.setattr(
+        "pipelines.cluster.session.totals", lambda: {"cores": 3, "gpus": 0, "logical": 3.0}
+    )  # an honest third
+    monkeypatch.setattr("pipelines.cluster.session.machine", lambda: (3, 0))
     scores = {}
     for workers in (1, 3):
         words = [] if workers == 1 else ["--workers", workers]
@@ -227,7 +229,7 @@ def killed():
 
 @pytest.mark.parametrize("main", [killed, lambda: sys.exit(int(signal.SIGTERM))], ids=["ours", "Ray's handler"])
 def test_sigterm_ends_a_door_with_143(main, capsys, monkeypatch):
-    monkeypatch.setattr("pipelines.door.TERMINATED", threading.Event())
+    monkeypatch.setattr("pipelines.base.door.TERMINATED", threading.Event())
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as left:

@@ -15,12 +15,13 @@ import psutil
 import pytest
 import torch
 
-from pipelines import checkpoint
-from pipelines.cluster import names_on_worker
-from pipelines.door import ROOT, SetupError
-from pipelines.recipe import RecipeError, load_recipe
-from pipelines.record import read_record
-from pipelines.stages import run_recipe
+from pipelines.base.door import ROOT
+from pipelines.base.errors import InputError, SetupError
+from pipelines.cluster.nodes import names_on_worker
+from pipelines.driver.run import run_recipe
+from pipelines.recipes.reading import load_recipe
+from pipelines.runs import checkpoint
+from pipelines.runs.record import read_record
 
 pytestmark = pytest.mark.ray
 
@@ -44,11 +45,11 @@ def test_a_foreign_datasets_package_is_caught_on_workers(ray_session, tmp_path, 
             sys.modules.update(kept)
 
     assert str(tmp_path / "datasets") in ray.get(ray.remote(num_cpus=0)(look).remote())
-    from pipelines import cluster
+    from pipelines.cluster import nodes, session
 
-    monkeypatch.setattr(cluster, "names_on_worker", look)
+    monkeypatch.setattr(session, "names_on_worker", look)
     with pytest.raises(SetupError, match="on a Ray worker: the package 'datasets'"):
-        cluster.check_workers()
+        nodes.check_workers()
 
 
 def train_workers():
@@ -189,7 +190,7 @@ def test_a_corrupt_shard_ends_in_its_message_and_is_not_tried_again(
     manifest = json.loads((uri / "manifest.json").read_text())
     manifest["files"][1]["sha256"] = "0" * 64  # a name that no cache holds
     (uri / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RecipeError, match=r"corrupt shard .*part-00001"):
+    with pytest.raises(InputError, match=r"corrupt shard .*part-00001"):
         run_recipe(load_recipe(recipe_file(stages=[{"name": "first", "train": str(uri), "steps": 4}], **where)))
     notes = [line for line in read_record(tmp_path / "out/runs/tiny/first/record.jsonl")[0] if line["kind"] == "note"]
     assert len(notes) == 1  # no second attempt at training

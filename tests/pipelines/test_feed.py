@@ -15,24 +15,17 @@ import pytest
 
 from datasets.shards import Shards
 from datasets.transforms import TrainView
-from pipelines.door import ROOT
-from pipelines.feed import (
-    BLOCK_ROWS,
-    RAY_THREADS,
-    block_steps,
-    read_ahead,
-    task_steps,
-    train_batches,
-    under_way,
-    validation_batches,
-)
-from pipelines.plan import Plan, row_of
+from pipelines.base.door import ROOT
+from pipelines.cluster.inside_ray import DATA_THREADS
+from pipelines.feed.batches import BLOCK_ROWS, block_steps, task_steps, train_batches, under_way
+from pipelines.feed.plan import SamplePlan, row_of
+from pipelines.feed.validation import read_ahead, validation_batches
 
 
 @pytest.fixture
 def plan(shards):
     uri = str(shards / "voc12" / "train")
-    return Plan(uri, len(Shards(uri)), TrainView((32, 32), (0.5, 1.5)), seed=7, batch=6, steps=9)
+    return SamplePlan(uri, len(Shards(uri)), TrainView((32, 32), (0.5, 1.5)), seed=7, batch=6, steps=9)
 
 
 def digest(batch):
@@ -107,7 +100,7 @@ def test_a_resume_at_any_step_continues_the_stream(plan):
 
 def test_feeding_tasks_and_rays_controller_need_no_torch():
     """Each of their processes would be seconds later."""
-    code = "import sys, pipelines.plan, pipelines.group\n"
+    code = "import sys, pipelines.feed.plan, pipelines.cluster.group\n"
     code += "sys.exit(' '.join({'torch', 'matplotlib'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
@@ -119,7 +112,8 @@ def test_seed_matters(plan):
 
 def test_rows_in_another_order_and_other_files_give_the_same_batches(plan, release, tmp_path):
     from datasets.catalog import BENCHMARKS
-    from datasets.shards import write_manifest, write_part
+    from datasets.manifest import write_manifest
+    from datasets.writer import write_part
 
     benchmark = BENCHMARKS["voc12"](release)
     items, uri = benchmark.index("train")[::-1], str(tmp_path / "other")
@@ -177,10 +171,10 @@ def test_loader_processes_give_the_same_batches(plan):
 @pytest.mark.ray
 @pytest.mark.parametrize(("block_rows", "task_rows"), [(16, 32), (128, 64), (6, 24)])
 def test_ray_data_gives_the_loaders_batches_bit_for_bit(plan, ray_session, monkeypatch, block_rows, task_rows):
-    monkeypatch.setattr("pipelines.feed.BLOCK_ROWS", block_rows)
+    monkeypatch.setattr("pipelines.feed.batches.BLOCK_ROWS", block_rows)
     for rows in ("LONE_ROWS", "TASK_ROWS"):
-        monkeypatch.setattr(f"pipelines.feed.{rows}", task_rows)
-    monkeypatch.setattr("pipelines.feed.SPAN_TASKS", 2)  # several executions in a row
+        monkeypatch.setattr(f"pipelines.feed.batches.{rows}", task_rows)
+    monkeypatch.setattr("pipelines.feed.batches.SPAN_TASKS", 2)  # several executions in a row
     long = dataclasses.replace(plan, batch=12, steps=40)  # 480 samples: blocks of any size, batches over two epochs
     assert stream(long, "ray", tasks=2) == stream(long)
     for world, rank, start in ((2, 1, 3), (3, 2, 4)):  # both lie in mid-epoch
@@ -190,14 +184,14 @@ def test_ray_data_gives_the_loaders_batches_bit_for_bit(plan, ray_session, monke
 
 @pytest.mark.ray
 def test_a_task_that_is_overtaken_by_the_next_still_comes_first(plan, ray_session, monkeypatch):
-    from pipelines.plan import read_blocks
+    from pipelines.feed.plan import read_blocks
 
     def slow_at_first(table, plan, per_block):
         time.sleep(2 if table["step"][0].as_py() == 0 else 0)
         yield from read_blocks(table, plan, per_block)
 
-    monkeypatch.setattr("pipelines.feed.read_blocks", slow_at_first)
-    monkeypatch.setattr("pipelines.feed.TASK_ROWS", 12)
+    monkeypatch.setattr("pipelines.feed.batches.read_blocks", slow_at_first)
+    monkeypatch.setattr("pipelines.feed.batches.TASK_ROWS", 12)
     assert stream(plan, "ray", tasks=2) == stream(plan)
 
 
@@ -231,18 +225,18 @@ def test_leaving_ray_datas_batches_ends_its_threads(plan, ray_session):
     """One that wakes after `ray.shutdown()` ends the process with exit code 1."""
     batches = train_batches(dataclasses.replace(plan, steps=500), "ray", tasks=2)
     next(batches)
-    assert [thread for thread in threading.enumerate() if thread.name.startswith(RAY_THREADS)]
+    assert [thread for thread in threading.enumerate() if thread.name.startswith(DATA_THREADS)]
     batches.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(RAY_THREADS)]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(DATA_THREADS)]
 
 
 @pytest.mark.ray
 def test_the_object_store_holds_a_bounded_number_of_blocks(plan, ray_session, monkeypatch):
     """However slow the reader, blocks in flight stay below what `store_bytes` books for them, and below the whole."""
-    from pipelines.bench.store import StorePeak
-    from pipelines.cluster import Sizes
-    from pipelines.recipe import load_recipe
-    from pipelines.stages import store_bytes
+    from pipelines.cluster.sizes import Sizes
+    from pipelines.driver.run import store_bytes
+    from pipelines.recipes.reading import load_recipe
+    from pipelines.speed.store import StorePeak
 
     recipe = load_recipe("sample", ["batch=6", "view.crop=[256, 256]", "workers.count=1", "workers.feed_tasks=2"])
     long = dataclasses.replace(plan, steps=600, view=TrainView(recipe.view.crop, (0.5, 1.5)))

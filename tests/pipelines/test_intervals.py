@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from pipelines.intervals import NO_DIFFERENCE, Interval, pareto, summarise, t_interval
+from pipelines.scoring.intervals import NO_DIFFERENCE, Interval, pareto, summarise, t_interval
 
 # Student's t for two-sided 95 %, from the printed tables: 1, 2, 3 and 4 degrees of freedom.
 T95 = {1: 12.7062047, 2: 4.3026527, 3: 3.1824463, 4: 2.7764451}

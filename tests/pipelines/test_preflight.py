@@ -5,24 +5,26 @@ import shutil
 
 import pytest
 
-from pipelines.preflight import localise, locate
-from pipelines.recipe import RecipeError, load_recipe
-from pipelines.stages import run_recipe
+from pipelines.base.addresses import locate
+from pipelines.base.errors import InputError
+from pipelines.driver.run import run_recipe
+from pipelines.driver.weights import Weights, localise
+from pipelines.recipes.reading import load_recipe
 
 
 def test_weights_come_from_a_path_or_a_uri_with_their_hash(tmp_path):
     source = tmp_path / "w.pth"
     source.write_bytes(b"weights")
-    path, found = localise(str(source), tmp_path)
-    assert path == str(source)
-    assert found == hashlib.sha256(b"weights").hexdigest()
-    copy, again = localise(source.as_uri(), tmp_path / "out")
-    assert again == found
-    assert copy != path
-    assert localise(None, tmp_path) == (None, None)
-    with pytest.raises(RecipeError, match="cannot be read"):
+    given = localise(str(source), tmp_path)
+    assert given.path == str(source)
+    assert given.sha256 == hashlib.sha256(b"weights").hexdigest()
+    copy = localise(source.as_uri(), tmp_path / "out")
+    assert copy.sha256 == given.sha256
+    assert copy.path != given.path
+    assert localise(None, tmp_path) == Weights()
+    with pytest.raises(InputError, match="cannot be read"):
         localise(f"file://{tmp_path}/none.pth", tmp_path / "out")
-    with pytest.raises(RecipeError, match="no such file"):
+    with pytest.raises(InputError, match="no such file"):
         localise("/no/such.pth", tmp_path)
 
 

@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 from datasets.catalog import BENCHMARKS
+from datasets.manifest import read_manifest
 from datasets.sample import DataError
-from datasets.shards import read_manifest
-from pipelines import release
-from pipelines.door import SetupError, run
-from pipelines.recipe import RecipeError
-from pipelines.release import check_shared, drawn_tree, fetch, local_release
-from pipelines.report import overlaps
-from pipelines.sharding import Progress, duration, write_split
+from pipelines.base.door import run
+from pipelines.base.errors import InputError, SetupError
+from pipelines.base.text import duration
+from pipelines.cluster.nodes import check_shared
+from pipelines.shards import release
+from pipelines.shards.release import drawn_tree, fetch, local_release
+from pipelines.shards.report import overlaps
+from pipelines.shards.writing import Progress, write_split
 
 
 @pytest.fixture
@@ -167,7 +169,7 @@ def test_an_archive_is_no_release(tmp_path):
         with pytest.raises(DataError, match="is an archive; unpack it: tar -xf"):
             local_release(source, None)
     for name in ("ade.zip", "ade.zip/", "sbd.tar.gz?endpoint_override=here"):
-        with pytest.raises(RecipeError, match=r"is an archive\. Unpack it, and give the folder"):
+        with pytest.raises(InputError, match=r"is an archive\. Unpack it, and give the folder"):
             local_release(f"s3://bucket/{name}", None)
 
 
@@ -230,7 +232,7 @@ def test_all_nodes_must_see_release_and_shards(tmp_path, monkeypatch):
     blind: list[str] = []
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True}, {"Alive": True}])
     monkeypatch.setattr(
-        "pipelines.cluster.on_each_node",
+        "pipelines.cluster.nodes.on_each_node",
         lambda look, path: {"a": look(path), "b": not any(path.startswith(p) for p in blind)},
     )
     source, out = tmp_path / "source", tmp_path / "out"
@@ -272,7 +274,7 @@ def test_progress_tells_rows_rate_and_time_left():
 
 def test_a_long_file_tells_how_far_it_is_under_way(release, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.writer.TELL_S", 0.0)
-    monkeypatch.setattr("pipelines.sharding.TELL_S", 0.0)
+    monkeypatch.setattr("pipelines.shards.writing.TELL_S", 0.0)
     voc, lines = BENCHMARKS["voc12"](release), []
     write_split(voc, "val", voc.index("val"), str(tmp_path), 0, lines.append)
     assert [int(re.search(r"(\d+)/11 rows", line)[1]) for line in lines] == [*range(1, 12), 11, 11]

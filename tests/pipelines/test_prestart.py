@@ -12,8 +12,9 @@ import time
 import psutil
 import pytest
 
-from pipelines.cluster import start_actors, start_early
-from pipelines.door import ROOT
+from pipelines.base.door import ROOT
+from pipelines.cluster.early import start_early
+from pipelines.cluster.inside_ray import start_actors
 
 
 def workers(variable=None):
@@ -21,7 +22,7 @@ def workers(variable=None):
 
     To each what it imports, or what another variable of its environment says.
     """
-    from pipelines.prestart import HOOK
+    from pipelines.cluster.inside_ray import HOOK
 
     found = {}
     for process in psutil.Process().children(recursive=True):
@@ -59,17 +60,17 @@ def test_a_training_takes_the_processes_started_for_it(ray_session, shards, tmp_
     import ray
 
     from datasets.transforms import TrainView
-    from pipelines.group import trainer
-    from pipelines.plan import Plan
-    from pipelines.prestart import CONTROLLER, FEED, WORKER
+    from pipelines.cluster.group import trainer
+    from pipelines.cluster.inside_ray import CONTROLLER, FEED, WORKER
+    from pipelines.feed.plan import SamplePlan
 
     sizes = dataclasses.replace(ray_session, count=1, feed_tasks=1)
-    plan = Plan(str(shards / "voc12/train"), 18, TrainView((32, 32), (1, 1)), seed=0, batch=2, steps=4)
+    plan = SamplePlan(str(shards / "voc12/train"), 18, TrainView((32, 32), (1, 1)), seed=0, batch=2, steps=4)
 
     def enter(config):
-        from pipelines.feed import ray_batches
+        from pipelines.feed.batches import ray_batches
 
-        facts = {"imported": "pipelines.loop" in sys.modules}
+        facts = {"imported": "pipelines.training.stage" in sys.modules}
         assert sum(len(batch.mask) for batch in ray_batches(plan, 1, sizes.feed_cpus)) == 8
         facts["names"] = {p.name(): p.pid for p in psutil.Process().parent().children()} | {"worker": os.getpid()}
         config["seen"].write_text(json.dumps(facts))
@@ -96,14 +97,14 @@ def test_a_training_takes_the_processes_started_for_it(ray_session, shards, tmp_
 def test_the_next_of_a_kind_takes_the_process_that_the_one_before_had_started(ray_session):
     import ray
 
-    from pipelines.prestart import CONTROLLER, HOOK
+    from pipelines.cluster.inside_ray import CONTROLLER, HOOK
 
     class Trial:
         def number(self):
             return os.getpid()
 
         def succeed(self):
-            from pipelines.prestart import one_more
+            from pipelines.cluster.inside_ray import one_more
 
             one_more()
 
@@ -126,7 +127,7 @@ def test_the_next_of_a_kind_takes_the_process_that_the_one_before_had_started(ra
 def test_a_raylet_that_does_not_answer_costs_the_head_start_alone(ray_session, monkeypatch):
     import ray
 
-    from pipelines.prestart import controller_environment, prestart
+    from pipelines.cluster.inside_ray import controller_environment, prestart
 
     (node,) = ray.nodes()
     environment, known = controller_environment(), set(workers())
@@ -135,23 +136,31 @@ def test_a_raylet_that_does_not_answer_costs_the_head_start_alone(ray_session, m
     assert set(workers()) <= known
 
 
-@pytest.mark.parametrize(("kind", "without"), [("worker", "pipelines.loop"), ("controller", "pipelines.group"),
-                                               ("trial", "ray.tune"), ("feed", "pipelines.plan")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "without"),
+    [
+        ("worker", "pipelines.training.stage"),
+        ("controller", "pipelines.cluster.group"),
+        ("trial", "ray.tune"),
+        ("feed", "pipelines.feed.plan"),
+    ],
+)
 def test_an_import_that_fails_is_told_where_it_is_needed(kind, without, monkeypatch):
-    from pipelines import prestart
+    from pipelines import warm
+    from pipelines.cluster import inside_ray
 
     monkeypatch.setitem(sys.modules, without, None)
-    getattr(prestart, f"{kind}_imports")()  # raised here, Ray would only say that a worker did not start
+    getattr(warm, f"{kind}_imports")()  # raised here, Ray would only say that a worker did not start
     gc.unfreeze()
     assert gc.isenabled()
-    assert getattr(prestart, kind.upper()) == f"pipelines.prestart.{kind}_imports"
+    assert getattr(inside_ray, kind.upper()) == f"pipelines.warm.{kind}_imports"
 
 
 @pytest.mark.parametrize(("kind", "least", "never"), [
-    ("worker", {"torch", "pipelines.loop", "ray.train"}, {"albumentations", "mlflow"}),
-    ("controller", {"pipelines.group", "ray.train"}, {"torch", "albumentations", "mlflow"}),
-    ("trial", {"torch", "pipelines.stages", "ray.tune"}, {"albumentations"}),
-    ("feed", {"cv2", "pipelines.plan", "ray.data"}, {"torch", "albumentations", "mlflow"}),
+    ("worker", {"torch", "pipelines.training.stage", "ray.train"}, {"albumentations", "mlflow"}),
+    ("controller", {"pipelines.cluster.group", "ray.train"}, {"torch", "albumentations", "mlflow"}),
+    ("trial", {"torch", "pipelines.driver.run", "ray.tune"}, {"albumentations"}),
+    ("feed", {"cv2", "pipelines.feed.plan", "ray.data"}, {"torch", "albumentations", "mlflow"}),
 ])  # fmt: skip
 def test_each_kind_imports_what_it_needs_and_no_more(kind, least, never):
     """And looks at no GPU: which ones it may see is told to a process with its actor, and CUDA reads it but once.
@@ -161,7 +170,7 @@ def test_each_kind_imports_what_it_needs_and_no_more(kind, least, never):
     spy = "import torch; torch._C._cuda_getDeviceCount = lambda: sys.exit('GPUs were counted'); " * ("torch" in least)
     watch = "runs = []; gc.callbacks.append(lambda phase, facts: runs.append(phase)); "
     rest = "gc.callbacks.clear(); assert not runs; assert gc.isenabled(); print(*sys.modules)"
-    code = f"import gc, sys, pipelines.prestart as p; {spy}{watch}p.{kind}_imports(); {rest}"
+    code = f"import gc, sys, pipelines.warm as p; {spy}{watch}p.{kind}_imports(); {rest}"
     loaded = set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
                  .stdout.split())  # fmt: skip
     assert least <= loaded

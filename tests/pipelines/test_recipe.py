@@ -5,18 +5,10 @@ import dataclasses
 import pytest
 import yaml
 
-from pipelines.preflight import check_model
-from pipelines.recipe import (
-    RECIPES,
-    RecipeError,
-    apply_override,
-    convert,
-    fingerprint,
-    flatten,
-    load_recipe,
-    to_page,
-    to_yaml,
-)
+from pipelines.base.errors import InputError
+from pipelines.driver.checks import check_model
+from pipelines.recipes.reading import RECIPES, apply_override, convert, load_recipe
+from pipelines.recipes.recipe import fingerprint, flatten, to_page, to_yaml
 
 BUNDLED = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
 
@@ -64,7 +56,7 @@ def test_bundled_recipe_builds_and_survives_a_round_trip(name, tmp_path, hollow)
     ],
 )
 def test_a_wrong_override_is_named(override, message):
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(InputError) as caught:
         load_recipe("sample", [override])
     assert message in str(caught.value)
 
@@ -82,7 +74,7 @@ def test_a_wrong_override_is_named(override, message):
     ],
 )
 def test_a_model_that_cannot_be_built_is_refused_before_anything_starts(override, message):
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(InputError) as caught:
         check_model(load_recipe("sample", [override]))
     assert message in str(caught.value)
 
@@ -110,9 +102,9 @@ def test_names_follow_what_is_computed_not_where():
 
 
 def test_missing_recipe_names_the_nearest():
-    with pytest.raises(RecipeError, match="did you mean 'fcn/camvid_resnet50s'"):
+    with pytest.raises(InputError, match="did you mean 'fcn/camvid_resnet50s'"):
         load_recipe("fcn/camvid_resnet50")
-    with pytest.raises(RecipeError, match=r"no recipe 'xyzzy'\. Bundled: .*sample.*; or give a path"):
+    with pytest.raises(InputError, match=r"no recipe 'xyzzy'\. Bundled: .*sample.*; or give a path"):
         load_recipe("xyzzy")
 
 
@@ -135,7 +127,7 @@ def test_the_paper_schedule_is_the_papers():
 
 
 def test_null_where_a_value_must_stand():
-    with pytest.raises(RecipeError, match="batch = None"):
+    with pytest.raises(InputError, match="batch = None"):
         load_recipe("sample", ["batch=null"])
-    with pytest.raises(RecipeError, match="lacks the key"):
+    with pytest.raises(InputError, match="lacks the key"):
         convert(type(load_recipe("sample")), {}, "")

@@ -6,15 +6,9 @@ import sys
 import pytest
 
 from pipelines import compare
-from pipelines.published.results import (
-    published_values,
-    read_table,
-    read_training,
-    result_tables,
-    results_table,
-)
+from pipelines.published.results import published_values, read_table, read_training, result_tables, results_table
 from pipelines.published.tables import PAPERS
-from pipelines.recipe import load_recipe
+from pipelines.recipes.reading import load_recipe
 
 TABLES = [table for paper in PAPERS for table in result_tables(paper)[1]]
 TRAININGS = [training for paper in PAPERS for training in result_tables(paper)[2]]

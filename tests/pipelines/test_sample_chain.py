@@ -8,9 +8,9 @@ import sys
 import pytest
 import yaml
 
-from pipelines.door import ROOT
-from pipelines.recipe import RECIPES, load_recipe
-from pipelines.stages import run_recipe
+from pipelines.base.door import ROOT
+from pipelines.driver.run import run_recipe
+from pipelines.recipes.reading import RECIPES, load_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2000)]
 

@@ -8,9 +8,9 @@ import time
 import psutil
 import pytest
 
-from pipelines.recipe import load_recipe
-from pipelines.record import read_record
-from pipelines.stages import run_recipe
+from pipelines.driver.run import run_recipe
+from pipelines.recipes.reading import load_recipe
+from pipelines.runs.record import read_record
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from pipelines.ablate import EXAMPLES, main
-from pipelines.fair import check_fair, check_models, expand
 from pipelines.published.results import published_values, results_table
-from pipelines.study import STUDIES, load_study
-from pipelines.study_files import Numbers
-from pipelines.studying import check
+from pipelines.studies.fair import check_fair, check_models, expand
+from pipelines.studies.files import Numbers
+from pipelines.studies.run import check
+from pipelines.studies.study import STUDIES, load_study
 
 BUNDLED = sorted(str(path.relative_to(STUDIES).with_suffix("")) for path in STUDIES.rglob("*.yaml"))
 # Rows without a variant, and why.

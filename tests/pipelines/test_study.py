@@ -11,14 +11,18 @@ import pytest
 import yaml
 
 from datasets.sample import DataError
-from pipelines import checkpoint
-from pipelines.cluster import Sizes
-from pipelines.door import ROOT, SetupError
-from pipelines.fair import check_fair, check_models, check_samples, covered, expand
-from pipelines.recipe import RecipeError, Workers, load_recipe
-from pipelines.study import load_study, to_yaml, variants_of
-from pipelines.study_files import settings_of
-from pipelines.trials import ENDED, Place, Points, end, ended, row_of
+from pipelines.base.door import ROOT
+from pipelines.base.errors import InputError, SetupError
+from pipelines.cluster.sizes import Sizes
+from pipelines.recipes.reading import load_recipe
+from pipelines.recipes.recipe import Workers
+from pipelines.runs import checkpoint
+from pipelines.runs.folder import step_name
+from pipelines.runs.results import About, Result
+from pipelines.studies.fair import check_fair, check_models, check_samples, covered, expand
+from pipelines.studies.files import settings_of
+from pipelines.studies.study import load_study, to_yaml, variants_of
+from pipelines.studies.trial import Points, TrialContext, end, ended, row_of
 
 PAGE = {
     "title": "Width of the head",
@@ -64,7 +68,7 @@ def test_a_difference_that_nobody_asked_for_is_refused(study_file):
     trials = expand(plan)
     odd = dataclasses.replace(trials[3].recipe, optim=dataclasses.replace(trials[3].recipe.optim, lr=0.5))
     with pytest.raises(
-        RecipeError, match=r"unfair: wide-seed1 has optim.lr = 0.5, narrow-seed0 has 0.01.*head.channels"
+        InputError, match=r"unfair: wide-seed1 has optim.lr = 0.5, narrow-seed0 has 0.01.*head.channels"
     ):
         check_fair(plan, [*trials[:3], dataclasses.replace(trials[3], recipe=odd)])
 
@@ -131,7 +135,7 @@ def test_the_command_line_reaches_all_variants_and_the_page_that_is_kept(study_f
 )
 def test_what_a_page_may_not_hold(study_file, changes, message):
     changes = dict(changes)
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(InputError, match=message):
         load_study(study_file(changes.pop("recipe_", None), **changes))
 
 
@@ -149,25 +153,25 @@ def test_what_a_page_may_not_hold(study_file, changes, message):
 )
 def test_what_a_search_may_not_hold(study_file, search, message):
     page = WITHOUT | RANK | {"search": RANK["search"] | search}
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(InputError, match=message):
         load_study(study_file(**page))
 
 
 def test_a_search_has_one_seed(study_file):
-    with pytest.raises(RecipeError, match=r"one seed, seeds = .0, 1."):
+    with pytest.raises(InputError, match=r"one seed, seeds = .0, 1."):
         load_study(study_file(**(WITHOUT | RANK | {"seeds": [0, 1]})))
 
 
 def test_an_unknown_key_in_a_grid_names_variant_and_nearest_key(study_file):
     plan = load_study(study_file(grid={"optim.momentun": [0.5, 0.9]}, **WITHOUT))
-    with pytest.raises(RecipeError, match=r"variant 'momentun0.5': unknown key 'optim.momentun'"):
+    with pytest.raises(InputError, match=r"variant 'momentun0.5': unknown key 'optim.momentun'"):
         expand(plan)
 
 
 def test_all_variants_that_cannot_be_built_are_named_at_once(study_file):
     bad = {"bad": {"set": {"head.chanels": 4}}, "worse": {"set": {"backbone.name": "resnet17"}}}
     plan = load_study(study_file(variants={"good": {}} | bad, baseline="good"))
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(InputError) as caught:
         check_models(plan, expand(plan))
     text = str(caught.value)
     assert text.startswith("2 of 3 cannot be built")
@@ -180,14 +184,14 @@ def test_all_variants_that_cannot_be_built_are_named_at_once(study_file):
 def test_the_corners_of_a_space_are_built_before_a_search_starts(study_file):
     space = {"head.channels": {"choice": [8, 16]}, "backbone.output_stride": {"choice": [8, 5]}}
     plan = load_study(study_file(**(WITHOUT | RANK | {"search": RANK["search"] | {"space": space}})))
-    with pytest.raises(RecipeError, match=r"point head.channels=8, backbone.output_stride=5: .*allowed are 8, 16, 32"):
+    with pytest.raises(InputError, match=r"point head.channels=8, backbone.output_stride=5: .*allowed are 8, 16, 32"):
         check_models(plan, [])
 
 
 def test_several_stages_cannot_be_replaced_by_one_benchmark(study_file):
-    stages = [{"name": n, "train": "voc12/train", "val": "voc12/val", "steps": 2} for n in ("one", "two")]
-    with pytest.raises(RecipeError, match=r"2 stages \(one, two\).*stages.one.train=camvid/train"):
-        load_study(study_file({"stages": stages}), benchmark="camvid")
+    run = [{"name": n, "train": "voc12/train", "val": "voc12/val", "steps": 2} for n in ("one", "two")]
+    with pytest.raises(InputError, match=r"2 stages \(one, two\).*stages.one.train=camvid/train"):
+        load_study(study_file({"stages": run}), benchmark="camvid")
 
 
 def test_missing_shards_are_said_of_the_variant(study_file, shards):
@@ -205,7 +209,7 @@ def test_variants_that_see_other_samples_are_said_so_in_the_caption(study_file, 
     odd = dataclasses.replace(load_study(study_file()).study)
     trials = expand(load_study(study_file()))
     trials[2:] = [dataclasses.replace(t, recipe=dataclasses.replace(t.recipe, batch=2)) for t in trials[2:]]
-    with pytest.raises(RecipeError, match="unfair: the variants do not train on the same samples"):
+    with pytest.raises(InputError, match="unfair: the variants do not train on the same samples"):
         check_samples(dataclasses.replace(plan, study=odd), trials, str(shards))
 
 
@@ -219,7 +223,7 @@ def test_variants_that_see_other_samples_are_said_so_in_the_caption(study_file, 
     ],
 )
 def test_trials_at_once_follow_from_the_cluster_and_fit_into_it(workers, cluster, at_once, size):
-    from pipelines.tuning import room
+    from pipelines.studies.tuning import room
 
     sizes, found = room(workers, **cluster)
     assert found == at_once
@@ -230,13 +234,13 @@ def test_trials_at_once_follow_from_the_cluster_and_fit_into_it(workers, cluster
 
 
 def test_more_trials_at_once_than_fit_are_refused_with_the_arithmetic():
-    from pipelines.tuning import room
+    from pipelines.studies.tuning import room
 
     with pytest.raises(
-        RecipeError, match=r"5 trial\(s\) at once on 64 core\(s\) and 8 GPU\(s\) leave 12 core\(s\) and 1"
+        InputError, match=r"5 trial\(s\) at once on 64 core\(s\) and 8 GPU\(s\) leave 12 core\(s\) and 1"
     ):
         room(Workers(count=2, gpus=1), cores=64, gpus=8, logical=64.0, wanted=5)
-    with pytest.raises(RecipeError, match=r"workers.count = 4 with one GPU each: the cluster has 2 GPU"):
+    with pytest.raises(InputError, match=r"workers.count = 4 with one GPU each: the cluster has 2 GPU"):
         room(Workers(count=4, gpus=1), cores=64, gpus=2, logical=64.0)
 
 
@@ -245,7 +249,7 @@ SPACE = {"a": {"choice": [[1, 2], "x"]}, "b": {"log_uniform": [1e-4, 1e-1]}, "c"
 
 
 def test_random_points_lie_in_the_space_and_follow_from_seed_and_place():
-    from pipelines.searching import draw
+    from pipelines.studies.searching import draw
 
     points = [draw(SPACE, 3, index, []) for index in range(200)]
     assert points == [draw(SPACE, 3, index, []) for index in range(200)]
@@ -258,7 +262,7 @@ def test_random_points_lie_in_the_space_and_follow_from_seed_and_place():
 
 
 def test_optuna_follows_from_what_ended_and_finds_the_peak():
-    from pipelines.searching import tpe
+    from pipelines.studies.searching import tpe
 
     space = {"x": {"uniform": [0, 1]}, "kind": {"choice": ["good", "bad"]}}
     history = []
@@ -272,17 +276,21 @@ def test_optuna_follows_from_what_ended_and_finds_the_peak():
 
 
 def place_of(tmp_path):
-    return Place(tmp_path / "study", "", tmp_path, Sizes(1, 0, 1.0, 1, 1.0))
+    return TrialContext(tmp_path / "study", "", tmp_path, Sizes(1, 0, 1.0, 1, 1.0))
+
+
+def result(stage="first", miou=None, steps=1, images_per_s=0.0):
+    return Result(stage, 4, steps, 2, 0.0, miou, miou, steps, images_per_s, "unused", None, "whole", 5)
 
 
 def finish(place, name, miou, stage="first"):
     folder = place.trial(name) / stage
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "done.json").write_text(json.dumps({"stage": stage, "miou": miou, "time": 5}))
+    result(stage, miou).write(folder / "done.json")
 
 
 def test_a_search_goes_on_where_a_killed_driver_left_it(study_file, tmp_path):
-    from pipelines.searching import Searched
+    from pipelines.studies.searching import Searched
 
     page = WITHOUT | RANK | {"search": RANK["search"] | {"algorithm": "optuna", "trials": 15}}
     plan = load_study(study_file(**page))
@@ -309,16 +317,15 @@ def test_how_a_trial_ended_is_read_from_its_folder(study_file, tmp_path):
     folder.mkdir(parents=True)
     assert ended(trial.recipe, folder) is None
     assert row_of("narrow", 0, trial.recipe, folder)["status"] == "waiting"
-    (folder / ENDED).write_text(json.dumps({"status": "stopped", "miou": 0.2, "progress": 0.4, "time": 1}))
-    assert ended(trial.recipe, folder)["status"] == "stopped"
+    (folder / "ended.json").write_text(json.dumps({"status": "stopped", "miou": 0.2, "progress": 0.4, "time": 1}))
+    assert ended(trial.recipe, folder).status == "stopped"
     assert row_of("narrow", 0, trial.recipe, folder)["miou"] is None  # half trained: it is in no mean
     finish(place, trial.name, 0.5)  # by workers that were not gone yet
-    assert ended(trial.recipe, folder)["status"] == "stopped"
-    (folder / ENDED).unlink()
+    assert ended(trial.recipe, folder).status == "stopped"
+    (folder / "ended.json").unlink()
     card = {"cost.parameters": 7, "cost.macs": 2e9, "cost.activation_bytes": 3 << 20}
-    (folder / "first/about.json").write_text(json.dumps({"params": card}))
-    done = json.loads((folder / "first/done.json").read_text()) | {"images_per_s": 12.5}
-    (folder / "first/done.json").write_text(json.dumps(done))
+    About(card, {}, [], "whole", 1).write(folder / "first/about.json")
+    result(miou=0.5, images_per_s=12.5).write(folder / "first/done.json")
     (folder / "first/record.jsonl").write_text(
         '{"kind": "train", "gpu_mib": 40.0}\n{"kind": "train", "gpu_mib": 44.0}\n'
     )
@@ -331,25 +338,25 @@ def test_a_study_with_an_unfinished_trial_of_other_views_is_refused_before_ray_s
     study_file, tmp_path, monkeypatch
 ):
     from datasets.transforms import VIEWS
-    from pipelines import studying
-    from pipelines.runs import keep_recipe
+    from pipelines.runs.run import keep_recipe
+    from pipelines.studies import run
 
     plan = load_study(study_file())
     trial = expand(plan)[2]
     folder = tmp_path / "out/studies" / plan.name / "trials" / trial.name
     folder.mkdir(parents=True)
     keep_recipe(trial.recipe, folder)
-    checkpoint.save(checkpoint.step_file(folder / "first/checkpoints", 2), {"views": VIEWS + 1})
+    checkpoint.save(folder / "first/checkpoints" / step_name(2), {"views": VIEWS + 1})
 
     def begin(*args):
         raise StopIteration
 
-    monkeypatch.setattr(studying, "check", begin)  # what comes next
-    for status, expected in {None: RecipeError, "failed": RecipeError, "stopped": StopIteration}.items():
+    monkeypatch.setattr(run, "check", begin)  # what comes next
+    for status, expected in {None: InputError, "failed": InputError, "stopped": StopIteration}.items():
         if status:
             end(folder, status)
-        with pytest.raises(expected, match="wide-seed0/first.* --name OTHER" if expected is RecipeError else None):
-            studying.run_study(plan)
+        with pytest.raises(expected, match="wide-seed0/first.* --name OTHER" if expected is InputError else None):
+            run.run_study(plan)
 
 
 def test_points_are_told_once_with_progress_over_all_stages(tmp_path):
@@ -373,16 +380,16 @@ def test_halving_after_a_restart_decides_as_if_it_had_never_ended(study_file, tm
     """Three trials that ended before are told again; the fourth is judged by their quarter-way scores."""
     from ray.tune.schedulers import TrialScheduler
 
-    from pipelines.tuning import scheduler
+    from pipelines.studies.tuning import scheduler
 
-    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 8, "val_every": 0.4}]
-    plan = load_study(study_file({"stages": stages}, stop_early={"grace": 0.25, "reduction": 2}))
+    run = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 8, "val_every": 0.4}]
+    plan = load_study(study_file({"stages": run}, stop_early={"grace": 0.25, "reduction": 2}))
     place = place_of(tmp_path)
     trials = expand(plan)
     for trial, miou in zip(trials[:3], (0.1, 0.2, 0.3), strict=True):
         folder = place.trial(trial.name) / "first"
         folder.mkdir(parents=True)
-        (folder / "about.json").write_text(json.dumps({"steps": 8}))
+        About({}, {}, [], "whole", 8).write(folder / "about.json")
         line = {"kind": "val", "step": 2, "miou": miou, "time": 1}
         (folder / "record.jsonl").write_text(json.dumps(line) + "\n")
     asha = scheduler(place, plan.study.stop_early, trials[:3])
@@ -411,7 +418,7 @@ def test_halving_after_a_restart_decides_as_if_it_had_never_ended(study_file, tm
 )
 def test_wishes_that_cannot_be(study_file, monkeypatch, words, message):
     monkeypatch.setattr(sys, "argv", ["ablate", str(study_file()), *words])
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(InputError, match=message):
         importlib.import_module("pipelines.ablate").main()
 
 
@@ -427,7 +434,7 @@ def test_the_door_shows_a_study_without_running_it(study_file, monkeypatch, caps
 
 
 def population(study_file, tmp_path, members=4, rounds=3):
-    from pipelines.population import Population
+    from pipelines.studies.population import Population
 
     search = {
         "algorithm": "pbt",
@@ -446,7 +453,7 @@ def end_part(place, name, miou, step):
     last = folder / "checkpoints" / f"step-{step:08d}.pt"
     last.write_text(name)
     (folder / "best.pt").write_text(name)
-    (folder / "done.json").write_text(json.dumps({"miou": miou, "time": 5, "checkpoint": str(last)}))
+    result(miou=miou, steps=step).write(folder / "done.json")
 
 
 def test_the_worst_of_a_population_goes_on_from_the_best(study_file, tmp_path):
@@ -494,24 +501,24 @@ def test_the_worst_of_a_population_goes_on_from_the_best(study_file, tmp_path):
 )
 def test_what_a_population_cannot_share(study_file, search, message):
     page = WITHOUT | RANK | {"search": RANK["search"] | {"algorithm": "pbt"} | search}
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(InputError, match=message):
         load_study(study_file(**page))
 
 
 @pytest.mark.slow
 def test_a_part_ends_at_its_step_and_goes_on_in_another_folder_with_another_rate(recipe_file, tmp_path, monkeypatch):
     """Half of the steps at one rate, then from its checkpoint at another: the record shows both, from one schedule."""
-    from pipelines import stages
-    from pipelines.record import read_record
-    from pipelines.stages import run_recipe
+    from pipelines.driver import jobs
+    from pipelines.driver.run import run_recipe
+    from pipelines.runs.record import read_record
 
-    make, halves = stages.make_job, []
+    make, halves = jobs.make_job, []
 
     def part(*words):
         halves.append(dataclasses.replace(make(*words), until=2 if not halves else 4))
         return halves[-1]
 
-    monkeypatch.setattr(stages, "make_job", part)
+    monkeypatch.setattr(jobs, "make_job", part)
     page = recipe_file(
         stages=[{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 4, "val_every": 0}]
     )
@@ -530,15 +537,18 @@ def test_a_part_ends_at_its_step_and_goes_on_in_another_folder_with_another_rate
 
 def train_here(plan, place, trial, stop=False):
     """A trial trained in this process; or begun and then stopped early."""
-    from pipelines.preflight import plan_legs
-    from pipelines.runs import keep_recipe
-    from pipelines.screen import shown
-    from pipelines.stages import fit, prepare_legs
+    from pipelines.driver.fit import fit
+    from pipelines.driver.jobs import make_jobs
+    from pipelines.driver.planned import plan_stages
+    from pipelines.driver.weights import localise
+    from pipelines.runs.run import keep_recipe
+    from pipelines.runs.screen import shown
 
     folder = place.trial(trial.name)
     folder.mkdir(parents=True)
     keep_recipe(trial.recipe, folder)
-    jobs, parts = prepare_legs(trial.recipe, plan_legs(trial.recipe, place.root), folder, place.sizes, place.output)
+    weights = localise(trial.recipe.backbone.weights, place.output)
+    jobs, parts = make_jobs(trial.recipe, plan_stages(trial.recipe, place.root), folder, place.sizes, weights)
     with shown([] if stop else parts):
         fit(jobs, folder)
     if stop:
@@ -549,15 +559,15 @@ def train_here(plan, place, trial, stop=False):
 def test_mlflow_nests_stages_only_where_there_are_several_and_knows_how_trials_ended(study_file, shards, tmp_path):
     import mlflow
 
-    from pipelines.study_tracking import StudyTracker
+    from pipelines.studies.tracker import StudyTracker
 
     last = {"name": "last", "train": "voc12/trainval", "steps": 2}
-    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 2, "val_every": 0}]
-    page = study_file({"stages": stages}, variants={"one": {}, "two": {"set": {"stages": [*stages, last]}}, "bad": {}},
+    run = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 2, "val_every": 0}]
+    page = study_file({"stages": run}, variants={"one": {}, "two": {"set": {"stages": [*run, last]}}, "bad": {}},
                       baseline="one", seeds=[0])  # fmt: skip
     plan = load_study(page)
     trials = expand(plan)
-    place = Place(tmp_path / "study", str(shards), tmp_path / "out", Sizes(0, 0, 1.0, 0, 1.0))
+    place = TrialContext(tmp_path / "study", str(shards), tmp_path / "out", Sizes(0, 0, 1.0, 0, 1.0))
     train_here(plan, place, trials[0])
     train_here(plan, place, trials[1])
     train_here(plan, place, trials[2], stop=True)
@@ -593,11 +603,11 @@ def test_mlflow_nests_stages_only_where_there_are_several_and_knows_how_trials_e
 def test_a_server_that_dies_while_a_studys_run_is_created_leaves_one_run_of_it(study_file, tmp_path, monkeypatch):
     import mlflow
 
-    from pipelines.study_tracking import StudyTracker
+    from pipelines.studies.tracker import StudyTracker
 
     plan = load_study(study_file())
     base = expand(plan)[0].recipe
-    place = Place(tmp_path / "study", "", tmp_path / "out", Sizes(0, 0, 1.0, 0, 1.0))
+    place = TrialContext(tmp_path / "study", "", tmp_path / "out", Sizes(0, 0, 1.0, 0, 1.0))
     place.folder.mkdir()
     original = mlflow.MlflowClient.log_batch
 
@@ -616,18 +626,18 @@ def test_a_server_that_dies_while_a_studys_run_is_created_leaves_one_run_of_it(s
 
 
 def test_a_trial_is_followed_where_another_waits_for_its_place():
-    from pipelines.searching import Listed
-    from pipelines.tune_queue import Queue
+    from pipelines.studies.searching import Listed
+    from pipelines.studies.tuning import queue_of
 
     for early in (True, False):
-        queue = Queue(Listed(list("abcde")), 2, early)
+        queue = queue_of(Listed(list("abcde")), 2, early)
         handed = [queue.suggest(str(number)) for number in range(5)]
         assert [trial["name"] for trial in handed] == list("abcde")
         assert [trial["followed"] for trial in handed] == [early, early, early, False, False]
 
 
 def test_processes_start_early_beside_gpus_and_spare_cores_alone():
-    from pipelines.tuning import spare
+    from pipelines.studies.tuning import spare
 
     assert spare(Sizes(2, 1, 1.0, 1, 1.0), 2, 4)
     assert spare(Sizes(1, 0, 1.0, 1, 1.0), 1, 2)

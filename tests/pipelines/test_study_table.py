@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines import marks, study_plots
-from pipelines.study_table import build, cells, html, markdown, plots, text
+from pipelines.studies import marks, plots
+from pipelines.studies.table import build, cells, html, markdown, text
 
 PROTOCOL = "camvid val, 101 rows, whole, scales 1.0, no flip"
 
@@ -145,41 +145,41 @@ def test_a_search_that_has_not_begun_has_a_table_all_the_same(tmp_path):
     assert text(table).splitlines()[:2] == ["Search", "variant  measured"]
     assert "| variant | measured |" in markdown(table)
     assert ">measured</th></tr>" in html(table)
-    assert plots(table, tmp_path) == {}
+    assert plots.draw(table, tmp_path) == {}
 
 
 def test_plots_are_written_for_what_there_is(tmp_path):
-    made = plots(example(), tmp_path)
+    made = plots.draw(example(), tmp_path)
     assert set(made) == {"gains", "curve", "pareto-gmacs", "pareto-parameters"}
     for path in made.values():
         assert np.ptp(cv2.imread(path)) > 100
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{name}.png" for name in made)  # nothing half-written
-    assert plots(build("Rank", VARIANTS, [], PROTOCOL, baseline="a"), tmp_path / "none") == {}
+    assert plots.draw(build("Rank", VARIANTS, [], PROTOCOL, baseline="a"), tmp_path / "none") == {}
 
 
 def test_plots_hold_the_tables_numbers():
-    figure = study_plots.gains(example())
+    figure = plots.gains(example())
     measured = {tuple(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "o"}
     assert {round(x[0], 6) for x in measured} == {2.0}
     published = next(line for line in figure.axes[0].lines if line.get_marker() == "D")
     assert list(np.round(published.get_xdata(), 6)) == [1.2, 0.5]
-    left, right = study_plots.curve(example()).axes
+    left, right = plots.curve(example()).axes
     assert list(left.get_xticks()) == [16, 32, 48]
     assert np.ptp(left.get_ylim()) == pytest.approx(np.ptp(right.get_ylim()))
-    edge = study_plots.front(example(), "gmacs").axes[0].lines[0]
+    edge = plots.front(example(), "gmacs").axes[0].lines[0]
     assert list(edge.get_xdata()) == [10.0, 11.0]  # c is as good as b for less, or better
 
 
 def test_parallel_coordinates_need_two_keys():
     settings = {"a": {"x": 1, "y": "p"}, "b": {"x": 2, "y": "q"}}
     rows = [trial("a", 0, 0.4), trial("b", 0, 0.5)]
-    figure = study_plots.parallel(build("t", settings, rows, PROTOCOL))
+    figure = plots.parallel(build("t", settings, rows, PROTOCOL))
     heights = [list(line.get_ydata()) for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
     assert heights == [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     same = {name: given | {"y": "p"} for name, given in settings.items()}
-    assert study_plots.parallel(build("t", same, rows, PROTOCOL)) is None
+    assert plots.parallel(build("t", same, rows, PROTOCOL)) is None
     some = {"a": {"x": 1, "y": "p"}, "b": {"x": 2, "z": "q"}}  # named variants, not points of one space
-    assert study_plots.parallel(build("t", some, rows, PROTOCOL)) is None
+    assert plots.parallel(build("t", some, rows, PROTOCOL)) is None
 
 
 def test_axes_of_parallel_coordinates():

@@ -18,11 +18,14 @@ import numpy as np
 import psutil
 import pytest
 
-from pipelines import checkpoint, tracking
-from pipelines.door import SetupError
-from pipelines.recipe import RecipeError, load_recipe
-from pipelines.record import read_record
-from pipelines.stages import run_recipe
+from pipelines.base.errors import InputError, SetupError
+from pipelines.driver.run import run_recipe
+from pipelines.recipes.reading import load_recipe
+from pipelines.runs import checkpoint, mlflow_client, mlflow_lines
+from pipelines.runs import tracker as tracker_module
+from pipelines.runs.folder import StageFolder
+from pipelines.runs.record import read_record
+from pipelines.runs.results import About
 
 STAGES = [
     {"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 6, "val_every": 0},
@@ -104,7 +107,7 @@ def test_a_server_that_dies_in_mid_training_is_replayed_to(server, recipe_file, 
     killer = threading.Thread(target=kill_at_step_3, daemon=True)
     killer.start()
     results = run_recipe(load_recipe(page))  # the training itself does not mind
-    assert [result["stage"] for result in results] == ["first", "second"]
+    assert [result.stage for result in results] == ["first", "second"]
     shown = capsys.readouterr().err
     assert f"python -m pipelines.replay {folder}" in shown
     assert "training goes on" in shown
@@ -126,8 +129,8 @@ def test_a_server_that_dies_in_mid_training_is_replayed_to(server, recipe_file, 
         run = by_name[f"tiny/{stage}"]
         assert history(client, run, "train/loss") == losses(folder / stage)
         assert "checkpoint" in [file.path for file in client.list_artifacts(run)]
-    assert history(client, by_name["tiny/first"], "val/mIoU")[-1] == (6, results[0]["miou"] * 100)
-    assert client.get_run(by_name["tiny"]).data.metrics["first/mIoU"] == results[0]["miou"] * 100
+    assert history(client, by_name["tiny/first"], "val/mIoU")[-1] == (6, results[0].miou * 100)
+    assert client.get_run(by_name["tiny"]).data.metrics["first/mIoU"] == results[0].miou * 100
 
     state = json.loads((folder / "mlflow.json").read_text())  # as if the driver had died before it took note
     (folder / "mlflow.json").write_text(json.dumps(state | {"sent": {}, "ended": []}))
@@ -160,7 +163,7 @@ def test_a_server_that_returns_in_mid_training_has_everything_at_its_end(
     import mlflow
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "RETRY_S", 0.2)
+    monkeypatch.setattr(tracker_module, "RETRY_S", 0.2)
     server.start()
     page, folder = (
         recipe_file(stages=STAGES[:1], tracking=server.uri, checkpoint_minutes=0.0),
@@ -206,10 +209,10 @@ def test_a_server_that_returns_in_mid_training_has_everything_at_its_end(
 
 
 def test_a_server_that_comes_back_is_noticed_and_complained_about_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tracking, "RETRY_S", 0.01)
+    monkeypatch.setattr(tracker_module, "RETRY_S", 0.01)
     (tmp_path / "record.jsonl").write_text("")
     fake = Fake(lambda call: call > 4)
-    sender = tracking.Sender(fake, [tmp_path])
+    sender = tracker_module.Sender(fake, [StageFolder(tmp_path)])
     for _ in range(6):
         sender.deliver()
     assert len(fake.warnings) == 1
@@ -223,8 +226,8 @@ def test_a_server_that_dies_while_a_stages_run_is_created_leaves_one_run_of_it(
     page = load_recipe(recipe_file(stages=STAGES[:1]))
     folder, place = tmp_path / "run", tmp_path / "run/first"
     place.mkdir(parents=True)
-    (place / "about.json").write_text(json.dumps({"params": {"steps": 6}, "tags": {}}))
-    tracker = tracking.Tracker(page, tmp_path, folder)
+    About({"steps": 6}, {}, [], "whole", 6).write(place / "about.json")
+    tracker = tracker_module.Tracker(page, tmp_path, folder)
 
     def answer_lost(*args, **words):
         original(*args, **words)
@@ -234,14 +237,14 @@ def test_a_server_that_dies_while_a_stages_run_is_created_leaves_one_run_of_it(
     with monkeypatch.context() as patch:
         patch.setattr(tracker.client, lost, answer_lost)
         with pytest.raises(ConnectionError):
-            tracker.run_of(place)
-    again = tracking.Tracker(page, tmp_path, folder)  # a resume, or a replay
-    run = again.run_of(place)
+            tracker.run_of(StageFolder(place))
+    again = tracker_module.Tracker(page, tmp_path, folder)  # a resume, or a replay
+    run = again.run_of(StageFolder(place))
     runs = again.client.search_runs([again.experiment])
     assert sorted(run.info.run_name for run in runs) == ["tiny", "tiny/first"]
     assert again.client.get_run(run).data.params == {"steps": "6"}
     again.client.set_terminated(run, "FINISHED")
-    assert again.create("tiny/first", {tracking.PARENT: again.state["parent"]}, {}) != run  # a finished one stays
+    assert again.create("tiny/first", {mlflow_client.PARENT: again.state["parent"]}, {}) != run  # a finished one stays
 
 
 def answers_lost(patch, method):
@@ -267,14 +270,14 @@ def test_a_server_that_dies_while_a_chains_run_is_created_leaves_one_run_of_it(
     with monkeypatch.context() as patch:
         answers_lost(patch, lost)
         with pytest.raises(SetupError, match="gone"):
-            tracking.Tracker(page, tmp_path, folder)
-    again = tracking.Tracker(page, tmp_path, folder)
+            tracker_module.Tracker(page, tmp_path, folder)
+    again = tracker_module.Tracker(page, tmp_path, folder)
     (run,) = again.client.search_runs([again.experiment])
     assert run.info.run_id == again.state["parent"]
     assert run.data.params["batch"] == str(page.batch)
     other = tmp_path / "other"  # of the same name, and none of this one's
     other.mkdir()
-    assert tracking.Tracker(page, tmp_path, other).state["parent"] != run.info.run_id
+    assert tracker_module.Tracker(page, tmp_path, other).state["parent"] != run.info.run_id
 
 
 def test_a_replay_to_another_server_that_dies_leaves_the_notes_on_the_first(recipe_file, tmp_path, monkeypatch):
@@ -286,7 +289,7 @@ def test_a_replay_to_another_server_that_dies_leaves_the_notes_on_the_first(reci
     with monkeypatch.context() as patch:
         answers_lost(patch, "create_run")
         with pytest.raises(SetupError, match="gone"):
-            tracking.Tracker(page, tmp_path, folder, f"sqlite:///{tmp_path}/other.db")
+            tracker_module.Tracker(page, tmp_path, folder, f"sqlite:///{tmp_path}/other.db")
     assert notes.read_text() == before
 
 
@@ -294,7 +297,7 @@ def test_long_parameters_are_whole_in_an_artifact(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file())
     folder = tmp_path / "run"
     folder.mkdir()
-    tracker = tracking.Tracker(recipe, tmp_path, folder)
+    tracker = tracker_module.Tracker(recipe, tmp_path, folder)
     text = "".join(chr(97 + i % 26) for i in range(7000))
     run = tracker.create("long", {"a": "tag"}, {"long": text, "short": 1})
     stored = tracker.client.get_run(run).data.params
@@ -337,11 +340,11 @@ def test_classes_of_any_name_are_sent_and_what_is_sent_again_is_there_once(empty
     place = tmp_path / "first"
     (place / "validation").mkdir(parents=True)
     np.save(place / "validation/step-00000002.npy", np.eye(6, dtype=np.int64))
-    (place / "about.json").write_text(json.dumps({"classes": classes, "protocol": "whole", "params": {}, "steps": 2}))
+    About({}, {}, classes, "whole", 2).write(place / "about.json")
     line = {"kind": "val", "step": 2, "time": 1, "miou": 1.0, "accuracy": 1.0, "fwiou": 1.0, "rows": 3, "overlays": [],
             "iou": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "counts": "validation/step-00000002.npy"}  # fmt: skip
     for _ in range(2):
-        tracking.send_lines(client, run, place, [line])
+        mlflow_lines.send_lines(client, run, StageFolder(place), [line])
     names = ["road", "car_ parked 1", "car_ parked 2", "a__b", "_", "grün _50 __"]
     found = client.get_run(run).data.metrics
     assert [found[f"val/IoU/{name}"] for name in names] == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
@@ -363,7 +366,7 @@ def test_a_server_that_misses_only_the_end_is_told_by_replay(recipe_file, tmp_pa
     monkeypatch.setattr(sys, "argv", ["replay", str(folder)])
     importlib.import_module("pipelines.replay").main()
     state = json.loads((folder / "mlflow.json").read_text())
-    with tracking.connected(state["uri"]) as client:
+    with mlflow_client.open_client(state["uri"]) as client:
         assert {client.get_run(run).info.status for run in [state["parent"], *state["stages"].values()]} == {"FINISHED"}
 
 
@@ -371,17 +374,17 @@ def test_what_fails_before_the_first_worker_starts_ends_the_run_in_mlflow(recipe
     def full(*words):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pipelines.stages.make_job", full)
+    monkeypatch.setattr("pipelines.driver.jobs.make_job", full)
     with pytest.raises(OSError, match="No space left"):
         run_recipe(load_recipe(recipe_file()))
     state = json.loads((tmp_path / "out/runs/tiny/mlflow.json").read_text())
-    with tracking.connected(state["uri"]) as client:
+    with mlflow_client.open_client(state["uri"]) as client:
         assert client.get_run(state["parent"]).info.status == "FAILED"
 
 
 def test_replay_of_no_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["replay", str(tmp_path)])
-    with pytest.raises(RecipeError, match="is no run"):
+    with pytest.raises(InputError, match="is no run"):
         importlib.import_module("pipelines.replay").main()
 
 
@@ -394,7 +397,7 @@ def test_replay_of_no_run(tmp_path, monkeypatch):
     ],
 )
 def test_addresses_with_secrets_are_refused_without_repeating_them(recipe_file, changes, hidden):
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(InputError) as caught:
         load_recipe(recipe_file(**changes))
     assert hidden in str(caught.value)
     assert "hunter2" not in str(caught.value)

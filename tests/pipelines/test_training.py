@@ -1,6 +1,7 @@
 """The walk in this process: train, resume, stop on nan, refuse what would mislead."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -11,20 +12,32 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipelines import checkpoint, loop
-from pipelines.door import ROOT, RunFailed, SetupError, Stopped
-from pipelines.feed import train_batches
-from pipelines.loop import micro_batch
-from pipelines.recipe import RecipeError, load_recipe
-from pipelines.record import read_record
-from pipelines.runs import locked
-from pipelines.stages import run_recipe
-from pipelines.stopping import stoppable
+from pipelines.base.door import ROOT
+from pipelines.base.errors import InputError, RunFailed, SetupError, Stopped
+from pipelines.driver.run import run_recipe
+from pipelines.feed.batches import train_batches
+from pipelines.recipes.reading import load_recipe
+from pipelines.runs import checkpoint
+from pipelines.runs.checkpoint import Progress
+from pipelines.runs.folder import step_name
+from pipelines.runs.record import read_record
+from pipelines.runs.run import locked
+from pipelines.runs.stopping import LOOK_S, stoppable
+from pipelines.scoring import validate as validating
+from pipelines.training import learner as learning
+from pipelines.training import score as scoring
+from pipelines.training import stage as loop
+from pipelines.training import step as stepping
+from pipelines.training.learner import micro_batch
+from pipelines.training.meter import Meter
+from pipelines.training.pulse import Pulse
 
 TWO_STAGES = [
     {"name": "first", "train": "voc12_aug/train", "val": "voc12/val", "steps": 4, "val_every": 0},
@@ -33,7 +46,7 @@ TWO_STAGES = [
 
 
 def weights(folder, stage="first", step=5, name="tiny"):
-    return checkpoint.load(checkpoint.step_file(folder / "out/runs" / name / stage / "checkpoints", step))["model"]
+    return checkpoint.load(folder / "out/runs" / name / stage / "checkpoints" / step_name(step))["model"]
 
 
 def equal(a, b):
@@ -47,9 +60,9 @@ def test_a_chain_runs_hands_its_weights_on_and_ends_in_a_table(recipe_file, tmp_
     results = run_recipe(load_recipe(page))
     assert not list((tmp_path / "here").iterdir())  # all lies below `output`
     shown = capsys.readouterr().out
-    assert [r["stage"] for r in results] == ["first", "second"]
-    assert results[0]["miou_before"] is not None
-    assert results[1]["miou"] is None
+    assert [r.stage for r in results] == ["first", "second"]
+    assert results[0].miou_before is not None
+    assert results[1].miou is None
     assert "mIoU before" in shown
     assert "whole, scales 1.0, no flip" in shown
     assert "starts from the weights of first (step 4), classifier included" in shown
@@ -63,16 +76,18 @@ def test_a_chain_runs_hands_its_weights_on_and_ends_in_a_table(recipe_file, tmp_
 
 
 def test_what_is_slow_on_a_busy_machine_has_the_whole_time_before_a_worker_hangs_each(recipe_file, monkeypatch):
-    """Set-up, reading the record of old, the first import of torchmetrics, pictures, a step: a beat between any two."""
+    """Set-up, reading the record of old, the first batch of a validation, pictures, a step: a beat between any two."""
     heard = []
 
     def follow(place, name):
         original = getattr(place, name)
         monkeypatch.setattr(place, name, lambda *args, **kw: [heard.append(name), original(*args, **kw)][1])
 
-    for name in ("build_model", "Record", "Confusion", "predict", "draw_overlays", "poly"):
-        follow(loop, name)
-    follow(loop.Pulse, "beat")
+    for place, name in (
+        (learning, "build_model"), (loop, "Record"), (validating, "Confusion"), (validating, "predict"),
+        (scoring, "predict"), (scoring, "draw_overlays"), (stepping, "poly"), (Pulse, "beat"),
+    ):  # fmt: skip
+        follow(place, name)
     run_recipe(load_recipe(recipe_file()))
     slow = [name for name in heard if name != "beat"]
     assert {"build_model", "Record", "Confusion", "predict", "draw_overlays", "poly"} == set(slow)
@@ -90,8 +105,8 @@ def test_a_finished_run_does_nothing_and_says_so(recipe_file, capsys):
 
 @pytest.mark.slow
 def test_the_loss_falls(recipe_file, tmp_path):
-    stages = [{"name": "first", "train": "voc12/train", "steps": 40}]
-    run_recipe(load_recipe(recipe_file(stages=stages, optim={"lr": 0.05, "warmup": 2, "head_lr_scale": 1})))
+    run = [{"name": "first", "train": "voc12/train", "steps": 40}]
+    run_recipe(load_recipe(recipe_file(stages=run, optim={"lr": 0.05, "warmup": 2, "head_lr_scale": 1})))
     losses = [line["loss"] for line in read_record(tmp_path / "out/runs/tiny/first/record.jsonl")[0] if "loss" in line]
     assert len(losses) == 40
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
@@ -103,8 +118,8 @@ def test_a_killed_driver_continues_in_mid_epoch_to_the_same_weights(recipe_file,
     run_recipe(load_recipe(recipe, ["name=whole"]))
     whole = checkpoint.load(tmp_path / "out/runs/whole/first/checkpoints/step-00000005.pt")["model"]
     code = (
-        "import os; from pipelines import checkpoint, loop; from pipelines.recipe import load_recipe;"
-        "from pipelines.stages import run_recipe; save = checkpoint.save\n"
+        "import os; from pipelines.runs import checkpoint; from pipelines.recipes.reading import load_recipe;"
+        "from pipelines.driver.run import run_recipe; save = checkpoint.save\n"
         "def die(path, content):\n"
         "    if path.name == 'step-00000003.pt': os.kill(os.getpid(), 9)\n"  # step 3 is recorded, and not saved
         "    save(path, content)\n"
@@ -159,11 +174,11 @@ def test_the_learning_rate_is_the_papers_at_every_step(recipe_file, tmp_path):
         curve = lr * (1 - max(t, warmup) / steps) ** 0.9
         return curve if t >= warmup else lr / 10 + (curve - lr / 10) * t / warmup
 
-    stages = [
+    run = [
         {"name": "first", "train": "voc12/train", "steps": 9},
         {"name": "second", "train": "voc12/train", "steps": 4, "lr": 0.003, "warmup": 0},
     ]
-    page = recipe_file(stages=stages, optim={"lr": 0.02, "warmup": 3, "head_lr_scale": 2, "power": 0.9},
+    page = recipe_file(stages=run, optim={"lr": 0.02, "warmup": 3, "head_lr_scale": 2, "power": 0.9},
                        checkpoint_minutes=0.0, workers={"count": 0, "gpus": 0, "micro_batch": 2})  # fmt: skip
     with stop_at(tmp_path / "out/runs/tiny/first", 5, signal.SIGTERM), pytest.raises(Stopped):
         run_recipe(load_recipe(page))
@@ -176,7 +191,7 @@ def test_the_learning_rate_is_the_papers_at_every_step(recipe_file, tmp_path):
 
 @contextlib.contextmanager
 def stop_at(folder, step, number):
-    """Send this process a signal once the stage in `folder` has logged `step`."""
+    """Send this process a signal once the stage in `folder` has logged `step`; it is noticed soon after."""
 
     def send():
         while not any(line["step"] >= step for line in read_record(folder / "record.jsonl")[0] if "loss" in line):
@@ -184,8 +199,10 @@ def stop_at(folder, step, number):
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=send, daemon=True)
-    thread.start()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.runs.stopping.LOOK_S", 0.005)
+        thread.start()
+        yield
     thread.join(1)
     assert not thread.is_alive()
 
@@ -196,8 +213,8 @@ def stop_at(folder, step, number):
 def test_a_signal_writes_a_checkpoint_and_the_same_command_ends_at_the_same_weights(
     recipe_file, tmp_path, number, code, capsys
 ):
-    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 20, "val_every": 0}]
-    page = recipe_file(stages=stages, log_every=3)
+    run = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 20, "val_every": 0}]
+    page = recipe_file(stages=run, log_every=3)
     before = signal.getsignal(number)
     run_recipe(load_recipe(page, ["name=whole"]))
     folder = tmp_path / "out/runs/tiny"
@@ -248,8 +265,8 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
 @pytest.mark.slow
 def test_a_checkpoint_brings_everything_back(recipe_file, tmp_path):
     """Optimizer, schedule, generators, best score and tracked runs: the state of a resume is that of the save."""
-    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 6, "val_every": 0.5}]
-    page = recipe_file(stages=stages, checkpoint_minutes=0.0, keep_last=9)
+    run = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 6, "val_every": 0.5}]
+    page = recipe_file(stages=run, checkpoint_minutes=0.0, keep_last=9)
     with stop_at(tmp_path / "out/runs/tiny/first", 4, signal.SIGTERM), pytest.raises(Stopped):
         run_recipe(load_recipe(page))
     folder = tmp_path / "out/runs/tiny/first"
@@ -291,18 +308,20 @@ def test_micro_batches_divide_the_share():
     assert [micro_batch(recipe, world) for world in (1, 2, 3)] == [4, 3, 4]
 
 
-def test_nan_stops_with_the_step_and_its_samples_named(recipe_file, tmp_path, monkeypatch):
+def test_nan_stops_with_the_step_and_its_samples_named(recipe_file, tmp_path):
     """Whether the loss is looked at after each step or much later."""
     plans = []
-    monkeypatch.setattr(
-        loop, "train_batches", lambda plan, *words: [plans.append(plan), train_batches(plan, *words)][1]
-    )
+
+    def feed(plan, *words):
+        plans.append(plan)
+        return train_batches(plan, *words)
+
     page = recipe_file(optim={"lr": 1e9, "head_lr_scale": 1}, stages=[
         {"name": "first", "train": "voc12/train", "steps": 12}])  # fmt: skip
     folder, failures = tmp_path / "out/runs/tiny/first", []
     for words in ([], ["name=late", "log_every=3000"]):
         with pytest.raises(RunFailed, match=r"the loss became (nan|inf) at step \d+, on the samples 2") as caught:
-            run_recipe(load_recipe(page, words))
+            run_recipe(load_recipe(page, words), feed)
         failures.append(str(caught.value))
     step = losses_of(folder / "record.jsonl")[-1][0] + 1
     assert f"at step {step}, on the samples {', '.join(plans[0].ids(step - 1))}. Nothing" in failures[0]
@@ -310,32 +329,51 @@ def test_nan_stops_with_the_step_and_its_samples_named(recipe_file, tmp_path, mo
     assert not list(folder.glob("checkpoints/*.pt"))
 
 
-def test_a_loss_that_is_nan_is_not_saved_because_somebody_stops_the_run(recipe_file, tmp_path, monkeypatch):
-    calls = itertools.count()
-    monkeypatch.setattr(loop, "asked_to_stop", lambda stop: 15 if next(calls) == 6 else 0)
+def test_a_loss_that_is_nan_is_not_saved_because_somebody_stops_the_run(recipe_file, tmp_path):
+    given = itertools.count()
+
+    def feed(plan, *words):
+        for batch in train_batches(plan, *words):
+            if next(given) == 6:
+                (tmp_path / "out/runs/tiny/stop.txt").write_text("SIGTERM")
+                time.sleep(3 * LOOK_S)
+            yield batch
+
     recipe = load_recipe(recipe_file(optim={"lr": 1e9, "head_lr_scale": 1}, log_every=3000, stages=[
         {"name": "first", "train": "voc12/train", "steps": 12}]))  # fmt: skip
     with pytest.raises(RunFailed, match=r"the loss became (nan|inf) at step [1-6], .*name=OTHER"):
-        run_recipe(recipe)
-    assert next(calls) == 7
+        run_recipe(recipe, feed)
+    assert next(given) == 7  # the signal came, and at the next step nothing was saved
     assert not list((tmp_path / "out/runs/tiny/first").glob("checkpoints/*.pt"))
+
+
+def meter_of(progress, rank):
+    recipe = load_recipe("sample", ["batch=4", "aux=null", "loss={logits: {cross_entropy: 1.0}}"])
+    job = SimpleNamespace(recipe=recipe, rows=8, steps=4)
+    return Meter(SimpleNamespace(job=job, progress=progress, device=torch.device("cpu"), rank=rank, world=2))
 
 
 def test_losses_that_a_checkpoint_carries_are_counted_once_whatever_the_number_of_workers(monkeypatch):
     """Each worker has its part of a step's loss; what all of them load is the first one's checkpoint."""
-    state = {"losses": [], "seconds": 0.0, "images": 0}
-    parts = ([0.5, 0.25], [0.125, 1.0])
-    meters = [loop.Meter(torch.device("cpu"), 4, state, rank) for rank in (0, 1)]
+    parts, both = ([[0.5, 5.0], [0.25, 2.5]], [[0.125, 1.0], [1.0, 4.0]]), [[0.625, 6.0], [1.25, 6.5]]
+    meters = [meter_of(Progress(), rank) for rank in (0, 1)]
     for meter, part in zip(meters, parts, strict=True):
         for value in part:
             meter.add(torch.tensor(value))
     for meter, others in zip(meters, parts[::-1], strict=True):
-        monkeypatch.setattr(loop.dist, "all_reduce", lambda mine, others=others: mine.add_(torch.tensor(others)))
-        assert meter.losses(2).tolist() == [0.625, 1.25]
-    meters[0].store(state)
-    assert state["losses"] == [0.625, 1.25]
-    resumed = [loop.Meter(torch.device("cpu"), 4, state, rank) for rank in (0, 1)]
-    assert sum(torch.stack(meter.kept) for meter in resumed).tolist() == [0.625, 1.25]
+        monkeypatch.setattr(
+            torch.distributed, "all_reduce", lambda mine, others=others: mine.add_(torch.tensor(others))
+        )
+        assert meter.losses().tolist() == both
+    kept = meters[0].carry(Progress(), 2)
+    assert (kept.losses, kept.terms) == ((0.625, 1.25), ((6.0,), (6.5,)))
+    resumed = [meter_of(kept, rank) for rank in (0, 1)]
+    assert sum(torch.stack(meter.kept) for meter in resumed).tolist() == both
+    line = resumed[0].line(np.array(both), 2, 0.1)
+    assert (line["loss"], line["terms"]) == (0.9375, {"logits.cross_entropy": 6.25})
+    old = meter_of(dataclasses.replace(kept, terms=()), 0)  # 0.3.5 kept no terms
+    assert [entry[0].item() for entry in old.kept] == [0.625, 1.25]
+    assert all(entry[1].isnan() for entry in old.kept)
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
@@ -352,18 +390,18 @@ def test_a_run_does_not_go_on_with_other_rows(recipe_file, shards, tmp_path, par
     changed = data / stage[part]
     manifest = json.loads((changed / "manifest.json").read_text())
     (changed / "manifest.json").write_text(json.dumps(manifest | {"digest": "0" * 64}))  # a name of other rows
-    with pytest.raises(RecipeError, match=rf"stage first: .*{changed.name} holds other rows than when .*name=…"):
+    with pytest.raises(InputError, match=rf"stage first: .*{changed.name} holds other rows than when .*name=…"):
         run_recipe(recipe)
     (changed / "manifest.json").write_text(json.dumps(manifest))
-    assert run_recipe(recipe)[0]["steps"] == 2
+    assert run_recipe(recipe)[0].steps == 2
 
 
 def test_scoring_on_trained_rows_is_refused(recipe_file):
     stage = {"name": "first", "train": "voc12/trainval", "val": "voc12/val", "steps": 2}
-    with pytest.raises(RecipeError, match="11 of the 11 images of voc12/val are trained on"):
+    with pytest.raises(InputError, match="11 of the 11 images of voc12/val are trained on"):
         run_recipe(load_recipe(recipe_file(stages=[stage])))
     later = {"name": "second", "train": "voc12_aug/train", "val": "voc12/val", "steps": 2}
-    with pytest.raises(RecipeError, match=r"by this stage .* or one before it"):
+    with pytest.raises(InputError, match=r"by this stage .* or one before it"):
         run_recipe(load_recipe(recipe_file(stages=[{**stage, "val": None}, later])))
 
 
@@ -384,7 +422,7 @@ def test_splits_that_do_not_fit_or_hold_nothing_are_refused(recipe_file, shards,
     manifest = json.loads((val / "manifest.json").read_text())
     (val / "manifest.json").write_text(json.dumps(manifest | change(manifest)))
     stage = {"name": "first", "train": "voc12/train", "val": str(val), "steps": 2}
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(InputError, match=message):
         run_recipe(load_recipe(recipe_file(stages=[stage])))
 
 
@@ -406,19 +444,18 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_host_waits_for_no_step_but_those_that_are_logged(recipe_file, monkeypatch, precision):
     """But for a look at the stop note, which is taken on CPUs alone. With all options of the step."""
-    waits, reached, original, look = Waits(), [], loop.train_mode, loop.Meter.losses
+    waits, reached, original, look = Waits(), [], loop.train_mode, Meter.losses
 
     def enter(*words):
         original(*words)
         waits.__enter__()
 
-    def losses(meter, world):
+    def losses(meter):
         reached.append(len(waits.found))
-        return look(meter, world)
+        return look(meter)
 
     monkeypatch.setattr(loop, "train_mode", enter)
-    monkeypatch.setattr(loop.Meter, "losses", losses)
-    monkeypatch.setattr(loop, "asked_to_stop", lambda stop: 0)
+    monkeypatch.setattr(Meter, "losses", losses)
     words = [f"workers.precision={precision}", "workers.micro_batch=2", "workers.channels_last=true", "log_every=6"]
     words += ["optim.ema=0.9", "loss={logits: {ohem: 1.0, dice: 1.0, boundary: 1.0}, aux: {cross_entropy: 0.4}}"]
     run_recipe(load_recipe(recipe_file(stages=[{"name": "first", "train": "voc12/train", "steps": 6}]), words))
@@ -445,14 +482,14 @@ def test_bf16_channels_last_and_compiled_steps_learn_what_plain_ones_do(recipe_f
 
 def test_another_recipe_under_the_same_name_is_refused(recipe_file):
     run_recipe(load_recipe(recipe_file()))
-    with pytest.raises(RecipeError, match=r"another recipe \(head.channels: 16 -> 8\)"):
+    with pytest.raises(InputError, match=r"another recipe \(head.channels: 16 -> 8\)"):
         run_recipe(load_recipe(recipe_file(), ["head.channels=8"]))
 
 
 def test_views_of_another_version_are_refused_by_the_driver_while_there_are_steps_to_train(
     recipe_file, tmp_path, monkeypatch
 ):
-    from pipelines import stages
+    from pipelines.driver import run
 
     recipe, folder = load_recipe(recipe_file()), tmp_path / "out/runs/tiny"
     run_recipe(recipe)
@@ -462,8 +499,8 @@ def test_views_of_another_version_are_refused_by_the_driver_while_there_are_step
     assert run_recipe(recipe)  # finished: it says so and trains nothing
     (folder / "first/done.json").unlink()
     (folder / "first/outcome.json").unlink()
-    monkeypatch.setattr(stages, "plan_legs", None)  # found before anything of the shards is read
-    with pytest.raises(RecipeError, match=r"first/checkpoints: .* other views from the same seeds.*name=OTHER"):
+    monkeypatch.setattr(run, "plan_stages", None)  # found before anything of the shards is read
+    with pytest.raises(InputError, match=r"first/checkpoints: .* other views from the same seeds.*name=OTHER"):
         run_recipe(recipe)
 
 
@@ -493,13 +530,13 @@ def test_other_classes_get_a_fresh_classifier(recipe_file, tmp_path, shards, cap
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["classes"][3] = "dragon"
     (other / "manifest.json").write_text(json.dumps(manifest))
-    stages = [
+    run = [
         {"name": "first", "train": "voc12/train", "steps": 2},
         {"name": "second", "train": str(other), "steps": 2},
     ]
-    run_recipe(load_recipe(recipe_file(stages=stages)))
+    run_recipe(load_recipe(recipe_file(stages=run)))
     assert (
-        "initialised anew: head.classify.1.weight, head.classify.1.bias, aux.classify.1.weight"
+        "initialised again: head.classify.1.weight, head.classify.1.bias, aux.classify.1.weight"
         in capsys.readouterr().out
     )
 

@@ -13,7 +13,7 @@ def _seed():
 def golden():
     """Compare a module's parameters (exact) and MACs (0.1 %, in G) on inputs of the given shapes, on the meta device.
 
-    `build` is called without arguments; a unit takes one tensor, a head the list of all (`as_list`).
+    `build` is called without arguments; a unit takes one tensor, a head a list of all (`as_list`).
     """
 
     def compare(build, count, giga, *shapes, as_list=False):

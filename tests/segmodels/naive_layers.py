@@ -1,4 +1,4 @@
-"""Layers written out from their definitions, in float64, reading only the weights of the real ones."""
+"""Layers written out from their definitions, in float64; they read only the weights of the real ones."""
 
 import math
 
@@ -59,7 +59,7 @@ def conv(layer, x):
 
 
 def norm(layer, x):
-    """Batch norm over dimension 1: of the batch in training, of the running statistics else."""
+    """Batch norm over dimension 1: with the batch's statistics in training, else with the running ones."""
     shape = [1, -1] + [1] * (x.ndim - 2)
     mean, var = layer.running_mean.view(shape), layer.running_var.view(shape)
     if layer.training:
@@ -135,7 +135,7 @@ def assert_parity(fast, slow, module, *inputs):
     given, wanted = (torch.autograd.grad(y, leaves, probe, retain_graph=True) for y in (fast, slow))
     largest = max(g.norm() for g in wanted)
     for name, a, b in zip(names, given, wanted, strict=True):
-        # A bias before a norm in training has no gradient but rounding.
+        # In training, the gradient of a bias before a norm is only rounding.
         assert (a - b).norm() < 1e-10 * (b.norm() + 1e-4 * largest), name
 
 
@@ -156,7 +156,7 @@ def agree(fast, slow, leaves, bound=1e-10):
         strict=True,
     )
     zero = torch.zeros(())
-    # Absolute below a norm of 1, as of gradients that are zero but for rounding.
+    # Absolute below a norm of 1, for gradients that are zero up to rounding.
     errors = [
         ((a - b).norm() / b.norm().clamp(min=1)).item()
         for a, b in ([zero if g is None else g for g in p] for p in pairs)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from naive_layers import compare, relative
 
-from pipelines.bench.plain.a2 import a2_plain
 from segmodels.heads.a2 import DoubleAttention, a2_head
 from segmodels.heads.catalog import build_head
+from segmodels.plain.a2 import a2_plain
 
 B, C, M, N, H, W = 2, 6, 4, 3, 3, 5
 
@@ -57,7 +57,7 @@ def test_equals_the_loop_in_outputs_and_gradients(training):
 
 
 def test_softmax_is_kept_in_float32():
-    """Weights of 1 / 4096 over equal cells sum to 1, and the block works in bfloat16 alone."""
+    """Weights of 1 / 4096 over equal cells sum to 1, and the block also works with weights in bfloat16."""
     block = DoubleAttention(C, M, N).eval()
     x = torch.randn(1, C, 1, 1).expand(1, C, 64, 64)
     half = block.bfloat16()(x.bfloat16())

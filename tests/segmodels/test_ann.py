@@ -4,9 +4,9 @@ import pytest
 import torch
 from naive_layers import agree, cbr, conv, norm, relative, scramble
 
-from pipelines.bench.plain.ann import ann_plain
 from segmodels.heads.ann import AsymmetricBlock, ann_head
 from segmodels.heads.catalog import build_head
+from segmodels.plain.ann import ann_plain
 
 B, LOW, C, E, V, H, W = 2, 3, 6, 4, 5, 5, 3
 SIZES = (1, 2, 3)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from naive_layers import assert_parity, cbr, conv, draw, pool, randomise, relu, sigmoid
 
-from pipelines.bench.plain.apcnet import apcnet_plain
 from segmodels.heads.apcnet import AdaptiveContext, apcnet_head
 from segmodels.heads.catalog import build_head
+from segmodels.plain.apcnet import apcnet_plain
 
 B, IN, C, H, W = 3, 6, 4, 5, 7
 

@@ -71,7 +71,7 @@ def test_cost(golden):
     golden(lambda: deeplabv3plus_head([s[1] for s in stages], 21), 16844149, 82.854, *stages, as_list=True)
 
 
-def test_dropout_lies_where_it_is_said():
+def test_dropout_is_where_the_docstrings_say():
     def chances(head):
         return [m.p for m in head.modules() if isinstance(m, torch.nn.Dropout2d)]
 

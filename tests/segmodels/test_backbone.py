@@ -1,4 +1,4 @@
-"""Trunks: sizes, costs, dilations, weights. Those of our own have their files; here is what holds for all."""
+"""Trunks: sizes, costs, dilations, weights. Our own also have test files of their own; here is what holds for all."""
 
 from functools import cache
 
@@ -100,7 +100,7 @@ def test_papers_trunk_at_stride_8():
         ("resnet18", 8, (2, 8), ["conv1", "conv2"]),
     ],
 )
-def test_multi_grid_dilates_the_3x3_convolutions_of_the_last_stage_alone(name, stride, grid, convs):
+def test_multi_grid_dilates_only_the_3x3_convolutions_of_the_last_stage(name, stride, grid, convs):
     backbone, plain = meta(name, stride, grid), meta(name, stride)
     assert shapes(backbone, 1, 3, 65, 97) == shapes(plain, 1, 3, 65, 97)
     for block, dilation in zip(backbone.trunk.layer4, grid, strict=True):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from naive_layers import agree, cbr, conv, relative, scramble
 
-from pipelines.bench.plain.ccnet import ccnet_plain
 from segmodels.heads.catalog import build_head
 from segmodels.heads.ccnet import CrissCross, ccnet_head
 from segmodels.heads.maps import Maps
+from segmodels.plain.ccnet import ccnet_plain
 
 B, C, E, H, W = 2, 4, 3, 5, 3
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from naive_layers import assert_parity, cbr, conv, draw, norm, randomise, softmax
 
-from pipelines.bench.plain.cfnet import cfnet_plain
 from segmodels.heads.catalog import build_head
 from segmodels.heads.cfnet import CFNet, CoOccurrence, cfnet_head
+from segmodels.plain.cfnet import cfnet_plain
 
 B, C, H, W, HEADS = 2, 8, 5, 3, 2
 
@@ -17,7 +17,7 @@ def unit(mixtures=1, pooling=True, dropout=0.0, training=False):
 
 
 def shrink(x):
-    """3x3 averages at every second pixel, over the pixels inside of the map alone; odd sides rounded up."""
+    """3x3 averages at every second pixel, over only the pixels inside of the map; odd sides rounded up."""
     rows = [
         [x[:, :, max(i - 1, 0) : min(i + 2, H), max(j - 1, 0) : min(j + 2, W)].mean((2, 3)) for j in range(0, W, 2)]
         for i in range(0, H, 2)
@@ -81,13 +81,13 @@ def test_equals_the_plain_form(mixtures, training):
     assert_parity(net(x), cfnet_plain(net, x), net, x)
 
 
-def test_weights_are_dropped_in_training_alone():
+def test_weights_are_dropped_only_in_training():
     net = unit(dropout=0.5)
     x = draw(B, C, H, W)
     assert torch.equal(net(x), net(x))
     net.train()
     assert not torch.equal(net(x), net(x))
-    # Dropping keeps the mean: many draws agree with none dropped.
+    # Dropping keeps the mean: the mean of many draws agrees with none dropped.
     net.norm.eval()
     draws = net(x[:1].expand(3000, -1, -1, -1)).detach()
     net.dropout = 0.0
@@ -117,8 +117,8 @@ def test_one_image_in_training_is_an_error_with_the_cure():
     with pytest.raises(ValueError, match="Raise the batch"):
         head([torch.randn(1, 8, H, W)])
     assert head.eval()([torch.randn(1, 8, H, W)])["logits"].isfinite().all()
-    alone = cfnet_head([8], 3, channels=C, global_pooling=False).train()
-    assert alone([torch.randn(1, 8, H, W)])["logits"].isfinite().all()
+    bare = cfnet_head([8], 3, channels=C, global_pooling=False).train()
+    assert bare([torch.randn(1, 8, H, W)])["logits"].isfinite().all()
 
 
 @pytest.mark.parametrize(

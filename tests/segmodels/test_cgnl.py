@@ -4,9 +4,9 @@ import pytest
 import torch
 from naive_layers import compare
 
-from pipelines.bench.plain.cgnl import cgnl_plain
 from segmodels.heads.catalog import build_head
 from segmodels.heads.cgnl import CompactNonLocal, cgnl_head
+from segmodels.plain.cgnl import cgnl_plain
 
 B, C, H, W, E = 2, 12, 5, 3, 6
 
@@ -15,7 +15,7 @@ every_unit = pytest.mark.parametrize("keywords", UNITS, ids=str)
 
 
 def unit(groups, scale):
-    """A block in float64 with an epsilon that lets the size of a through: without, its gradient is lost in rounding."""
+    """A block in float64 with an epsilon that lets the size of a through; else its gradient is lost in rounding."""
     module = CompactNonLocal(C, embed_channels=E, groups=groups, scale=scale).double()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter)

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipelines.bench.plain.ctnet import ctnet_plain
 from segmodels.heads.catalog import build_head
 from segmodels.heads.ctnet import ChannelConvolution, ctnet_head
 from segmodels.heads.maps import Maps
+from segmodels.plain.ctnet import ctnet_plain
 
 B, IN, C, H, W, KEY, N = 2, 5, 8, 5, 3, 4, 3
 SMALL = {"channels": C, "key_channels": KEY, "kernels": (3, 4, 5), "even_kernels": True}

@@ -4,11 +4,11 @@ import pytest
 import torch
 from naive_layers import agree, cbr, conv, relative, scramble
 
-from pipelines.bench.plain.danet import cam_plain, pam_plain
 from segmodels.cost import conv_matmul_macs
 from segmodels.heads.catalog import build_head
 from segmodels.heads.danet import ChannelAttention, PositionAttention, danet_head
 from segmodels.heads.maps import Maps
+from segmodels.plain.danet import cam_plain, pam_plain
 from segmodels.segmentor import classifier_keys
 
 B, C, E, H, W = 2, 4, 3, 5, 3
@@ -132,7 +132,7 @@ def test_published_cost(golden):
     with torch.device("meta"):
         head, x = danet_head([2048], 21).eval(), [torch.zeros(1, 2048, 64, 64)]
         evaluated = conv_matmul_macs(head, x)
-        head.training = True  # of the head alone: batch norms of one image stay in evaluation
+        head.training = True  # only of the head: batch norms, which see one image, stay in evaluation
         trained = conv_matmul_macs(head, x)
     assert trained == pytest.approx(109.922e9, abs=0.0005e9)
     assert trained - evaluated == 2 * 512 * 21 * 64 * 64

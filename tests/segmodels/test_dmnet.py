@@ -4,9 +4,9 @@ import pytest
 import torch
 from naive_layers import assert_parity, cbr, conv, draw, norm, pool, randomise, relu
 
-from pipelines.bench.plain.dmnet import dmnet_plain
 from segmodels.heads.catalog import build_head
 from segmodels.heads.dmnet import DynamicConv, dmnet_head, filter_channels
+from segmodels.plain.dmnet import dmnet_plain
 
 B, IN, C, H, W = 2, 6, 4, 5, 3
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pipelines.bench.plain.efficient import efficient_plain
 from segmodels.cost import conv_matmul_macs
 from segmodels.heads.catalog import build_head
 from segmodels.heads.efficient import EfficientAttention, efficient_head
+from segmodels.plain.efficient import efficient_plain
 
 B, C, K, V, H, W = 2, 6, 4, 8, 3, 5
 

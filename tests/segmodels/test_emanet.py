@@ -166,7 +166,7 @@ def small_head():
 
 
 def work(rank, folder):
-    """One process: steps of several micro-batches, as the training loop runs them; saves the bases and all mean μ."""
+    """One process: steps of several micro-batches, as the training loop runs them. Saves the bases and all mean μ."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     head, inputs, history = small_head(), [], []

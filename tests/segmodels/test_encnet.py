@@ -4,11 +4,11 @@ import pytest
 import torch
 from naive_layers import assert_parity, cbr, conv, draw, linear, norm, randomise, relative, relu, sigmoid
 
-from pipelines.bench.plain.encnet import encnet_plain
 from segmodels.heads.catalog import build_head
 from segmodels.heads.encnet import EncModule, Encoding, encnet_head
 from segmodels.heads.maps import Maps
 from segmodels.layers import Classifier
+from segmodels.plain.encnet import encnet_plain
 
 B, C, H, W, CODES = 2, 6, 5, 3, 4
 

@@ -37,7 +37,7 @@ class Given(nn.Module):
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])
-def test_as_the_auxiliary_head_reads_its_stage_alone(stage):
+def test_as_the_auxiliary_head_reads_only_its_stage(stage):
     """Maps of one width, so that no shape tells the wrong stage."""
     features = [draw(2, 6, *size) for size in STAGE_SIZES]
     head, aux = (randomise(fcn_head([6] * n, 3, channels=5, dropout=0.0)) for n in (4, stage))

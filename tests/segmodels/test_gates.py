@@ -45,7 +45,7 @@ def test_cbam_equals_its_equations(training):
     assert relative(maps["spatial_gate"], spatial) < 1e-10
 
 
-def test_cbam_without_the_spatial_gate_gates_channels_alone():
+def test_cbam_without_the_spatial_gate_gates_only_channels():
     net = randomise(CBAM(C, 3, 5, spatial=False))
     x, maps = draw(B, C, H, W), Maps()
     gate = sigmoid(mlp(net.channel.mlp, average(x)) + mlp(net.channel.mlp, x.amax((2, 3))))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipelines.bench.plain.glore import glore_plain
 from segmodels.heads.catalog import build_head
 from segmodels.heads.glore import GlobalReasoning, glore_head
+from segmodels.plain.glore import glore_plain
 
 B, C, H, W, STATES, NODES = 2, 6, 5, 3, 4, 3
 

@@ -26,7 +26,7 @@ OTHER = ((40, 56), (20, 28), (10, 14), (10, 14))
 TERM = {"presence": "se", "class_prior": "cp"}  # vectors; all other outputs are maps
 EXTRA = {"coarse", "presence", "class_prior", "pam", "cam"}
 
-# What pictures are drawn from: of a head, and of its variants that lack or add a part that gives them.
+# The maps that pictures are drawn from: of each head, and of its variants that lack or add a part that gives them.
 GIVES = {
     "reconet": {"sub_attention"},
     "reconet-gpm": set(),
@@ -70,11 +70,11 @@ GIVES = {
 
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 every_head = pytest.mark.parametrize("name", HEADS)
-# What a compiler's backward pass is taken of: each head's last variant, as every head's first compiles forwards, and
-# some that have more of a head's parts. That no value decides what is computed, the export asks of all variants.
+# The variants compiled with their backward pass: each head's last, as every head's first is compiled forwards, and
+# some that have more of a head's parts. The export checks for all variants that no value decides what is computed.
 rewritten = [*{keywords["name"]: name for name, keywords in VARIANTS.items()}.values()]
 rewritten += ["cfnet-encoding", "ocnet-uneven", "ocnet-sa"]
-# Heads whose own code asks for the mode. Of others a graph of one mode is that of both but for PyTorch's own layers.
+# Heads whose own code asks for the mode. For the others, both modes have one graph, except for PyTorch's own layers.
 asking = [path.stem for path in sorted(Path(heads.__file__).parent.glob("*.py")) if "self.training" in path.read_text()]
 
 
@@ -89,7 +89,7 @@ def build(name):
 
 
 def awake(module):
-    """Norms, gates and weights that start at 0, which would hide the block before them from the tests, set off."""
+    """Move norms, gates and weights away from a start at 0, which would hide the block before them from the tests."""
     for name, parameter in module.named_parameters():
         if parameter.any() or name.endswith("bias"):
             continue
@@ -182,7 +182,7 @@ def test_compiles_without_graph_breaks(name):
 def test_compiles_with_its_backward_pass(name):
     """Gradients of the graph that a compiler rewrites, relative to the head's greatest.
 
-    Not each to its own size: those of biases that a norm takes away again are rounding errors.
+    Not each to its own size: those of biases that a norm cancels are rounding errors.
     """
     head, maps = build(name).train(), features(2)
     torch._dynamo.reset()
@@ -215,7 +215,7 @@ def test_no_shared_part_asks_for_the_mode():
 
 
 def compiles(head):
-    """As one graph, which gives what the head gives."""
+    """It compiles to one graph, which gives what the head gives."""
     maps = features(2)
     torch._dynamo.reset()
     torch.manual_seed(2)
@@ -292,7 +292,7 @@ def test_whole_in_a_segmentor(name):
         assert value.shape == ((2, K) if key in TERM else (2, K, *CROP)), key
     with torch.no_grad():
         assert set(model.eval()(images)) <= {"logits"} | EXTRA - {"pam", "cam"}
-    with torch.device("meta"):  # of one more class nothing but the shapes
+    with torch.device("meta"):  # only the shapes, with one more class
         other = segmentor(name, K + 1).state_dict()
     keys = set(classifier_keys(model))
     assert all(model.state_dict()[key].shape[0] == K for key in keys)

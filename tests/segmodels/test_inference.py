@@ -50,7 +50,7 @@ def test_windows_over_a_per_pixel_model_equal_the_whole(model, image, window, st
     assert torch.allclose(whole.sum(1), torch.ones(2, 23, 31))
 
 
-def test_windows_have_their_size_and_lie_flush_with_the_border(model, image):
+def test_windows_have_their_size_and_are_flush_with_the_border(model, image):
     predict(model, image, Inference("slide", (10, 12)))
     assert {tuple(x.shape) for x in model.backbone.seen} == {(2, 3, 10, 12)}
     # rows 0, 7, 13 and columns 0, 8, 16, 19

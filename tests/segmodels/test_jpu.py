@@ -1,4 +1,4 @@
-"""JPU against loops over cells, dilations and taps; and in its place between trunk and heads."""
+"""JPU against loops over cells, dilations and taps, and in its place between trunk and heads."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def batch_norm(x, norm):
 
 
 def conv3x3(x, weight, dilation=1):
-    """(C, H, W) by taps; weight (O, C, 3, 3), or (C, 1, 3, 3) for each channel alone."""
+    """(C, H, W) by taps; weight (O, C, 3, 3), or (C, 1, 3, 3) for each channel by itself."""
     _, rows, columns = x.shape
     out = torch.zeros(len(weight), rows, columns, dtype=x.dtype)
     for i in range(rows):

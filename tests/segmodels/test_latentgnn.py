@@ -4,9 +4,9 @@ import pytest
 import torch
 from naive_layers import compare
 
-from pipelines.bench.plain.latentgnn import latentgnn_plain
 from segmodels.heads.catalog import build_head
 from segmodels.heads.latentgnn import LatentGraph, latentgnn_head
+from segmodels.plain.latentgnn import latentgnn_plain
 
 B, C, H, W, D, STRIDE = 2, 8, 5, 3, 4, 2
 N, INNER = H * W, C // STRIDE

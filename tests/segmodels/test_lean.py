@@ -7,21 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipelines.bench.memory import peak_bytes
-from pipelines.bench.plain.pyramid import pyramid_plain
-from pipelines.bench.rounds import training_passes
+from pipelines.speed.memory import peak_bytes
+from pipelines.speed.rounds import training_passes
 from segmodels.heads.catalog import build_head
 from segmodels.heads.lean import LeanConvNormReLU, recomputed
 from segmodels.heads.object_attention import SelfAttention
 from segmodels.heads.ocnet import PyramidOC
 from segmodels.layers import ConvNormReLU
+from segmodels.plain.pyramid import pyramid_plain
 
 
 def gradients(y, leaves):
     return torch.autograd.grad(y, leaves, torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y))
 
 
-def test_lean_layer_keeps_its_output_alone():
+def test_lean_layer_keeps_only_its_output():
     lean, full = LeanConvNormReLU(3, 4).double(), ConvNormReLU(3, 4, 1).double()
     full.load_state_dict(lean.state_dict())
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
@@ -48,7 +48,7 @@ def test_lean_layer_under_autocast():
 
 
 class Names(TorchDispatchMode):
-    """The operations that run within it."""
+    """The operations that run inside of it."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.seen.append(func.name().partition(".")[0])

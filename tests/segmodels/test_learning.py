@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from variants import VARIANTS
 
-from pipelines.loop import share_buffers
+from pipelines.training.learner import share_buffers
 from segmodels.checks import keywords_of
 from segmodels.heads.catalog import HEADS, build_head
 from segmodels.losses import Objective
@@ -54,7 +54,7 @@ class Trunk(nn.Module):
 
 
 def pictures(seed=0, count=8):
-    """Quarters of colours, each colour a class: eight images that differ, and masks with an ignored edge."""
+    """Blocks of colours, each colour a class: images that differ, and masks with an ignored edge."""
     rng = np.random.default_rng(seed)
     colours = rng.uniform(-1, 1, (K, 3)).astype(np.float32)
     blocks = rng.integers(0, K, (count, 4, 4))
@@ -86,7 +86,7 @@ def test_eight_pictures_are_learned_in_60_steps(name):
     for mode in (True, False):  # by the running statistics too
         with torch.no_grad():
             right = model.train(mode)(image)["logits"].argmax(1) == mask
-        assert right[mask != 255].float().mean() > 0.8  # 25 % is chance; the bounds of blocks lie between cells
+        assert right[mask != 255].float().mean() > 0.8  # 25 % is chance; the bounds of blocks are between cells
 
 
 def train_as_rank(rank, port, names, places):
@@ -102,7 +102,7 @@ def train_as_rank(rank, port, names, places):
         optimizer = torch.optim.SGD(model.parameters(), 0.01)
         image, mask = pictures(seed=rank, count=4)
         for step in range(3):
-            with net.no_sync() if step == 1 else torch.enable_grad():  # an accumulated part among them
+            with net.no_sync() if step == 1 else torch.enable_grad():  # one of the parts is accumulated
                 outputs = net(image)
                 objective(outputs)(outputs, mask)[0].backward()
             if step == 1:
@@ -121,7 +121,7 @@ def train_as_rank(rank, port, names, places):
 
 @pytest.mark.slow
 def test_ranks_with_other_pictures_stay_one_model(tmp_path):
-    """Weights, running statistics and bases equal on both ranks; DDP waits for no parameter in vain."""
+    """Weights, running statistics and bases equal on both ranks; DDP waits for no parameter that gets no gradient."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

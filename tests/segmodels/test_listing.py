@@ -82,7 +82,7 @@ def test_every_head_names_its_paper_and_describes_its_keywords(name):
     assert [k.name for k in cards.keywords(HEADS[name]) if not k.text] == []
 
 
-def test_a_head_that_does_not_take_the_features_is_said_so(capsys, monkeypatch):
+def test_a_head_that_does_not_take_the_features_is_named(capsys, monkeypatch):
     def broken(in_channels, num_classes, *, channels: int = 8):
         """Broken (A, 2020)."""
         raise ValueError("needs 5 stages")
@@ -94,7 +94,7 @@ def test_a_head_that_does_not_take_the_features_is_said_so(capsys, monkeypatch):
     assert "not counted: broken: needs 5 stages" in capsys.readouterr().out
 
 
-def test_a_heads_attentions_that_stand_in_other_files_are_shown_with_it(capsys):
+def test_a_heads_attentions_from_other_files_are_shown_with_it(capsys):
     main(["ocnet"])
     shown = capsys.readouterr().out
     for text in (

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from naive_layers import compare, relative
 
-from pipelines.bench.plain.nonlocal_ import nonlocal_plain
-from segmodels.heads import nonlocal_
 from segmodels.heads.catalog import build_head
 from segmodels.heads.maps import Maps
-from segmodels.heads.nonlocal_ import NonLocal, attention, explicit, nonlocal_head
+from segmodels.heads.nonlocal_ import NonLocal, nonlocal_head
+from segmodels.plain.nonlocal_ import nonlocal_plain
 
 B, C, E, H, W = 2, 6, 4, 3, 5
 
@@ -98,21 +96,3 @@ def test_half_the_width_is_the_default():
 def test_bad_values(keywords, message):
     with pytest.raises(ValueError, match=message):
         build_head("nonlocal", [8], 3, **{"channels": 4} | keywords)
-
-
-@pytest.mark.parametrize("mask", [None, torch.tensor([[True, False, True, True]])])
-def test_explicit_attention_on_a_gpu_in_float32_is_the_fused_one(mask, monkeypatch):
-    q, k, v = (torch.randn(2, 1, n, e, dtype=torch.float64) for n, e in ((5, 3), (4, 3), (4, 6)))
-    fused = attention(q, k, v, mask), attention(q, k, v, mask, scale=0.3)
-    monkeypatch.setattr(nonlocal_, "explicit", lambda *_: True)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
-    assert torch.allclose(attention(q, k, v, mask), fused[0])
-    assert torch.allclose(attention(q, k, v, mask, scale=0.3), fused[1])
-    assert not attention(q, k, v, dropout=0.999).any()
-
-
-def test_the_form_of_attention_is_chosen_by_device_type_and_size():
-    assert explicit("cuda", torch.float32, 2**28)
-    assert not explicit("cuda", torch.float32, 2**28 + 1)
-    assert not explicit("cuda", torch.bfloat16, 1)
-    assert not explicit("cpu", torch.float32, 1)

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from naive_layers import conv, enlarge, norm, relu
 from torch import nn
 
-from pipelines.bench.plain.ocnet import ocnet_plain, self_attention_plain
 from segmodels.cost import conv_matmul_macs
 from segmodels.heads import interlaced
 from segmodels.heads.catalog import build_head
@@ -16,6 +15,7 @@ from segmodels.heads.interlaced import InterlacedAttention, Regrouping
 from segmodels.heads.maps import Maps
 from segmodels.heads.object_attention import SelfAttention
 from segmodels.heads.ocnet import ocnet_head, sa2x_head
+from segmodels.plain.ocnet import ocnet_plain, self_attention_plain
 
 B, C, E, V, H, W = 2, 6, 4, 5, 5, 7
 WIDTHS = (256, 512, 1024, 2048)
@@ -111,7 +111,7 @@ def close(module, fast, slow, x):
     probe = torch.randn_like(fast)
     leaves = [x, *module.parameters()]
     pairs = zip(torch.autograd.grad(fast, leaves, probe), torch.autograd.grad(slow, leaves, probe), strict=True)
-    # A bias of the keys whose ReLUs are all open cancels: its gradient is 0 but for rounding.
+    # A bias of the keys whose ReLUs are all open cancels: its gradient is 0 up to rounding.
     assert max(((a - b).norm() / b.norm().clamp(min=1e-3)).item() for a, b in pairs) < 1e-10
 
 
@@ -179,7 +179,7 @@ def test_tiles_are_images_by_themselves(size, tiles, mask):
 @pytest.mark.parametrize("size", [(4, 6), (H, W), (2, 3)])
 @pytest.mark.parametrize("mask", [True, False])
 def test_form_for_free_sizes_equals_the_loop(monkeypatch, size, mask):
-    """An export cuts the map by indices; there a map smaller than the partition has groups of padding alone."""
+    """An export cuts the map by indices; there a map smaller than the partition has groups of only padding."""
     monkeypatch.setattr(interlaced, "known", lambda size: False)
     monkeypatch.setattr(interlaced, "divides", lambda size, parts: False)
     module = shaken(InterlacedAttention(C, E, V, 1, (3, 4), mask_padding=mask)).eval()
@@ -188,7 +188,7 @@ def test_form_for_free_sizes_equals_the_loop(monkeypatch, size, mask):
 
 
 def test_no_query_is_without_a_key(monkeypatch):
-    """Not even one of padding alone: some kernels would answer with NaN, which no crop keeps out of the gradients."""
+    """Not even one of only padding: some kernels would answer with NaN, which no crop keeps out of the gradients."""
     masks, attend = [], F.scaled_dot_product_attention
 
     def watched(q, k, v, attn_mask=None, **options):
@@ -244,7 +244,7 @@ def test_maps_of_one_stage_and_of_dense_attention():
 
 
 def cbr(parts, x, padding=0, dilation=1):
-    """With the reach that the test expects, not that which the layer has."""
+    """With the reach that the test expects, not the layer's own."""
     return relu(norm(parts[1], F.conv2d(x, parts[0].weight, padding=padding, dilation=dilation)))
 
 

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from naive_layers import agree, cbr, conv, relative, scramble
 
-from pipelines.bench.plain.ocr import ocr_plain
 from segmodels.cost import conv_matmul_macs
 from segmodels.heads.catalog import build_head
 from segmodels.heads.maps import Maps
 from segmodels.heads.ocr import ObjectContext, ocr_head
+from segmodels.plain.ocr import ocr_plain
 from segmodels.segmentor import classifier_keys
 
 B, LOW, D, C, E, K, H, W = 2, 3, 6, 5, 4, 3, 5, 3

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from naive_layers import agree, cbr, conv, relative, scramble
 
-from pipelines.bench.plain.psanet import psanet_plain
 from segmodels.heads.catalog import build_head
 from segmodels.heads.maps import Maps
 from segmodels.heads.psanet import PointAttention, psanet_head
+from segmodels.plain.psanet import psanet_plain
 
 B, D, C, H, W = 2, 6, 4, 3, 2
 both = pytest.mark.parametrize("collect", [True, False])

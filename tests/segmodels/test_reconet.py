@@ -69,7 +69,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda x: trm(x, *tgm(x)), (x,))
 
 
-def test_gates_and_lambda_lie_in_0_1():
+def test_gates_and_lambda_are_in_0_1():
     tgm, trm = unit()
     assert trm.lambda_.sum().item() == pytest.approx(1)
     assert ((trm.lambda_ > 0) & (trm.lambda_ < 1)).all()
@@ -112,7 +112,7 @@ def stretched(v, length):
 
 @pytest.mark.parametrize("size", [(3, 2), (9, 4), (4, 7), (H, 6)])
 def test_resample_interpolates_the_pooled_vectors_and_the_gates(size):
-    """The row's and the column's on their own grids, forth and back, in outputs and gradients."""
+    """The row's and the column's on their own grids, there and back, in outputs and gradients."""
     tgm, _ = unit(resample=True)
     x = draw(B, C, *size)
     pooled = x.mean((2, 3)), x.mean((1, 3)), x.mean((1, 2))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from naive_layers import compare
 
-from pipelines.bench.plain.srnet import srnet_plain
 from segmodels.heads.catalog import build_head
 from segmodels.heads.maps import Maps
 from segmodels.heads.srnet import SqueezeReasoning, srnet_head
+from segmodels.plain.srnet import srnet_plain
 
 B, C, H, W, K, INNER = 2, 12, 5, 3, 3, 6
 
@@ -41,7 +41,7 @@ def unit(**keywords):
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
         if isinstance(norm, torch.nn.GroupNorm):
-            norm.eps = 0.5  # else the gate's size, and with it the gradient to compare, is divided out
+            norm.eps = 0.5  # else the norm cancels the gate's size, and with it the gradient to compare
     return module
 
 

@@ -267,7 +267,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 # Parameters that rightly get no gradient beyond rounding errors: variant -> parts of their names, each with its reason.
 EXEMPT: dict[str, tuple[str, ...]] = {
-    # A bias right before a batch norm, or one that no ReLU parts from the next: that norm takes it out again.
+    # A bias right before a batch norm, or with no ReLU between it and the next one: that norm cancels it.
     "dfseg": ("refine.0.bias", *(f"context.norm.{level}.bias" for level in range(4))),
     "dfseg-bins": ("refine.0.bias", *(f"context.norm.{level}.bias" for level in range(2))),
     "dfseg-sr": ("refine.0.bias",),
@@ -279,7 +279,7 @@ EXEMPT: dict[str, tuple[str, ...]] = {
     "ccnet-paper": ("rcca.key.bias",),
     "danet": ("attend.pam.key.bias",),
     "danet-pam": ("attend.pam.key.bias",),
-    # Biases that a batch norm takes away again.
+    # Biases that a batch norm cancels.
     "ann": ("query.0.bias", "key.0.bias", "fuse.0.bias", "reduce.0.bias"),
     "ann-afnb": ("query.0.bias", "key.0.bias", "fuse.0.bias", "reduce.0.bias"),
     "ann-apnb": ("query.0.bias", "fuse.0.bias", "reduce.0.bias"),

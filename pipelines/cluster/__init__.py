@@ -1,0 +1,1 @@
+"""Ray and its machines: sessions, sizes, nodes, groups of workers."""

@@ -1,0 +1,333 @@
+"""All that this project uses of Ray and that Ray does not promise to keep.
+
+Nothing here is imported with the module. Each function falls back to what Ray does without it, with a line in the log,
+where a new Ray has lost one of its names, or where CONTEXT_HEADS_PUBLIC_RAY=1 turns all of it off. What is lost then is
+time, not results: starts take longer, and trials that were killed hold their CPUs and GPUs until their study ends. And
+Ray Tune writes AWS keys of the environment to its logs again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import json
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+SWITCH = "CONTEXT_HEADS_PUBLIC_RAY"
+HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # names a function that new processes call
+OWNED = "trial:"  # what names of placement groups begin with
+# Ray Train's callbacks that would start actors with nothing to do: datasets are the workers' own here, and placement
+# groups go with the job, or by `reclaim`.
+IDLE = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+DATA_THREADS = ("StreamingExecutor", "iter_threaded")  # how the names of Ray Data's threads that ask Ray begin
+KEPT_S = 24 * 3600  # Ray ends idle processes after that, and all with their job
+TIMEOUT_S = 10.0
+WORKER, CONTROLLER, TRIAL, FEED = (
+    f"pipelines.warm.{kind}_imports" for kind in ("worker", "controller", "trial", "feed")
+)
+# What each function below names: MODULE:NAME. A test looks for all of them in the installed Ray.
+TRAIN, TUNE = "ray.train.v2._internal", "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE"
+HOOKED = (f"{TRAIN}.constants:ENV_VARS_TO_PROPAGATE", "ray._private.ray_constants:WORKER_PROCESS_SETUP_HOOK_ENV_VAR")
+ENVIRONMENT = (
+    *HOOKED,
+    f"{TRAIN}.constants:get_env_vars_to_propagate",
+    f"{TRAIN}.constants:RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR",
+    f"{TRAIN}.constants:DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE",
+)
+NAMES: dict[str, tuple[str, ...]] = {
+    "start_actors": (
+        "ray.data._internal.cluster_autoscaler:get_or_create_autoscaling_coordinator",
+        "ray.data._internal.stats:get_or_create_stats_actor",
+    ),
+    "most_resources": ("ray._private.state:state.get_max_resources_from_cluster_config",),
+    "store_bytes": ("ray._private.internal_api:node_stats",),
+    "end_data_threads": ("ray.data._internal.block_batching.util:iter_threaded",),
+    "lean": (
+        "ray.train.torch:TorchTrainer._create_default_callbacks",
+        "ray.train.torch:TorchTrainer._initialize_and_run_controller",
+        f"{TRAIN}.callbacks.datasets:DatasetsCallback",
+        f"{TRAIN}.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
+    ),
+    "naming": (
+        f"{TRAIN}.execution.callback:WorkerGroupCallback.before_worker_group_start",
+        f"{TRAIN}.execution.worker_group.worker_group:placement_group",
+    ),
+    "reclaim": ("ray._private.state:actors",),
+    "prestart": (
+        "ray._private.grpc_utils:init_grpc_channel",
+        "ray._private.utils:get_runtime_env_info",
+        "ray.core.generated.common_pb2:PYTHON",
+        "ray.core.generated.node_manager_pb2:PrestartWorkersRequest",
+        "ray.core.generated.node_manager_pb2_grpc:NodeManagerServiceStub",
+    ),
+    "hook": HOOKED[1:],
+    "controller_hook": HOOKED,
+    "controller_environment": ENVIRONMENT,
+    "trial_hook": (TUNE, *HOOKED[1:]),
+    "hide_secrets": (TUNE,),
+}
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def lost(names: tuple[str, ...]) -> list[str]:
+    """Those of the names that the installed Ray does not have."""
+    return [name for name in names if not has(name)]
+
+
+def has(name: str) -> bool:
+    """Whether the installed Ray has MODULE:NAME."""
+    module, _, attributes = name.partition(":")
+    try:
+        functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@functools.cache
+def usable(function: str) -> bool:
+    """Whether a function of this file may do what it does; says once why not."""
+    if os.environ.get(SWITCH, "0") not in ("", "0"):
+        log.info("%s is set: %s is left out", SWITCH, function)
+        return False
+    if missing := lost(NAMES[function]):
+        log.warning("this Ray has lost %s: %s is left out, and Ray's own way is taken", ", ".join(missing), function)
+        return False
+    return True
+
+
+def private(otherwise: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Calls `otherwise` in the place of a function that is not usable."""
+
+    def wrap(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **words: P.kwargs) -> R:
+            return (function if usable(function.__name__) else otherwise)(*args, **words)
+
+        return call
+
+    return wrap
+
+
+@private(otherwise=lambda: None)
+def start_actors() -> None:
+    """Start two actors of Ray Data's that it would start one after the other, in mid-training.
+
+    They outlive the trainings, and are no children of theirs, whose imports they would repeat.
+    """
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+    from ray.data._internal.stats import get_or_create_stats_actor
+
+    get_or_create_autoscaling_coordinator()
+    get_or_create_stats_actor()
+
+
+@private(otherwise=dict)
+def most_resources() -> Mapping[str, float]:
+    """What an autoscaling cluster may grow to; empty where nobody says."""
+    from ray._private.state import state
+
+    return state.get_max_resources_from_cluster_config() or {}
+
+
+@private(otherwise=lambda address, port: (0, 0))
+def store_bytes(address: str, port: int) -> tuple[int, int]:
+    """Bytes that the object store of a node holds, and those that it has spilled.
+
+    Public calls do not tell: `available_resources()` keeps saying that the whole store is free.
+    """
+    from ray._private.internal_api import node_stats
+
+    stats = node_stats(address, port, include_memory_info=False).store_stats
+    return stats.object_store_bytes_used, stats.spilled_bytes_total
+
+
+@private(otherwise=lambda seconds: None)
+def end_data_threads(seconds: float) -> None:
+    """Wait for Ray Data's threads: one that wakes after `ray.shutdown()` would end the process with exit code 1."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(DATA_THREADS):
+            thread.join(seconds)
+
+
+@private(otherwise=lambda base: base)
+def lean(base: type) -> type:
+    """Ray Train's trainer without the actors that do nothing for us: each is a process whose imports take seconds."""
+    import ray
+
+    class Lean(base):  # type: ignore[misc, valid-type]
+        def _create_default_callbacks(self) -> list[Any]:
+            kept = [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in IDLE]
+            owner = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+            named = naming(owner) if owner is not None else None
+            return kept if named is None else [*kept, named]
+
+        def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
+            with controller_hook():
+                return super()._initialize_and_run_controller(**kwargs)
+
+    return Lean
+
+
+@private(otherwise=lambda owner: None)
+def naming(owner: str) -> Any:
+    """A callback of Ray Train's controller that names each placement group after the trial's actor, for `reclaim`."""
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+    from ray.train.v2._internal.execution.worker_group import worker_group
+    from ray.util import placement_group
+
+    class Named(WorkerGroupCallback):
+        def before_worker_group_start(self, context: Any) -> None:
+            name = f"{OWNED}{owner}:{uuid.uuid4().hex}"
+            worker_group.placement_group = functools.partial(placement_group, name=name)  # Ray gives it none
+
+    return Named()
+
+
+@private(otherwise=lambda: 0)
+def reclaim() -> int:
+    """Remove the placement groups of trials whose actor is dead; returns how many.
+
+    Ray 2.60 removes one with the job that made it, not with the actor: a trial that was stopped early or killed would
+    hold its CPUs and GPUs until the study ends, and the next would wait for ever. (Train's own cleaner of them is a
+    process of 600 MB per trial, and asks the dashboard.)
+    """
+    from ray._private.state import actors  # the public ones need a dashboard
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup, PlacementGroupID
+
+    count = 0
+    for key, group in placement_group_table().items():
+        if group["state"] == "REMOVED" or not group["name"].startswith(OWNED):
+            continue
+        owner = group["name"].removeprefix(OWNED).partition(":")[0]
+        if actors(owner).get("State", "DEAD") == "DEAD":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
+            count += 1
+    return count
+
+
+def one_more() -> None:
+    """Have Ray start one more process of this one's kind on this node; returns at once."""
+    import ray
+
+    prestart(ray.get_runtime_context().get_runtime_env_string(), 1)
+
+
+@private(otherwise=lambda environment, count: None)
+def prestart(environment: str, count: int) -> None:
+    """Have Ray start processes on this node, idle until an actor of their kind is made; returns at once.
+
+    Where a busy raylet does not answer, they are started when they are needed, as ever.
+
+    Args:
+        environment: their runtime environment, spelled as Ray does, which compares the text.
+        count: how many.
+    """
+    import grpc
+    import ray
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.utils import get_runtime_env_info
+    from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
+    from ray.runtime_env import RuntimeEnv
+
+    info = get_runtime_env_info(RuntimeEnv.deserialize(environment))
+    info.serialized_runtime_env = environment
+    context = ray.get_runtime_context()
+    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    request = node_manager_pb2.PrestartWorkersRequest(  # type: ignore[attr-defined]
+        language=common_pb2.PYTHON,  # type: ignore[attr-defined]
+        job_id=bytes.fromhex(context.get_job_id()), runtime_env_info=info,
+        keep_alive_duration_secs=KEPT_S, num_workers=count,
+    )  # fmt: skip
+    address = f"{here['NodeManagerAddress']}:{here['NodeManagerPort']}"
+    with contextlib.suppress(grpc.RpcError), init_grpc_channel(address) as channel:
+        node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=TIMEOUT_S)
+
+
+@private(otherwise=lambda kind: {})
+def hook(kind: str) -> dict[str, str]:
+    """The environment of a process of ours that imports what `kind`, one of the names above, imports first."""
+    return {HOOK: kind}
+
+
+@private(otherwise=contextlib.nullcontext)
+def controller_hook() -> contextlib.AbstractContextManager[None]:
+    """While the body runs, controllers that Ray Train starts from this process import what `CONTROLLER` names."""
+    from ray.train.v2._internal import constants
+
+    return hooked(constants.ENV_VARS_TO_PROPAGATE, CONTROLLER)
+
+
+@private(otherwise=contextlib.nullcontext)
+def trial_hook() -> contextlib.AbstractContextManager[None]:
+    """While the body runs, actors that Tune starts import what `TRIAL` names before they are given a trial."""
+    from ray.tune.execution import class_cache
+
+    return hooked(class_cache.ENV_VARS_TO_PROPAGATE, TRIAL)
+
+
+@contextlib.contextmanager
+def hooked(propagated: set[str], kind: str) -> Iterator[None]:
+    """While the body runs, what hands `propagated` variables on hands the hook on, too."""
+    before = os.environ.get(HOOK)
+    propagated.add(HOOK)
+    os.environ[HOOK] = kind
+    try:
+        yield
+    finally:
+        propagated.discard(HOOK)
+        os.environ.pop(HOOK)
+        if before is not None:
+            os.environ[HOOK] = before
+
+
+@private(otherwise=lambda: None)
+def hide_secrets() -> None:
+    """Keep Tune from handing AWS keys to its actors by a runtime environment, which Ray writes to its logs."""
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+
+
+@private(otherwise=lambda: "")
+def controller_environment() -> str:
+    """The runtime environment of a controller that Ray Train starts from this process."""
+    import ray
+    from ray.train.v2._internal import constants
+
+    with controller_hook():
+        variables = constants.get_env_vars_to_propagate()
+    variables.setdefault(
+        constants.RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR, constants.DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE
+    )
+    return child_environment(ray.get_runtime_context().get_runtime_env_string(), variables)
+
+
+def worker_environment() -> str:
+    """The runtime environment of the workers of such a controller."""
+    return child_environment(controller_environment(), hook(WORKER))
+
+
+def feed_environment() -> str:
+    """The runtime environment of the feeding tasks of such workers."""
+    return child_environment(worker_environment(), hook(FEED))
+
+
+def child_environment(parent: str, variables: Mapping[str, str]) -> str:
+    """Ray's text of the runtime environment of an actor that names variables, made in a process that has `parent`."""
+    from ray.runtime_env import RuntimeEnv
+
+    whole = json.loads(parent or "{}")
+    if not whole:
+        return RuntimeEnv(env_vars=dict(variables)).serialize()
+    whole["env_vars"] = whole.get("env_vars", {}) | dict(variables)
+    return json.dumps(whole, sort_keys=True, separators=(",", ":"))  # as its C++ writes it

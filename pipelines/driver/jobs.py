@@ -1,0 +1,92 @@
+"""What the driver tells the workers of each stage, and what it makes of the outcome."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from pipelines.cluster.sizes import Sizes, threads
+from pipelines.driver.planned import PlannedStage
+from pipelines.driver.weights import Weights
+from pipelines.recipes.model import how, meta_model
+from pipelines.recipes.recipe import Recipe, flatten
+from pipelines.runs.folder import RunFolder, StageFolder
+from pipelines.runs.results import About, Outcome, Result
+from pipelines.runs.screen import FollowedStage
+from pipelines.training.job import Job
+from segmodels.cost import card, measure
+
+
+def make_jobs(
+    recipe: Recipe,
+    planned: Sequence[PlannedStage],
+    folder: Path,
+    sizes: Sizes,
+    weights: Weights,
+    sample: Callable[[Path], None] = lambda path: None,
+) -> tuple[list[Job], list[FollowedStage]]:
+    """What the workers do of the stages that are not done, and how the driver follows and finishes each.
+
+    Args:
+        weights: of the backbone, for the first stage.
+        sample: notes what the machine does in a stage's system.jsonl.
+    """
+    jobs, followed = [], []
+    run = RunFolder(folder)
+    for index, plan in enumerate(planned):
+        place = run.stage(plan.stage.name)
+        if place.result.exists():
+            print(f"{plan.stage.name:>18}  is finished, not run again")
+            continue
+        place.path.mkdir(exist_ok=True)
+        before = planned[index - 1] if index else None
+        initial = run.stage(before.stage.name).checkpoint(before.steps) if before else None
+        given = Weights() if before else weights
+        jobs.append(make_job(recipe, plan, place.path, sizes, given.path, initial))
+        about = about_stage(recipe, plan, given.sha256)
+        about.write(place.about)
+        finish = partial(finish_stage, recipe, plan, place)
+        followed.append(FollowedStage(place, about, finish, partial(sample, place.system)))
+    return jobs, followed
+
+
+def make_job(
+    recipe: Recipe, plan: PlannedStage, folder: Path, sizes: Sizes, weights: str | None, initial: Path | None
+) -> Job:
+    """What the workers need to know of a stage."""
+    train = plan.train
+    return Job(
+        recipe=recipe, stage=plan.stage, folder=folder, train=plan.train_uri, val=plan.val_uri,
+        classes=tuple(train.classes), palette=train.palette, rows=train.rows, steps=plan.steps,
+        sizes=sizes, threads=threads(sizes), weights=weights, initial=initial, flip_pairs=train.flip_pairs,
+        seen=plan.seen,
+    )  # fmt: skip
+
+
+def finish_stage(recipe: Recipe, plan: PlannedStage, place: StageFolder) -> None:
+    """Turn a stage's outcome into its result, which ends it for good."""
+    outcome, val = Outcome.read(place.outcome), plan.val
+    Result(
+        stage=plan.stage.name, rows=plan.train.rows, steps=outcome.step, val_rows=val.rows if val else None,
+        miou_before=outcome.before, miou=outcome.after, best=outcome.best if val else None,
+        best_step=outcome.best_step if val else None, images_per_s=outcome.images_per_s,
+        checkpoint=str(place.checkpoint(outcome.step)), best_checkpoint=str(place.best) if val else None,
+        protocol=how(recipe), time=int(time.time() * 1000),
+    ).write(place.result)  # fmt: skip
+
+
+def about_stage(recipe: Recipe, plan: PlannedStage, digest: str | None) -> About:
+    """What the tracker says of a stage: parameters, cost card, where rows and weights come from."""
+    train, val = plan.train, plan.val
+    cost = measure(meta_model(recipe, len(train.classes)), recipe.view.crop)
+    params = flatten(dataclasses.asdict(plan.stage), "stage") | {f"cost.{k}": v for k, v in card(cost).items()}
+    params |= {"shards.train": plan.train_uri, "shards.train.hash": train.hash, "shards.train.rows": train.rows}
+    if val:
+        params |= {"shards.val": plan.val_uri, "shards.val.hash": val.hash, "shards.val.rows": val.rows}
+    params |= {"classes": len(train.classes), "steps": plan.steps, "backbone.weights.sha256": digest}
+    note = f"mIoU in percent: {how(recipe)}, every row of {plan.stage.val}."
+    tags = {"mlflow.note.content": note} if val else {}
+    return About(params, tags, list(train.classes), how(recipe), plan.steps)

@@ -1,0 +1,1 @@
+"""Which rows a worker sees when, and their way to a batch."""

@@ -1,0 +1,105 @@
+"""Which samples a worker sees when, and how one of them is read: all that Ray Data's tasks need, and no torch.
+
+A stage's samples form one stream: epoch after epoch, each an exact permutation of the rows. Step t takes positions
+[t * batch, (t + 1) * batch) of it, worker r its r-th equal part, and position p is augmented by a generator seeded
+with (seed, epoch, sample id). So a batch is a pure function of recipe, shards and step: neither the number of
+workers, nor the blocks that travel, nor the step at which a resume started can change it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from datasets.sample import keep_freed_memory
+from datasets.shards import Shards
+from datasets.transforms import TrainView, epoch_order, sample_seed
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Which samples a worker sees when; all that the feeding tasks need to know.
+
+    `batch` is global; worker `rank` of `world` takes `batch / world` of each step, from step `start` up to `steps`.
+    """
+
+    shards: str
+    rows: int
+    view: TrainView
+    seed: int
+    batch: int
+    steps: int
+    world: int = 1
+    rank: int = 0
+    start: int = 0
+
+    @property
+    def share(self) -> int:
+        """Images of one step for one worker."""
+        return self.batch // self.world
+
+    def positions(self, step: int, rank: int | None = None) -> range:
+        """Stream positions that a worker (by default this one) takes at `step`."""
+        first = step * self.batch + (self.rank if rank is None else rank) * self.share
+        return range(first, first + self.share)
+
+    def ids(self, step: int) -> list[str]:
+        """Sample ids of the whole global batch of `step`."""
+        shards = open_shards(self.shards)
+        everyone = range(step * self.batch, (step + 1) * self.batch)
+        return [shards.ids[row_of(self, position)[1]] for position in everyone]
+
+
+@functools.lru_cache(maxsize=8)
+def open_shards(uri: str) -> Shards:
+    """The shards, opened once per process."""
+    keep_freed_memory()
+    return Shards(uri)
+
+
+@functools.lru_cache(maxsize=8)
+def order_of(uri: str, seed: int, epoch: int) -> np.ndarray:
+    """The rows of an epoch in their order, computed once per process."""
+    return epoch_order(open_shards(uri).ids, seed, epoch)
+
+
+def row_of(plan: SamplePlan, position: int) -> tuple[int, int]:
+    """(epoch, row) of a stream position."""
+    epoch, place = divmod(position, plan.rows)
+    return epoch, int(order_of(plan.shards, plan.seed, epoch)[place])
+
+
+def read_sample(
+    plan: SamplePlan, position: int, out: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image uint8 (h, w, 3) and mask uint8 (h, w) of a stream position, cropped to the view; in `out` if given."""
+    shards = open_shards(plan.shards)
+    epoch, row = row_of(plan, position)
+    image, mask = shards.sample(row)
+    return plan.view(image, mask, sample_seed(plan.seed, epoch, shards.ids[row]), out)
+
+
+def read_blocks(table: pa.Table, plan: SamplePlan, per_block: int) -> Iterator[pa.Table]:
+    """Ray Data's task: steps in, blocks of `per_block` steps' views out, one on its way while the next is read."""
+    steps = table["step"].to_pylist()
+    for first in range(0, len(steps), per_block):
+        yield read_block([p for step in steps[first : first + per_block] for p in plan.positions(step)], plan)
+
+
+def read_block(positions: Sequence[int], plan: SamplePlan) -> pa.Table:
+    """The views of stream positions as raw pixels (bytes, not floats and not tensors of Python objects)."""
+    images = np.empty((len(positions), *plan.view.crop, 3), np.uint8)
+    masks = np.empty((len(positions), *plan.view.crop), np.uint8)
+    for place, position in enumerate(positions):
+        read_sample(plan, position, (images[place], masks[place]))
+    return pa.table({"image": column(images), "mask": column(masks)})
+
+
+def column(pixels: np.ndarray) -> pa.Array:
+    """An Arrow column of bytes over an array's own memory, a value per entry of its first axis."""
+    offsets = np.arange(len(pixels) + 1, dtype=np.int32) * np.int32(pixels[0].nbytes)
+    return pa.Array.from_buffers(pa.binary(), len(pixels), [None, pa.py_buffer(offsets), pa.py_buffer(pixels)])

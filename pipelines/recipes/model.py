@@ -1,0 +1,57 @@
+"""What a recipe names: its segmentor, and how this predicts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from pipelines.recipes.recipe import InferenceSpec, Recipe
+from segmodels.inference import Inference, protocol
+from segmodels.segmentor import Segmentor, build_segmentor
+
+META: dict[str, Segmentor] = {}
+
+
+def train_mode(model: Segmentor, recipe: Recipe) -> None:
+    """Training mode; with `optim.freeze_norm` batch norms keep their running statistics and normalise by them."""
+    model.train()
+    if recipe.optim.freeze_norm:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def inference_of(recipe: Recipe, spec: InferenceSpec) -> Inference:
+    """A recipe's way to predict, its window defaulting to the training crop."""
+    window = (spec.window or recipe.view.crop) if spec.mode == "slide" else None
+    return Inference(spec.mode, window, spec.stride, spec.scales, spec.flip)
+
+
+def build_model(recipe: Recipe, classes: int, weights: str | None = None) -> Segmentor:
+    """The recipe's segmentor.
+
+    Args:
+        classes: K.
+        weights: a local file of the backbone's, or `hub`; None for random ones.
+    """
+    backbone = dataclasses.asdict(recipe.backbone) | {"weights": weights}
+    return build_segmentor(
+        num_classes=classes, crop=recipe.view.crop, backbone=backbone, head=recipe.head, aux=recipe.aux
+    )
+
+
+def meta_model(recipe: Recipe, classes: int) -> Segmentor:
+    """The recipe's segmentor on the meta device, built once for a model; its mode is as the last caller left it."""
+    parts = (recipe.backbone, recipe.view.crop, recipe.head, recipe.aux, classes)
+    if repr(parts) not in META:
+        META.clear()  # a study checks one model after the other
+        with torch.device("meta"):
+            META[repr(parts)] = build_model(recipe, classes)
+    return META[repr(parts)]
+
+
+def how(recipe: Recipe) -> str:
+    """The protocol of the scores that stages print."""
+    return protocol(inference_of(recipe, recipe.validation or recipe.inference))

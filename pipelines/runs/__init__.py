@@ -1,0 +1,1 @@
+"""A run's folder, and who is told of what happens in it."""

@@ -1,0 +1,239 @@
+"""Checkpoints: one file each, written whole or not at all, read without running code from it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datasets.transforms import VIEWS
+from pipelines.base.errors import InputError
+from pipelines.base.files import TEMPORARY, replacing
+from pipelines.recipes.reading import convert
+from pipelines.recipes.recipe import Recipe, to_page
+from pipelines.runs.folder import CHECKPOINTS, step_name
+from segmodels.segmentor import classifier_keys
+
+FORMAT = 1
+DRAWS = 2  # version of what else is drawn from a recipe's seed: dropout's masks; 1 up to 0.3.5
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is, and what it must remember over a resume.
+
+    `before`, `after` and `best` are mIoU: before the first step, at the last validation, at `best_step` (-1: none).
+    `seconds` and `images` are of the training so far, without validation. `losses` are those of the steps that are not
+    in the record yet; `terms` are the same for each term of the objective.
+    """
+
+    step: int = 0
+    before: float | None = None
+    after: float | None = None
+    best: float = -1.0
+    best_step: int = -1
+    seconds: float = 0.0
+    images: int = 0
+    losses: tuple[float, ...] = ()
+    terms: tuple[tuple[float, ...], ...] = ()
+
+    def to(self, step: int) -> Self:
+        """The same at another step."""
+        return replace(self, step=step)
+
+    def scored(self, step: int, miou: float) -> Self:
+        """The same after a validation."""
+        noted = replace(self, after=miou, before=miou if step == 0 else self.before)
+        return replace(noted, best=miou, best_step=step) if miou > self.best else noted
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds: enough to use the weights and to know where they come from.
+
+    `model` is the model's state dict, of the averaged weights where the recipe asks for these; `seen` a digest of each
+    row that was trained on. What only a resume needs is missing from `best.pt`: `optimizer`, and `trained`, the
+    weights that `model` averages.
+    """
+
+    model: Mapping[str, Tensor]
+    recipe: Recipe
+    stage: str
+    step: int
+    progress: Progress
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    seen: np.ndarray
+    views: int = VIEWS
+    draws: int = DRAWS
+    optimizer: Mapping[str, Any] | None = None
+    trained: Mapping[str, Tensor] | None = None
+
+    def write(self, path: Path) -> None:
+        """Write it; afterwards the file is whole, or as it was.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        del content["progress"]
+        plain = {
+            "recipe": to_page(self.recipe),
+            "state": asdict(self.progress),
+            "classes": list(self.classes),
+            "palette": [list(colour) for colour in self.palette],
+            "seen": torch.from_numpy(self.seen),
+        }
+        save(path, {name: value for name, value in (content | plain).items() if value is not None})
+
+    @classmethod
+    def read(cls, path: Path, mapped: bool = False) -> Self:
+        """Read it.
+
+        Args:
+            path: the file.
+            mapped: leave the tensors in the file until they are looked at.
+
+        Raises:
+            InputError: as `load`, or its recipe is one that this version cannot read.
+        """
+        return cls.of(load(path, mapped))
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """The checkpoint of what `load` gives."""
+        state = {f.name: content["state"][f.name] for f in fields(Progress) if f.name in content["state"]}
+        return cls(
+            model=content["model"],
+            recipe=convert(Recipe, content["recipe"], ""),
+            stage=content["stage"],
+            step=content["step"],
+            progress=Progress(**state | {k: tuple(state[k]) for k in ("losses", "terms") if k in state}),
+            classes=tuple(content["classes"]),
+            palette=tuple((r, g, b) for r, g, b in content["palette"]),
+            seen=content["seen"].numpy(),
+            views=content.get("views", 1),  # 0.3.1 and before noted none
+            draws=content.get("draws", 1),
+            optimizer=content.get("optimizer"),
+            trained=content.get("trained"),
+        )
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content`: tensors, numbers, text, lists, mappings."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save({"format": FORMAT, **content}, file)
+        except RuntimeError as error:  # torch's archive writer hides what the file system said
+            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, f"cannot write the checkpoint ({first_line(error)})", str(path)) from error
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def load(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """Content of a checkpoint, tensors on the CPU.
+
+    Args:
+        path: the file.
+        mapped: leave the tensors in the file until they are looked at.
+
+    Raises:
+        InputError: no such file, not a checkpoint of ours, cut off, or of another format.
+    """
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}; a run's lie in RUN/STAGE/checkpoints and RUN/STAGE/best.pt")
+    try:
+        if not zipfile.is_zipfile(path):  # torch.save writes one, its directory last: this finds the cut-off file
+            raise zipfile.BadZipFile("not a whole archive")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is no readable checkpoint (cut off, or not of this project): {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path} has checkpoint format {found}, this version reads {FORMAT}")
+    return content
+
+
+def newest(folder: Path, mapped: bool = False) -> dict[str, Any] | None:
+    """Content of the newest readable checkpoint of a stage; an unreadable one is passed over with a warning."""
+    for path in sorted(folder.glob(CHECKPOINTS), reverse=True):
+        try:
+            return load(path, mapped)
+        except InputError as error:
+            log.warning("%s; falling back to the checkpoint before it", error)
+    return None
+
+
+def check_views(views: int, path: Path) -> None:
+    """Refuse to train on from what was trained on other views.
+
+    Args:
+        views: the version by which a checkpoint's views were cut.
+        path: of the checkpoint, or the folder that holds it.
+
+    Raises:
+        InputError: the run was begun by a version that cuts other views from the same seeds.
+    """
+    if views != VIEWS:
+        raise InputError(
+            f"{path}: trained by a version that cuts other views from the same seeds, so its run cannot go on here. "
+            "Finish it with that version, or train anew under another name (name=OTHER; a study, --name OTHER)."
+        )
+
+
+def prune(folder: Path, keep: int, step: int) -> None:
+    """Keep the `keep` step files up to that of `step`, just written, and clear what killed writers left.
+
+    A file of a later step can only be one that was passed over as unreadable.
+    """
+    paths, last = sorted(folder.glob(CHECKPOINTS)), step_name(step)
+    good = [path for path in paths if path.name <= last]
+    for path in [*good[:-keep], *paths[len(good) :]]:
+        path.unlink(missing_ok=True)
+    for path in folder.glob(TEMPORARY):
+        path.unlink(missing_ok=True)
+
+
+def initialise(model: nn.Module, weights: Mapping[str, Tensor], same_classes: bool) -> list[str]:
+    """Load the weights of the stage before; a classifier of other classes keeps its fresh values.
+
+    Args:
+        model: a Segmentor with fresh classifiers.
+        weights: its state dict from the stage before.
+        same_classes: whether both stages name the same classes in the same order.
+
+    Returns:
+        The names of the parameters that were left fresh.
+
+    Raises:
+        InputError: the weights are of another model.
+    """
+    fresh = [] if same_classes else classifier_keys(model)
+    taken = {name: value for name, value in weights.items() if name not in fresh}
+    own = model.state_dict()
+    odd = sorted((set(own) - set(fresh)) ^ set(taken))
+    odd += [n for n in taken if n in own and own[n].shape != taken[n].shape]
+    if odd:
+        raise InputError(
+            f"the weights are of another model: {len(odd)} names or shapes differ, first {odd[:5]}. "
+            "Backbone, head and aux must be those of the run that wrote them."
+        )
+    model.load_state_dict(taken, strict=False)
+    return fresh

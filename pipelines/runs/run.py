@@ -1,0 +1,120 @@
+"""A run's life in its folder: one process at a time, one recipe for good, and where its seconds go."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import filelock
+import psutil
+import yaml
+
+from pipelines.base.errors import InputError, SetupError
+from pipelines.base.files import write_json, write_text
+from pipelines.recipes.recipe import Recipe, computed_part, flatten, to_yaml
+from pipelines.runs import checkpoint
+from pipelines.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a run: `began` and `seconds`, in seconds after the process started."""
+
+    name: str
+    began: float
+    seconds: float
+
+
+class Timeline:
+    """Where the seconds of a run go before and between its stages."""
+
+    def __init__(self) -> None:
+        self.start = psutil.Process().create_time()
+        self.parts = [Span("imports", 0.0, time.time() - self.start)]
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Measure the body."""
+        began = time.time()
+        try:
+            yield
+        finally:
+            self.parts.append(Span(name, began - self.start, time.time() - began))
+
+    def write(self, folder: Path) -> None:
+        """Keep it in the run's folder."""
+        write_json(RunFolder(folder).timeline, [asdict(part) for part in self.parts])
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run's folder for this process.
+
+    Raises:
+        SetupError: it cannot be written, or another process trains into it.
+    """
+    note, fresh = RunFolder(folder).lock, not folder.exists()
+    lock = filelock.FileLock(note, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise SetupError(f"another process trains in {folder}; wait for it, or give this run its own name=…") from None
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise unwritable(folder, error) from None
+        raise  # a network's, or a file's that is missing: another place would not help
+    finally:
+        # a run that was refused leaves nothing
+        if fresh and folder.is_dir() and [path.name for path in folder.iterdir()] == [note.name]:
+            shutil.rmtree(folder)
+        lock.release()
+
+
+def unwritable(folder: Path, error: OSError) -> SetupError:
+    """What to say of a folder that cannot be written."""
+    return SetupError(f"cannot write to {folder}: {error}. Give another place: output=DIR")
+
+
+def settle(recipe: Recipe, folder: Path) -> None:
+    """Make sure that the run in the folder, if there is one, computes the same as this recipe.
+
+    Raises:
+        InputError: the folder belongs to another recipe.
+    """
+    path = RunFolder(folder).recipe
+    if not path.exists():
+        return
+    page = yaml.safe_load(path.read_text())
+    own = computed_part(recipe)
+    before, now = flatten({k: page.get(k) for k in own}), flatten(own)
+    if differ := sorted(k for k in before | now if before.get(k) != now.get(k)):
+        shown = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in differ[:5])
+        raise InputError(f"the run {recipe.name} in {folder} has another recipe ({shown}). Choose name=OTHER.")
+
+
+def check_views(folder: Path) -> None:
+    """Make sure that a run that goes on saw the views which this version cuts.
+
+    Raises:
+        InputError: its checkpoints are of other views.
+    """
+    for stage in RunFolder(folder).stages():
+        if found := checkpoint.newest(stage.checkpoints, mapped=True):
+            checkpoint.check_views(found.get("views", 1), stage.checkpoints)
+
+
+def keep_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write the resolved recipe into the run's folder, once nothing stands against starting it."""
+    path = RunFolder(folder).recipe
+    if not path.exists():
+        write_text(path, to_yaml(recipe))

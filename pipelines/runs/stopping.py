@@ -1,0 +1,91 @@
+"""Ending a training in good order: SIGTERM and Ctrl-C let the workers write a checkpoint first."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from pipelines.base.files import write_text
+from pipelines.base.polling import Polling
+from pipelines.runs.folder import RunFolder
+
+LOOK_S = 0.5  # between two looks at the note: a shared file system is asked seldom
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def stoppable(folder: Path) -> Iterator[None]:
+    """While the body trains, SIGTERM and the first Ctrl-C leave a note for the workers; the second leaves at once.
+
+    Where signals cannot be caught, outside of the main thread, nothing changes.
+    """
+    note = RunFolder(folder).stop
+    note.unlink(missing_ok=True)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and note.exists():
+            raise KeyboardInterrupt
+        write_text(note, name)
+        print(
+            f"\n{name}: ending with a checkpoint; Ctrl-C (again) leaves at once, without", file=sys.stderr, flush=True
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        note.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def asked_to_stop(note: Path | None) -> Iterator[Callable[[], int]]:
+    """What tells the signal that asks to end, 0 while there is none; a thread looks for the note.
+
+    Args:
+        note: the file that names the signal; None for a worker that learns of it from another.
+    """
+    asked = [0]
+
+    def look() -> None:
+        if note is not None and note.exists():
+            asked[0] = signal.Signals[note.read_text()].value
+
+    if note is None:
+        yield lambda: 0
+        return
+    with Polling(look, lambda: LOOK_S, "stop-note"):
+        yield lambda: asked[0]
+
+
+def in_thread(call: Callable[[], T]) -> T:
+    """Result of a call made in another thread, so that this one stays free for signals; its exception is raised here.
+
+    Ray's `fit` would install a handler of its own for Ctrl-C, which ends the workers without a checkpoint.
+    """
+    box: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            box["value"] = call()
+        except BaseException as error:
+            box["error"] = error
+
+    thread = threading.Thread(target=run, name="fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)  # a join without end would hold signals back
+    if "error" in box:
+        raise box["error"]
+    return box["value"]

@@ -1,0 +1,1 @@
+"""What is counted, on which rows, and how sure a score is."""

@@ -1,0 +1,1 @@
+"""From a release to shards, and what shards hold."""

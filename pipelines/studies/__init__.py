@@ -1,0 +1,1 @@
+"""Many trials that answer one question: a study from its checks to its table."""

@@ -1,0 +1,1 @@
+"""One stage on one worker."""

@@ -1,0 +1,118 @@
+"""Losses kept on the device, and where the seconds of a training go."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines.feed.batch import Batch
+from pipelines.runs.checkpoint import Progress
+from pipelines.training.learner import Learner
+
+
+class Meter:
+    """What is measured between two lines of the record."""
+
+    def __init__(self, learner: Learner) -> None:
+        job, progress = learner.job, learner.progress
+        self.device, self.rank, self.world = learner.device, learner.rank, learner.world
+        self.batch, self.rows, self.steps_of_stage = job.recipe.batch, job.rows, job.steps
+        self.terms = [f"{output}.{term}" for output, named in job.recipe.loss.items() for term in named]
+        # The steps that are not logged yet: each worker has its part, and what a checkpoint holds is rank 0's.
+        unknown = (math.nan,) * len(self.terms)  # of a version that kept no terms
+        terms = progress.terms or (unknown,) * len(progress.losses)
+        before = [(loss, *parts) for loss, parts in zip(progress.losses, terms, strict=True)]
+        self.kept = [torch.tensor(v, device=self.device) * (1.0 if self.rank == 0 else 0.0) for v in before]
+        self.seconds, self.images = progress.seconds, progress.images
+        self.saved = time.monotonic()
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval, without what validation took."""
+        self.began, self.waited, self.steps = time.monotonic(), 0.0, 0
+
+    def waiting(self, feed: Iterator[Batch]) -> Iterator[Batch]:
+        """The feed, with the time spent in it measured; the first batch's start-up is not the step's wait."""
+        first = True
+        while True:
+            asked = time.monotonic()
+            batch = next(feed, None)
+            if first:
+                self.restart()
+                first = False
+            else:
+                self.waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, losses: Tensor) -> None:
+        """Count a step; its loss and terms (1 + T,) stay on the device until they are read."""
+        self.kept.append(losses)
+        self.steps += 1
+
+    def losses(self) -> np.ndarray:
+        """Global loss and terms (S, 1 + T) of the steps not logged yet: the one host sync of the loop.
+
+        From here on they are rank 0's.
+        """
+        stacked = torch.stack(self.kept)
+        if self.world > 1:
+            dist.all_reduce(stacked)
+        self.kept = list(stacked if self.rank == 0 else torch.zeros_like(stacked))
+        return stacked.cpu().numpy()
+
+    def line(self, losses: np.ndarray, done: int, lr: float) -> dict[str, Any]:
+        """What the record says of the steps since the line before, which ends with them.
+
+        Args:
+            losses: as `losses` gives them.
+            done: steps of the stage that are done.
+            lr: the learning rate of the trunk.
+        """
+        self.kept = []
+        loss, *terms = (float(np.mean(column)) for column in losses.T)
+        named, epoch = dict(zip(self.terms, terms, strict=True)), done * self.batch / self.rows
+        return {"loss": loss, "terms": named, "lr": lr, "epoch": epoch} | self.rates(done)
+
+    def rates(self, done: int) -> dict[str, float]:
+        """images/s over all workers, share of the time spent waiting for data, seconds left, peak GPU memory."""
+        span = max(time.monotonic() - self.began, 1e-9)
+        images = self.steps * self.batch
+        self.seconds += span
+        self.images += images
+        rates = {"images_per_s": images / span, "data_wait": self.waited / span}
+        rates["eta_s"] = (self.steps_of_stage - done) * span / max(self.steps, 1)
+        if self.device.type == "cuda":
+            rates["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        self.restart()
+        return rates
+
+    def overall(self) -> float:
+        """images/s of the stage, over all workers and resumes, without validation."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def carry(self, progress: Progress, step: int) -> Progress:
+        """The progress at a step, with the sums that a resume goes on from; losses are read from the device."""
+        kept = [entry.tolist() for entry in self.kept]
+        self.saved = time.monotonic()
+        return dataclasses.replace(
+            progress,
+            step=step,
+            seconds=self.seconds,
+            images=self.images,
+            losses=tuple(entry[0] for entry in kept),
+            terms=tuple(tuple(entry[1:]) for entry in kept),
+        )
+
+    def due(self, minutes: float) -> bool:
+        """Whether the last checkpoint is older than `minutes`."""
+        return time.monotonic() - self.saved >= minutes * 60

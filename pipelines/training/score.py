@@ -1,0 +1,81 @@
+"""Validation in the middle of a training: scores, best weights, pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipelines.base import pictures
+from pipelines.feed.plan import open_shards
+from pipelines.recipes.model import inference_of
+from pipelines.runs.record import Record
+from pipelines.scoring.validate import validate
+from pipelines.training.job import Job
+from pipelines.training.learner import Learner, share_buffers
+from segmodels.inference import Inference, predict
+from segmodels.metrics import scores
+from segmodels.segmentor import Segmentor
+
+
+def score(learner: Learner, step: int, record: Record, beat: Callable[[], None] = lambda: None) -> None:
+    """Validate, record the scores, and keep the weights when they are the best so far.
+
+    Args:
+        step: steps of the stage that are done.
+        record: of the stage.
+        beat: called as often as there is progress.
+    """
+    import ray.train
+
+    job, recipe, shown = learner.job, learner.job.recipe, learner.shown
+    spec = recipe.validation or recipe.inference
+    inference = dataclasses.replace(inference_of(recipe, spec), flip_pairs=job.flip_pairs)
+    beat()
+    share_buffers(shown, learner.world)
+    counts = validate(
+        shown, str(job.val), inference, learner.device, learner.rank, learner.world, learner.precision, spec.batch, beat
+    )
+    result = scores(torch.from_numpy(counts))
+    learner.progress = learner.progress.scored(step, result.miou)
+    if learner.rank == 0:
+        if learner.progress.best_step == step:
+            learner.checkpoint(step).write(job.place.best)
+        overlays = draw_overlays(job, shown, inference, learner.device, step)
+        matrix = Path(pictures.save_counts(job.place.counts(step), counts)).relative_to(job.folder)
+        record.add(
+            "val", step, miou=result.miou, accuracy=result.accuracy, fwiou=result.fwiou, iou=result.iou,
+            counts=str(matrix), overlays=overlays, rows=len(open_shards(str(job.val))),
+        )  # fmt: skip
+    ray.train.report({"step": step, "miou": result.miou})
+
+
+def validation_steps(job: Job) -> set[int]:
+    """Steps after which the stage validates: each `val_every` epochs, and the last."""
+    if job.val is None:
+        return set()
+    every = job.stage.val_every * job.rows / job.recipe.batch
+    regular = {round(k * every) for k in range(1, int(job.end / every) + 1)} if every >= 1 else set()
+    return {step for step in regular if 0 < step < job.end} | {job.end}
+
+
+@torch.inference_mode()
+def draw_overlays(job: Job, model: Segmentor, inference: Inference, device: torch.device, step: int) -> list[str]:
+    """Image | truth | prediction of the same few validation rows each time.
+
+    Returns:
+        The PNG files, from the stage's folder on, wherever people move it.
+    """
+    shards = open_shards(str(job.val))
+    rows = np.linspace(0, len(shards) - 1, min(job.recipe.overlays, len(shards))).astype(int)
+    files = []
+    for row in np.argsort(np.array(shards.ids))[rows]:
+        image, mask = shards.sample(int(row))
+        tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device)
+        prediction = predict(model, tensor, inference).argmax(1)[0].cpu().numpy().astype(np.uint8)
+        path = job.place.overlay(pictures.safe_name(shards.ids[row]), step)
+        files.append(pictures.save_overlay(path, image, mask, prediction, job.palette))
+    return [str(Path(file).relative_to(job.folder)) for file in files]

@@ -1,0 +1,88 @@
+"""One step of training: batch, outputs, loss, gradients, update."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipelines.feed.batch import Batch
+from pipelines.training.learner import Learner
+from segmodels.optim import poly, set_lr
+
+
+def train_step(learner: Learner, batch: Batch, step: int, asked: int = 0) -> tuple[Tensor, Tensor]:
+    """One update of the weights, from this worker's share of a batch.
+
+    Args:
+        batch: the share, on the host.
+        step: number of the step, from 0.
+        asked: the signal that asks the stage to end, or 0; rank 0 knows it.
+
+    Returns:
+        This worker's part of the global loss and, after it, of each unweighted term (1 + T,), and the signal as all
+        workers know it; both on the device.
+    """
+    job, recipe, world = learner.job, learner.job.recipe, learner.world
+    torch.manual_seed(dropout_seed(recipe.seed, step, learner.rank))  # dropout needs no state in checkpoints
+    set_lr(learner.optimizer, poly(step, job.steps, power=recipe.optim.power, warmup=job.warmup))
+    batch = batch.to(learner.device, learner.channels_last)
+    labelled, ending = over_workers(count_labelled(batch.mask), asked, world)
+    learner.optimizer.zero_grad(set_to_none=True)
+    losses = []
+    for part, last in micro_batches(batch, learner.micro):
+        with synchronise(learner.net, last), learner.autocast():
+            outputs = learner.net(part.image)
+        # Shares of the GLOBAL batch's labelled pixels and images; DDP averages, hence the number of workers.
+        pixels, images = count_labelled(part.mask) / labelled * world, len(part.mask) / recipe.batch * world
+        loss, terms = learner.objective(outputs, part.mask, pixels, images)
+        loss.backward()
+        losses.append(torch.stack([loss.detach(), *terms.values()]) / world)
+    learner.optimizer.step()
+    after_step(learner.model)
+    if learner.average:
+        learner.average.update(learner.model, step=step + 1)
+    return sum(losses[1:], start=losses[0]), ending
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of a worker's dropout at a step, 0 to 2^63 − 1; drawn as the views' are, by SHA-256."""
+    digest = hashlib.sha256(f"dropout {seed} {step} {rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def micro_batches(batch: Batch, size: int) -> Iterator[tuple[Batch, bool]]:
+    """Parts of a batch, each with whether it is the last."""
+    for first in range(0, len(batch.mask), size):
+        part = slice(first, first + size)
+        yield Batch(batch.image[part], batch.mask[part]), first + size >= len(batch.mask)
+
+
+def synchronise(net: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+    """Gradients travel between workers only with the last part of an accumulated batch."""
+    return contextlib.nullcontext() if last or not hasattr(net, "no_sync") else net.no_sync()  # type: ignore[operator]
+
+
+def after_step(model: nn.Module) -> None:
+    """Let modules move what no gradient moves: EMANet's bases, averaged over the workers."""
+    for module in model.modules():
+        if callable(move := getattr(module, "after_step", None)):
+            move()
+
+
+def count_labelled(mask: Tensor) -> Tensor:
+    """Labelled pixels, on the device."""
+    return (mask != 255).sum().float()
+
+
+def over_workers(labelled: Tensor, asked: int, world: int) -> tuple[Tensor, Tensor]:
+    """Labelled pixels of all workers, at least 1, and the signal that asked rank 0 to stop, or 0; never a host sync."""
+    both = torch.stack([labelled, torch.full_like(labelled, asked)])
+    if world > 1:
+        dist.all_reduce(both)
+    return both[0].clamp(min=1.0), both[1]

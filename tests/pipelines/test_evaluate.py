@@ -1,0 +1,134 @@
+"""Scoring a checkpoint: what is read how often, what is overridden, and what is written."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from datasets.manifest import read_manifest
+from pipelines import evaluate
+from pipelines.base.door import ROOT
+from pipelines.base.errors import InputError
+from pipelines.feed.plan import open_shards
+from pipelines.recipes.model import build_model
+from pipelines.recipes.reading import load_recipe
+from pipelines.recipes.recipe import InferenceSpec
+from pipelines.runs.checkpoint import Checkpoint, Progress
+from pipelines.scoring.evaluation import evaluate_here, override_inference, plan_evaluation
+from segmodels.segmentor import classifier_keys
+
+ABSENT = "train"
+
+
+@pytest.fixture
+def val(shards):
+    return str(shards / "voc12/val")
+
+
+@pytest.fixture
+def best(recipe_file, val, tmp_path):
+    """A checkpoint of random weights that never predicts ABSENT, which the split does not have either."""
+    manifest, recipe = read_manifest(val), load_recipe(recipe_file())
+    assert ABSENT in manifest.unseen
+    torch.manual_seed(0)
+    model = build_model(recipe, len(manifest.classes))
+    with torch.no_grad():
+        for name in classifier_keys(model):
+            if name.endswith("bias"):
+                model.get_parameter(name)[manifest.classes.index(ABSENT)] = -1e9
+    optimizer = {"state": {0: {"momentum_buffer": torch.zeros(1000)}}, "param_groups": []}
+    Checkpoint(
+        model=model.state_dict(), recipe=recipe, stage="first", step=1, progress=Progress(), classes=manifest.classes,
+        palette=manifest.palette, seen=np.zeros(0, np.int64), optimizer=optimizer,
+    ).write(tmp_path / "best.pt")  # fmt: skip
+    return tmp_path / "best.pt"
+
+
+@pytest.fixture
+def opened(monkeypatch, capsys):
+    def open_door(*words):
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
+        evaluate.main()
+        return capsys.readouterr().out
+
+    return open_door
+
+
+def fail(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_an_absent_class_is_null_in_strict_json(best, val, tmp_path, opened):
+    out = tmp_path / "scores"
+    shown = opened(best, val, "--out", out)
+    found = json.loads((out / "scores.json").read_text(), parse_constant=fail)
+    place = found["classes"].index(ABSENT)
+    assert [found[key][place] for key in ("iou", "f1", "precision", "recall")] == [None] * 4
+    assert f"{ABSENT:>20}  absent  absent\n" in shown
+    assert f"{found['mean_f1'] * 100:.4f} %" in shown
+    background = f"{found['iou'][0] * 100:6.2f}  {found['f1'][0] * 100:6.2f}"
+    assert f"{found['classes'][0]:>20}  {background}\n" in shown
+    assert sorted(path.name for path in out.iterdir()) == ["confusion.png", "iou.png", "scores.json"]
+    assert all(cv2.imread(str(out / name)) is not None for name in ("confusion.png", "iou.png"))
+
+
+def test_checkpoint_and_manifest_are_read_once_and_the_optimizer_stays_on_disk(best, val, opened, monkeypatch):
+    loads, manifests = [], []
+
+    def watched(read, seen, *args, **options):
+        seen.append(options)
+        return read(*args, **options)
+
+    monkeypatch.setattr(torch, "load", partial(watched, torch.load, loads))
+    monkeypatch.setattr("datasets.shards.read_manifest", partial(watched, read_manifest, manifests))
+    open_shards.cache_clear()
+    opened(best, val)
+    assert [options["mmap"] for options in loads] == [True]
+    assert len(manifests) == 1
+
+
+def test_other_code_than_the_door_can_score(best, val):
+    checkpoint = Checkpoint.read(best, mapped=True)
+    task = plan_evaluation(best, checkpoint, val, {"mode": "slide", "stride": [16, 16], "flip": True})
+    assert task.protocol == "voc12 val, 11 rows, slide 32x32 stride 16x16, scales 1.0, flip"
+    assert task.recipe.inference.batch == 2
+    counts = evaluate_here(task, checkpoint)
+    assert counts.sum() == sum(task.manifest.histogram[:-1])
+    with pytest.raises(InputError, match=r"unknown key 'inference.windows'"):
+        plan_evaluation(best, checkpoint, val, {"windows": [32, 32]})
+
+
+def test_overrides_leave_the_rest_of_the_recipe_and_another_mode_drops_its_windows():
+    slide = InferenceSpec("slide", (32, 32), (16, 16), (0.5, 1.0), True, 2)
+    assert override_inference(slide, {}) == slide
+    assert override_inference(slide, {"mode": "slide", "stride": [8, 8]}).window == (32, 32)
+    assert override_inference(slide, {"scales": [2]}) == InferenceSpec("slide", (32, 32), (16, 16), (2.0,), True, 2)
+    assert override_inference(slide, {"mode": "whole"}) == InferenceSpec("whole", None, None, (0.5, 1.0), True, 2)
+    wider = override_inference(InferenceSpec(), {"mode": "slide", "window": [48, 48]})
+    assert (wider.window, wider.stride) == ((48, 48), None)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_paths_that_are_missing_are_refused_without_torch(there, tmp_path):
+    path = tmp_path / "best.pt"
+    if there:
+        path.write_bytes(b"")
+    code = f"""
+import sys
+from pipelines import evaluate
+from pipelines.base.door import run
+sys.argv = ["evaluate", {str(path)!r}, {str(tmp_path / "no_shards")!r}]
+try:
+    run(evaluate.main)
+finally:
+    print(sorted({{"torch", "ray"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == "[]\n"
+    assert ("no such folder" if there else f"no checkpoint {path}") in done.stderr
