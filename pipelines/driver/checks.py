@@ -7,9 +7,8 @@ import torch
 from pipelines.base.errors import InputError
 from pipelines.cluster.sizes import Sizes
 from pipelines.recipes.model import meta_model, train_mode
-from pipelines.recipes.recipe import Recipe
+from pipelines.recipes.recipe import Recipe, micro_batch
 from pipelines.scoring.checks import check_window
-from pipelines.training.learner import micro_batch
 from segmodels.losses import Objective
 
 

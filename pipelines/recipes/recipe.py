@@ -14,8 +14,33 @@ import yaml
 from pipelines.base.addresses import CURE, hide_secret, holds_secret
 from pipelines.base.errors import InputError
 
-# Keys that say where and with what a run executes, not what it computes: free to differ when a run is resumed.
-PLACEMENT = ("output", "workers", "feed", "tracking", "log_every", "keep_last", "checkpoint_minutes")
+# The rule of a run's identity. A key that can change what a run computes, beyond the order in which floating-point sums
+# are taken, is part of it: another value is another run. All other keys are here, each with what a change of it does.
+# Of the workers, `precision` and how many images a norm sees at once (`micro_batch`, and `count` without synchronised
+# norms) are part of the identity; a checkpoint notes both as they were, see `Numerics`.
+PLACED = {
+    "name": "names the run",
+    "published": "the number that is shown next to it",
+    "experiment": "where MLflow shows it",
+    "tracking": "which MLflow",
+    "output": "where files go",
+    "data": "where shards are; their rows are compared by their hash",
+    "feed": "both give the same batches, bit for bit",
+    "overlays": "pictures",
+    "log_every": "lines of the record",
+    "keep_last": "checkpoints that stay",
+    "checkpoint_minutes": "checkpoints between validations",
+}
+PLACED_WORKERS = {
+    "count": "rounding, with synchronised norms or frozen ones; else see above",
+    "gpus": "rounding; see above for norms",
+    "channels_last": "rounding: another order of the same sums",
+    "compile": "rounding, likewise",
+    "micro_batch": "rounding of accumulated gradients; see above for norms",
+    "feed_tasks": "nothing",
+    "max_failures": "nothing",
+    "hang_minutes": "nothing",
+}
 
 
 @dataclass(frozen=True)
@@ -216,13 +241,28 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def computed_part(recipe: Recipe) -> dict[str, Any]:
-    """The page without its name and placement: what decides the numbers."""
-    return {k: v for k, v in to_page(recipe).items() if k not in (*PLACEMENT, "name")}
+    """What of the page decides the numbers, but for the workers' numerics."""
+    return {key: value for key, value in to_page(recipe).items() if key not in PLACED and key != "workers"}
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """sha256 of what decides the numbers; the same command finds the same run by it."""
-    return hashlib.sha256(json.dumps(computed_part(recipe), sort_keys=True).encode()).hexdigest()
+    """sha256 of what is known of the numbers before anything is opened; the same command finds the same run by it.
+
+    Names of data and published numbers belong to it, since rows are not known yet; numerics that are left to the
+    machine do not.
+    """
+    kept = {key: getattr(recipe, key) for key in ("data", "published")}
+    unset = {"overlays": Recipe.overlays, "experiment": Recipe.experiment}  # as in runs of old
+    asked = {key: getattr(recipe.workers, key) for key in ("precision", "micro_batch")}
+    given = {f"workers.{key}": value for key, value in asked.items() if value != getattr(Workers, key)}
+    return hashlib.sha256(json.dumps(computed_part(recipe) | kept | unset | given, sort_keys=True).encode()).hexdigest()
+
+
+def micro_batch(recipe: Recipe, world: int) -> int:
+    """Images of one forward pass: the largest part of a worker's share that `workers.micro_batch` allows."""
+    share = recipe.batch // world
+    most = recipe.workers.micro_batch or share
+    return next(size for size in range(min(most, share), 0, -1) if share % size == 0)
 
 
 def flatten(page: Any, key: str = "") -> dict[str, Any]:

@@ -59,12 +59,34 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Numerics:
+    """How a run computes, where that changes its numbers by more than rounding.
+
+    `precision`: `bf16` or `fp32`. `per_norm`: images that a batch norm sees at once, 0 where norms are frozen.
+    `world`: workers; `synchronised`: whether norms see the images of all of them.
+    """
+
+    precision: str
+    per_norm: int
+    world: int
+    synchronised: bool
+
+    def misfits(self, other: Self) -> list[str]:
+        """What of another's numbers are not these, as KEY: THEIRS -> OURS."""
+        pairs = {
+            "precision": (other.precision, self.precision),
+            "images that a batch norm sees at once": (other.per_norm, self.per_norm),
+        }
+        return [f"{name}: {before} -> {now}" for name, (before, now) in pairs.items() if before != now]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint holds: enough to use the weights and to know where they come from.
 
     `model` is the model's state dict, of the averaged weights where the recipe asks for these; `seen` a digest of each
-    row that was trained on. What only a resume needs is missing from `best.pt`: `optimizer`, and `trained`, the
-    weights that `model` averages.
+    row that was trained on; `numerics` are missing up to 0.3.5. What only a resume needs is missing from `best.pt`:
+    `optimizer`, and `trained`, the weights that `model` averages.
     """
 
     model: Mapping[str, Tensor]
@@ -77,6 +99,7 @@ class Checkpoint:
     seen: np.ndarray
     views: int = VIEWS
     draws: int = DRAWS
+    numerics: Numerics | None = None
     optimizer: Mapping[str, Any] | None = None
     trained: Mapping[str, Tensor] | None = None
 
@@ -94,6 +117,7 @@ class Checkpoint:
             "classes": list(self.classes),
             "palette": [list(colour) for colour in self.palette],
             "seen": torch.from_numpy(self.seen),
+            "numerics": asdict(self.numerics) if self.numerics else None,
         }
         save(path, {name: value for name, value in (content | plain).items() if value is not None})
 
@@ -125,9 +149,15 @@ class Checkpoint:
             seen=content["seen"].numpy(),
             views=content.get("views", 1),  # 0.3.1 and before noted none
             draws=content.get("draws", 1),
+            numerics=numerics_of(content),
             optimizer=content.get("optimizer"),
             trained=content.get("trained"),
         )
+
+
+def numerics_of(content: Mapping[str, Any]) -> Numerics | None:
+    """How the run of a checkpoint computes; None up to 0.3.5."""
+    return Numerics(**content["numerics"]) if content.get("numerics") else None
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -195,6 +225,20 @@ def check_views(views: int, path: Path) -> None:
         raise InputError(
             f"{path}: trained by a version that cuts other views from the same seeds, so its run cannot go on here. "
             "Finish it with that version, or train anew under another name (name=OTHER; a study, --name OTHER)."
+        )
+
+
+def check_numerics(found: Numerics, now: Numerics, path: Path) -> None:
+    """Refuse to go on with other numerics than a run began with.
+
+    Raises:
+        InputError: the precision, or how many images a norm sees at once, is another.
+    """
+    if misfits := now.misfits(found):
+        raise InputError(
+            f"{path}: this run would go on with other numbers than it began with ({'; '.join(misfits)}). Give it "
+            f"workers.precision={found.precision} and workers.count={found.world} (or a workers.micro_batch with which "
+            f"a norm sees {found.per_norm or 'as many'} images), or train again under another name (name=OTHER)."
         )
 
 

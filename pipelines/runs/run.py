@@ -6,9 +6,10 @@ import contextlib
 import errno
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import psutil
@@ -16,8 +17,9 @@ import yaml
 
 from pipelines.base.errors import InputError, SetupError
 from pipelines.base.files import write_json, write_text
-from pipelines.recipes.recipe import Recipe, computed_part, flatten, to_yaml
+from pipelines.recipes.recipe import Recipe, computed_part, flatten, micro_batch, to_yaml
 from pipelines.runs import checkpoint
+from pipelines.runs.checkpoint import Numerics
 from pipelines.runs.folder import RunFolder
 
 
@@ -100,6 +102,37 @@ def settle(recipe: Recipe, folder: Path) -> None:
     if differ := sorted(k for k in before | now if before.get(k) != now.get(k)):
         shown = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in differ[:5])
         raise InputError(f"the run {recipe.name} in {folder} has another recipe ({shown}). Choose name=OTHER.")
+    for stage in RunFolder(folder).stages():
+        if found := checkpoint.newest(stage.checkpoints, mapped=True):
+            check_wishes(recipe, checkpoint.numerics_of(found), page.get("workers") or {}, stage.checkpoints)
+
+
+def check_wishes(recipe: Recipe, found: Numerics | None, before: Mapping[str, Any], path: Path) -> None:
+    """Refuse numerics that a recipe asks for by name where the run has others; what it leaves open is settled later.
+
+    Args:
+        found: of the run; None up to 0.3.5.
+        before: the keys of the run's own workers.
+        path: of its checkpoints.
+
+    Raises:
+        InputError: the precision, or how many images a norm sees at once, is another.
+    """
+    wish = recipe.workers
+    if found is None:
+        kept = before.get("precision", "auto")
+        if "auto" not in (kept, wish.precision) and kept != wish.precision:
+            raise InputError(f"{path}: this run computes in {kept}, not in {wish.precision}. Choose name=OTHER.")
+        return
+    world = found.world if wish.count is None else max(1, wish.count)
+    per_norm = micro_batch(recipe, world) * (world if found.synchronised else 1)
+    now = Numerics(
+        found.precision if wish.precision == "auto" else wish.precision,
+        per_norm if found.per_norm and recipe.batch % world == 0 else found.per_norm,
+        world,
+        found.synchronised,
+    )
+    checkpoint.check_numerics(found, now, path)
 
 
 def check_views(folder: Path) -> None:

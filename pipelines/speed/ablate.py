@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import threading
 import time
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from pipelines.base.polling import Polling
+from pipelines.runs.folder import RunFolder, StudyFolder
+from pipelines.runs.record import read_record
+from pipelines.runs.results import Result
 
 if TYPE_CHECKING:
     from pipelines.speed.report import Report
@@ -73,21 +75,17 @@ def small_study(args: argparse.Namespace, folder: Path) -> dict[str, list[float]
     from pipelines.studies.study import load_study
 
     plan = load_study(write_study(args, folder))
-    out = folder / "out" / "studies" / plan.name / "trials"
-    direct: list[float] = []
-    over = threading.Event()
-    reader = threading.Thread(target=follow, args=(out, over, direct), daemon=True)
-    reader.start()
-    run_study(plan, at_once=1)
-    over.set()
-    reader.join()
-    times = sorted((moments(path) for path in out.iterdir()), key=lambda trial: trial["started"])
+    study = StudyFolder(folder / "out" / "studies" / plan.name)
+    reader = Reader(study)
+    with Polling(reader.look, lambda: 0.1, "record-reader"):
+        run_study(plan, at_once=1)
+    times = sorted((moments(trial) for trial in study.trials()), key=lambda trial: trial["started"])
     found = {name: [trial[end] - trial[begin] for trial in times] for name, begin, end in PARTS}
     found["a trial"] = [trial["ended"] - trial["started"] for trial in times]
     pairs = list(itertools.pairwise(times))
     found["workers idle between two trials"] = [after["first step"] - before["last step"] for before, after in pairs]
-    found["a validation's way to Tune's callback"] = [s for path in out.iterdir() for s in latencies(path)]
-    found["the same, read from the record without Tune"] = direct
+    found["a validation's way to Tune's callback"] = [s for trial in study.trials() for s in latencies(trial)]
+    found["the same, read from the record without Tune"] = reader.seconds
     return found
 
 
@@ -106,38 +104,41 @@ def write_study(args: argparse.Namespace, folder: Path) -> Path:
         "stages": [{"name": "only", "train": str(train), "val": str(val), "steps": args.steps,
                     "val_every": args.steps / 8 / 4}],
     }  # fmt: skip
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    page = {"title": "Seeds alone", "recipe": str(folder / "recipe.yaml"), "variants": {"same": {}},
+    (base := folder / "base.yaml").write_text(yaml.safe_dump(recipe))
+    page = {"title": "Seeds", "recipe": str(base), "variants": {"same": {}},
             "seeds": list(range(args.trials))}  # fmt: skip
     (folder / "seeds.yaml").write_text(yaml.safe_dump(page))
     return folder / "seeds.yaml"
 
 
-def follow(trials: Path, over: threading.Event, seconds: list[float]) -> None:
-    """Read the records as they grow, and note how long each validation took to be seen."""
-    from pipelines.runs.record import read_record
+class Reader:
+    """Reads a study's records as they grow, and notes how long each validation took to be seen."""
 
-    offsets: dict[Path, int] = {}
-    while not over.wait(0.1):
-        for path in trials.glob("*/only/record.jsonl"):
-            lines, offsets[path] = read_record(path, offsets.get(path, 0))
-            seconds += [time.time() - line["time"] / 1000 for line in lines if line["kind"] == "val" and line["step"]]
+    def __init__(self, study: StudyFolder) -> None:
+        self.study = study
+        self.offsets: dict[Path, int] = {}
+        self.seconds: list[float] = []
+
+    def look(self) -> None:
+        """Read what is new."""
+        for trial in self.study.trials():
+            path = trial.stage("only").record
+            lines, self.offsets[path] = read_record(path, self.offsets.get(path, 0))
+            seen = [line["time"] for line in lines if line["kind"] == "val" and line["step"]]
+            self.seconds += [time.time() - at / 1000 for at in seen]
 
 
-def moments(trial: Path) -> dict[str, float]:
+def moments(trial: RunFolder) -> dict[str, float]:
     """When what happened to a trial."""
-    from pipelines.runs.record import read_record
-
-    found = {line["what"]: line["time"] for line in read_record(trial / "timeline.jsonl")[0]}
-    steps = [line["time"] / 1000 for line in read_record(trial / "only" / "record.jsonl")[0] if line["kind"] == "train"]
+    found = {line["what"]: line["time"] for line in read_record(trial.marks)[0]}
+    record = read_record(trial.stage("only").record)[0]
+    steps = [line["time"] / 1000 for line in record if line["kind"] == "train"]
     return found | {"first step": steps[0], "last step": steps[-1]}
 
 
-def latencies(trial: Path) -> list[float]:
+def latencies(trial: RunFolder) -> list[float]:
     """Seconds from a validation's line to Tune's callback; the last is held back until the trial is done."""
-    from pipelines.runs.record import read_record
-
-    lines = [line for line in read_record(trial / "timeline.jsonl")[0] if line["what"] == "told"]
+    lines = [line for line in read_record(trial.marks)[0] if line["what"] == "told"]
     return [line["time"] - line["recorded"] for line in lines if line["progress"] < 1]
 
 
@@ -182,10 +183,9 @@ def nothing(config: dict[str, Any]) -> None:
 
     from ray import tune
 
-    place = pickle.loads(config["place"]).trial(config["name"]) / "only"
-    os.makedirs(place, exist_ok=True)
+    place = pickle.loads(config["place"]).files(config["name"]).stage("only")
     tune.report({"progress": 0.5, "miou": 0.5, "recorded": time.time()})
-    (place / "done.json").write_text(json.dumps({"miou": 0.5, "time": 0, "images_per_s": 1.0}))
+    Result("only", 1, 1, 1, 0.0, 0.5, 0.5, 1, 1.0, "", None, "", 0).write(place.result)
 
 
 def report(args: argparse.Namespace, rounds: list[dict[str, list[float]]]) -> Report:

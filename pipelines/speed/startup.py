@@ -15,8 +15,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pipelines.runs.run import Span
     from pipelines.speed.report import Report
-    from pipelines.speed.spans import Span
 
 REPEATS = 1
 

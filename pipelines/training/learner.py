@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.transforms import TrainView
 from pipelines.feed.plan import SamplePlan
 from pipelines.recipes.model import build_model
-from pipelines.recipes.recipe import Recipe, Stage
+from pipelines.recipes.recipe import Recipe, Stage, micro_batch
 from pipelines.runs import checkpoint
-from pipelines.runs.checkpoint import DRAWS, Checkpoint, Progress
+from pipelines.runs.checkpoint import DRAWS, Checkpoint, Numerics, Progress
 from pipelines.training.job import Job
 from segmodels.losses import Objective
 from segmodels.optim import build_sgd, parameter_groups
@@ -56,6 +56,14 @@ class Learner:
         """Images of one forward pass."""
         return micro_batch(self.job.recipe, self.world)
 
+    @property
+    def numerics(self) -> Numerics:
+        """How it computes."""
+        synchronised = self.device.type == "cuda" and self.world > 1
+        frozen = self.job.recipe.optim.freeze_norm
+        per_norm = 0 if frozen else self.micro * (self.world if synchronised else 1)
+        return Numerics(self.precision, per_norm, self.world, synchronised)
+
     def autocast(self) -> torch.autocast:
         """The context in which the model computes."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -76,6 +84,7 @@ class Learner:
             classes=job.classes,
             palette=job.palette,
             seen=job.seen,
+            numerics=self.numerics,
             optimizer=self.optimizer.state_dict() if resumable else None,
             trained=self.model.state_dict() if resumable and self.average else None,
         )
@@ -161,7 +170,7 @@ def resume(learner: Learner) -> None:
     from the weights of another.
 
     Raises:
-        InputError: as `checkpoint.check_views`.
+        InputError: as `checkpoint.check_views`, or it would compute otherwise than before.
     """
     folder = learner.job.place.checkpoints
     content = checkpoint.newest(folder)
@@ -169,6 +178,8 @@ def resume(learner: Learner) -> None:
         return
     found = Checkpoint.of(content)
     checkpoint.check_views(found.views, folder)
+    if found.numerics:
+        checkpoint.check_numerics(found.numerics, learner.numerics, folder)
     learner.shown.load_state_dict(found.model)
     if learner.average and found.trained is not None:
         learner.model.load_state_dict(found.trained)
@@ -205,10 +216,3 @@ def make_plan(job: Job) -> SamplePlan:
     """The stage's stream of samples, as the only worker would see it."""
     view = TrainView(**dataclasses.asdict(job.recipe.view), flip_pairs=job.flip_pairs)
     return SamplePlan(job.train, job.rows, view, job.recipe.seed, job.recipe.batch, job.end)
-
-
-def micro_batch(recipe: Recipe, world: int) -> int:
-    """Images of one forward pass: the largest part of a worker's share that `workers.micro_batch` allows."""
-    share = recipe.batch // world
-    most = recipe.workers.micro_batch or share
-    return next(size for size in range(min(most, share), 0, -1) if share % size == 0)

@@ -8,7 +8,17 @@ import yaml
 from pipelines.base.errors import InputError
 from pipelines.driver.checks import check_model
 from pipelines.recipes.reading import RECIPES, apply_override, convert, load_recipe
-from pipelines.recipes.recipe import fingerprint, flatten, to_page, to_yaml
+from pipelines.recipes.recipe import (
+    PLACED,
+    PLACED_WORKERS,
+    Recipe,
+    Workers,
+    computed_part,
+    fingerprint,
+    flatten,
+    to_page,
+    to_yaml,
+)
 
 BUNDLED = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
 
@@ -96,9 +106,22 @@ def test_an_override_below_a_missing_table_makes_it():
 
 def test_names_follow_what_is_computed_not_where():
     base = load_recipe("sample")
-    assert load_recipe("sample", ["workers.count=1", "output=/elsewhere", "feed=torch"]).name == base.name
+    elsewhere = ["workers.count=1", "output=/elsewhere", "feed=torch", "overlays=0", "experiment=mine", "log_every=3"]
+    assert load_recipe("sample", elsewhere).name == base.name == "sample-937ce024"  # as in 0.3.5
+    assert load_recipe("sample", ["workers.precision=fp32"]).name != base.name
+    assert load_recipe("sample", ["workers.micro_batch=2"]).name != base.name
     assert load_recipe("sample", ["head.rank=4"]).name != base.name
     assert fingerprint(dataclasses.replace(base, seed=1)) != fingerprint(base)
+
+
+def test_every_key_is_decided_to_change_numbers_or_not():
+    """A new key fails here until it is: see the rule in recipe.py."""
+    computed = {"stages", "seed", "batch", "backbone", "head", "aux", "loss", "optim", "view", "inference",
+                "validation", "workers"}  # fmt: skip
+    assert computed | PLACED.keys() == {field.name for field in dataclasses.fields(Recipe)}
+    assert not computed & PLACED.keys()
+    assert {"precision"} | PLACED_WORKERS.keys() == {field.name for field in dataclasses.fields(Workers)}
+    assert set(computed_part(load_recipe("sample"))) == computed - {"workers"}
 
 
 def test_missing_recipe_names_the_nearest():

@@ -24,6 +24,7 @@ from pipelines.base.errors import InputError, RunFailed, SetupError, Stopped
 from pipelines.driver.run import run_recipe
 from pipelines.feed.batches import train_batches
 from pipelines.recipes.reading import load_recipe
+from pipelines.recipes.recipe import micro_batch
 from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import Progress
 from pipelines.runs.folder import step_name
@@ -35,7 +36,6 @@ from pipelines.training import learner as learning
 from pipelines.training import score as scoring
 from pipelines.training import stage as loop
 from pipelines.training import step as stepping
-from pipelines.training.learner import micro_batch
 from pipelines.training.meter import Meter
 from pipelines.training.pulse import Pulse
 
@@ -484,6 +484,36 @@ def test_another_recipe_under_the_same_name_is_refused(recipe_file):
     run_recipe(load_recipe(recipe_file()))
     with pytest.raises(InputError, match=r"another recipe \(head.channels: 16 -> 8\)"):
         run_recipe(load_recipe(recipe_file(), ["head.channels=8"]))
+
+
+def test_a_run_is_what_it_computes(recipe_file, tmp_path):
+    """Precision, and how many images a norm sees at once, are part of a run: finished, or in the middle of a stage."""
+    page = recipe_file()
+    run_recipe(load_recipe(page, ["optim.freeze_norm=false"]))
+    placed = ["overlays=2", "experiment=other", "published=null", "log_every=2", "workers.precision=fp32",
+              "workers.channels_last=true", "workers.compile=true", "workers.micro_batch=4"]  # fmt: skip
+    assert run_recipe(load_recipe(page, placed))  # a share of 4 images is one pass, by default too
+    for name in ("done.json", "outcome.json", None):
+        for wish, message in (
+            ("workers.precision=bf16", r"precision: fp32 -> bf16\). Give it workers.precision=fp32"),
+            ("workers.micro_batch=2", r"images that a batch norm sees at once: 4 -> 2"),
+            ("workers.count=2", r"images that a batch norm sees at once: 4 -> 2\).*workers.count=1"),
+        ):
+            with pytest.raises(InputError, match=message):
+                run_recipe(load_recipe(page, [wish]))
+        if name:
+            (tmp_path / "out/runs/tiny/first" / name).unlink()
+    assert run_recipe(load_recipe(page, ["workers.precision=fp32"]))
+
+
+def test_numerics_that_the_machine_settles_are_compared_where_they_are_known(recipe_file, tmp_path, monkeypatch):
+    page = recipe_file()
+    run_recipe(load_recipe(page))
+    for name in ("done.json", "outcome.json"):
+        (tmp_path / "out/runs/tiny/first" / name).unlink()
+    monkeypatch.setattr(learning, "set_up_process", lambda job, device: "bf16")  # another kind of machine, and `auto`
+    with pytest.raises(InputError, match=r"precision: fp32 -> bf16"):
+        run_recipe(load_recipe(page))
 
 
 def test_views_of_another_version_are_refused_by_the_driver_while_there_are_steps_to_train(
