@@ -6,7 +6,7 @@ import torch
 
 from pipelines.base.errors import InputError
 from pipelines.cluster.sizes import Sizes
-from pipelines.recipes.model import meta_model, train_mode
+from pipelines.recipes.model import frozen_norms, meta_model, train_mode
 from pipelines.recipes.recipe import Recipe, micro_batch
 from pipelines.scoring.checks import check_window
 from segmodels.losses import Objective
@@ -49,7 +49,7 @@ def check_share(recipe: Recipe, sizes: Sizes) -> None:
     if micro_batch(recipe, world) == 1 and not (sizes.gpus and world > 1):  # synchronised norms see all workers' images
         try:
             model = meta_model(recipe, 2)
-            train_mode(model, recipe)
+            train_mode(model, frozen_norms(model, recipe, "backbone" if recipe.backbone.weights else ""))
             model(torch.zeros(1, 3, *recipe.view.crop, dtype=torch.uint8, device="meta"))
         except ValueError as error:
             raise InputError(f"{error} (batch, workers.count, workers.micro_batch)") from None

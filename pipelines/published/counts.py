@@ -105,7 +105,7 @@ def head(
         pixels: (h, w) of the image.
         classes: K.
         classifier: whether the final classifiers count.
-        part: dotted name of the module that alone counts, such as "context"; it is given one map, see `channels`.
+        part: dotted name of the only module that counts, such as "context"; it is given one map, see `channels`.
         widths, strides: of the features.
         keywords: of the head.
     """

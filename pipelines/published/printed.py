@@ -79,7 +79,7 @@ def cell(value: Any) -> str:
 
 
 def is_numeric(table: ResultTable, column: str) -> bool:
-    """Whether a column holds numbers, which stand flush right."""
+    """Whether a column holds numbers, which are flush right."""
     return all(isinstance(row[column], int | float | None) for row in table.rows)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,13 +16,32 @@ from segmodels.segmentor import Segmentor, build_segmentor
 META: dict[str, Segmentor] = {}
 
 
-def train_mode(model: Segmentor, recipe: Recipe) -> None:
-    """Training mode; with `optim.freeze_norm` batch norms keep their running statistics and normalise by them."""
+def train_mode(model: Segmentor, frozen: Collection[str] = ()) -> None:
+    """Training mode, in which frozen norms keep their running statistics and normalise by them.
+
+    Args:
+        frozen: names of these norms, as `frozen_norms` gives them.
+    """
     model.train()
-    if recipe.optim.freeze_norm:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+    for name in frozen:
+        model.get_submodule(name).eval()
+
+
+def frozen_norms(model: Segmentor, recipe: Recipe, pretrained: Literal["", "backbone", "all"]) -> list[str]:
+    """Names of the batch norms that `optim.freeze_norm` freezes: those that come with statistics of a training.
+
+    Args:
+        pretrained: what does: nothing, the backbone, or the whole model of a stage before.
+    """
+    if not recipe.optim.freeze_norm or not pretrained:
+        return []
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [name for name in norms if pretrained == "all" or name.startswith("backbone.")]
+
+
+def count_norms(model: Segmentor) -> int:
+    """Batch norms of a model."""
+    return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def inference_of(recipe: Recipe, spec: InferenceSpec) -> Inference:

@@ -177,37 +177,63 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def load(path: Path, mapped: bool = False) -> dict[str, Any]:
+def load(path: Path, mapped: bool = False, verified: bool = True) -> dict[str, Any]:
     """Content of a checkpoint, tensors on the CPU.
 
     Args:
         path: the file.
         mapped: leave the tensors in the file until they are looked at.
+        verified: compare every part of the file with its checksum first, which reads all of it.
 
     Raises:
-        InputError: no such file, not a checkpoint of ours, cut off, or of another format.
+        InputError: no such file, not a checkpoint of ours, cut off, damaged, or of another format.
     """
     if not path.is_file():
-        raise InputError(f"no checkpoint {path}; a run's lie in RUN/STAGE/checkpoints and RUN/STAGE/best.pt")
+        raise InputError(f"no checkpoint {path}; a run's are in RUN/STAGE/checkpoints and RUN/STAGE/best.pt")
     try:
         if not zipfile.is_zipfile(path):  # torch.save writes one, its directory last: this finds the cut-off file
             raise zipfile.BadZipFile("not a whole archive")
+        if verified:
+            verify(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is no readable checkpoint (cut off, or not of this project): {error}") from None
+    except (RuntimeError, ValueError, EOFError, NotImplementedError, KeyError, pickle.UnpicklingError,
+            zipfile.BadZipFile) as error:  # fmt: skip
+        reason = str(error) or type(error).__name__
+        raise InputError(
+            f"{path} is no readable checkpoint (cut off, damaged, or not of this project): {reason}"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise InputError(f"{path} has checkpoint format {found}, this version reads {FORMAT}")
     return content
 
 
-def newest(folder: Path, mapped: bool = False) -> dict[str, Any] | None:
-    """Content of the newest readable checkpoint of a stage; an unreadable one is passed over with a warning."""
+def verify(path: Path) -> None:
+    """Compare each part of the archive with the CRC-32 that PyTorch writes next to it, and its header with its index.
+
+    Raises:
+        zipfile.BadZipFile: one differs.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} is not what its checksum says")
+
+
+def newest(folder: Path, mapped: bool = False, passed: list[str] | None = None) -> dict[str, Any] | None:
+    """Content of the newest readable checkpoint of a stage.
+
+    Args:
+        folder: of the stage's checkpoints.
+        mapped: leave the tensors in the files until they are looked at; their checksums are not compared then.
+        passed: takes why newer ones were passed over.
+    """
     for path in sorted(folder.glob(CHECKPOINTS), reverse=True):
         try:
-            return load(path, mapped)
+            return load(path, mapped, verified=not mapped)
         except InputError as error:
             log.warning("%s; falling back to the checkpoint before it", error)
+            if passed is not None:
+                passed.append(str(error))
     return None
 
 
@@ -224,7 +250,7 @@ def check_views(views: int, path: Path) -> None:
     if views != VIEWS:
         raise InputError(
             f"{path}: trained by a version that cuts other views from the same seeds, so its run cannot go on here. "
-            "Finish it with that version, or train anew under another name (name=OTHER; a study, --name OTHER)."
+            "Finish it with that version, or train again under another name (name=OTHER; a study, --name OTHER)."
         )
 
 

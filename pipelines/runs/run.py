@@ -147,7 +147,7 @@ def check_views(folder: Path) -> None:
 
 
 def keep_recipe(recipe: Recipe, folder: Path) -> None:
-    """Write the resolved recipe into the run's folder, once nothing stands against starting it."""
+    """Write the resolved recipe into the run's folder, once all checks have passed."""
     path = RunFolder(folder).recipe
     if not path.exists():
         write_text(path, to_yaml(recipe))

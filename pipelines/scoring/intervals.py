@@ -3,7 +3,7 @@
 A mean over n seeds is shown as m ± t · s / √n, with s the standard deviation (n - 1 in the denominator) and t the
 quantile of Student's distribution with n - 1 degrees of freedom that leaves (1 - confidence) / 2 above it. A gain is
 the mean of the differences between a variant and the baseline at the same seed, with the interval of these differences:
-what a seed does to both cancels. Each interval stands by itself, none is widened for the number of variants compared.
+what a seed does to both cancels. Each interval is for itself; none is widened for the number of variants compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a study costs beside its trials: start-up, report latency, idle workers between trials, the driver's memory.
+"""What a study costs besides its trials: start-up, report latency, idle workers between trials, the driver's memory.
 
 Runs a small study on drawn images under Ray Tune, then as many trials that do nothing as --simulated says, through the
 same queue, callbacks and folders, in actors that Tune uses again.
@@ -153,17 +153,19 @@ def simulate(count: int, folder: Path) -> dict[str, list[float]]:
     from pipelines.studies.searching import Listed
     from pipelines.studies.study import Trial
     from pipelines.studies.trial import TrialContext
-    from pipelines.studies.tuning import fit_trials, queue_of
+    from pipelines.studies.tuning import fit_trials
     from pipelines.studies.watch import Watch
 
     names = [f"trial{index:04d}" for index in range(count)]
     recipe = make_recipe({"stages": [{"name": "only", "train": "x", "steps": 1}]})
     process = psutil.Process()
     with ray_cluster(Workers(count=1, gpus=0)):
+        from pipelines.studies.searcher import Queue  # brings Ray
+
         place = TrialContext(folder / "simulated", "", folder, Sizes(1, 0, 1.0, 1, 1.0))
         watch = Watch(place, lambda name: Trial(name, name, 0, recipe), Nobody(), count, 2)
         before, began = process.memory_info().rss, time.monotonic()
-        fit_trials(place, queue_of(Listed(names), 2), count, 2, None, watch, [], nothing, reuse=True)
+        fit_trials(place, Queue(Listed(names), 2), count, 2, None, watch, [], nothing, reuse=True)
         after, took = process.memory_info().rss, time.monotonic() - began
     if watch.counts["done"] != count:
         raise RuntimeError(f"{watch.counts} of {count} simulated trials")
@@ -205,4 +207,4 @@ def report(args: argparse.Namespace, rounds: list[dict[str, list[float]]]) -> Re
         goal("idle share", share, LARGEST_IDLE, least=False, digits=3),
         f"{args.simulated} simulated trials: queue, callbacks and folders are a study's, the trials do nothing",
     ]
-    return Report("What a study costs beside its trials", ["part", "median (range)", "unit"], rows, notes, merged)
+    return Report("What a study costs besides its trials", ["part", "median (range)", "unit"], rows, notes, merged)

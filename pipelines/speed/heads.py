@@ -32,12 +32,12 @@ NOTES = (
     "which other work hardly lengthens, with more threads by the wall clock; ratios: medians of the rounds' own, and "
     "their range",
     "forward: without a graph; forward + backward: of a training step, gradients of inputs and weights; peak: of both "
-    "passes, beside weights and inputs, with gradients",
+    "passes, besides weights and inputs, with gradients",
     "peak on a CPU: the most bytes of storages alive at once that operations returned (memory.py), so without a "
     "kernel's own workspace; on a GPU: the allocator's peak above what was held before",
     f"ours is: forward, both, peak; equal within noise: a time whose median ratio is within {NOISE:.0%} of 1 and whose "
-    f"rounds lie on both sides of 1, a peak within {BYTES:.1%}",
-    "GMACs: convolutions and products of matrices alone; difference: of the outputs in float32, relative to the "
+    f"rounds are on both sides of 1, a peak within {BYTES:.1%}",
+    "GMACs: convolutions and products of matrices only; difference: of the outputs in float32, relative to the "
     "greatest",
 )
 

@@ -28,7 +28,7 @@ def processor_seconds() -> dict[tuple[int, float], float]:
 
 
 def processor_seconds_since(before: dict[tuple[int, float], float]) -> float:
-    """Seconds that those of the family who live have taken since; of those that ended meanwhile, nothing."""
+    """Seconds that the living of the family have taken since; those that ended meanwhile count nothing."""
     return sum(seconds - before.get(who, 0.0) for who, seconds in processor_seconds().items())
 
 

@@ -100,7 +100,7 @@ def ratios(values: Sequence[float], base: Sequence[float]) -> list[float]:
 
 
 def spread(values: Sequence[float], digits: int = 1, scale: float = 1.0) -> str:
-    """`median (least to greatest)`, or the value alone where there is one."""
+    """`median (least to greatest)`, or just the value where there is one."""
     numbers = [value * scale for value in values]
     middle = f"{statistics.median(numbers):.{digits}f}" if numbers else "–"
     return middle if len(numbers) < 2 else f"{middle} ({min(numbers):.{digits}f} to {max(numbers):.{digits}f})"

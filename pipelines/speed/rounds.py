@@ -23,7 +23,7 @@ class Measured:
 
     Attributes:
         forward, both: seconds, a value per round, see `seconds`.
-        peak: bytes that forward and backward pass hold at once beside weights and inputs; gradients are part of it.
+        peak: bytes that forward and backward pass hold at once besides weights and inputs; gradients are part of it.
     """
 
     forward: list[float]

@@ -81,7 +81,7 @@ def run_chain(output: Path, overrides: list[str]) -> tuple[float, float]:
     words = [sys.executable, "-m", "pipelines.voc_pretrain", f"output={output}", *overrides]
     done = subprocess.run(words, stdout=sys.stderr)
     if done.returncode:
-        raise RunFailed(f"the sample chain ended with exit code {done.returncode}; its own message stands above")
+        raise RunFailed(f"the sample chain ended with exit code {done.returncode}; its own message is above")
     return began, time.time()
 
 

@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace) -> Report:
     from pipelines.recipes.reading import load_recipe
     from pipelines.speed.drawn import drawn_shards, scratch
 
-    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # each run compiles anew, as a user's first does
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # each run compiles again, as a user's first does
     gpus = machine()[1]
     words = ["backbone.weights=null", *([] if gpus else SMALL), *args.overrides]
     forms = args.forms or (list(FORMS) if gpus else ["fp32"])

@@ -1,7 +1,7 @@
 """How rows are stored: the mask's encoding, the row groups' size and the compression of a shard.
 
 Masks are encoded and decoded one by one, on one core. Files hold the same rows in several layouts: written, staged as
-a training does it once per machine (Parquet to a mapped Arrow file), and one row read from where it lies.
+a training does it once per machine (Parquet to a mapped Arrow file), and one row read from where it is.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def measure(args: argparse.Namespace) -> Report:
         f"{len(masks)} rows, {'as the folder holds them' if args.images else 'drawn'}; masks of "
         f"{masks[0].shape[1]}x{masks[0].shape[0]} pixels; medians of {args.repeats} rounds in turn, one core",
         "masks: encode and decode in µs of processor time each; files: MB/s of the file written to and staged on this "
-        "disk, and µs to read one row from Parquet where it lies (staged rows are mapped: no difference)",
+        "disk, and µs to read one row from Parquet where it is (staged rows are mapped: no difference)",
         "our files: 64 rows a group, images and masks uncompressed, since they are compressed already",
     ]
     columns = ["what", "bytes (of a mask; of the file)", "encode µs, write MB/s", "decode µs, stage MB/s", "row µs"]

@@ -70,7 +70,7 @@ class Unit:
         ours: how to call the module, where not `module(*inputs)`.
         gpu: (B, C, H, W) that is timed on a GPU unless told otherwise.
         goal: to be 2x faster or 4x smaller than its peer; all others, no slower and no larger.
-        training: in training mode; False where the peer knows evaluation alone.
+        training: in training mode; False where the peer knows only evaluation.
     """
 
     build: Callable[[int, Size], nn.Module]

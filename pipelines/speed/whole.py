@@ -1,4 +1,4 @@
-"""Every head whole, from the trunk's maps to its outputs: cost, speed and peak, beside no peer."""
+"""Every head whole, from the trunk's maps to its outputs: cost, speed and peak, without a peer."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def check_samples(plan: StudyPlan, trials: Sequence[Trial], root: str) -> tuple[
 
 
 def open_stages(trial: Trial, root: str) -> list[PlannedStage]:
-    """The stages of a trial with their shards opened; what stands against them is said of the variant."""
+    """The stages of a trial with their shards opened; an error names the variant."""
     try:
         return plan_stages(trial.recipe, root)
     except Exception as error:

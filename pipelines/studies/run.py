@@ -31,13 +31,13 @@ from pipelines.studies.searching import Listed, Searched, Source
 from pipelines.studies.study import StudyPlan, Trial, to_yaml
 from pipelines.studies.tracker import StudyTracker
 from pipelines.studies.trial import TrialContext, TrialEnd, ended
-from pipelines.studies.tuning import fit_trials, queue_of, room, slots_of, spare, stoppable_trials
+from pipelines.studies.tuning import fit_trials, room, slots_of, spare, stoppable_trials
 from pipelines.studies.watch import Watch
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A study that nothing stands against: its trials (none yet of a search), the root of their shards, and what its
+    """A study that has passed all checks: its trials (none yet of a search), the root of their shards, and what its
     table says of it."""
 
     plan: StudyPlan
@@ -131,6 +131,8 @@ def check(plan: StudyPlan, base: Recipe, trials: list[Trial], numbers: Numbers, 
 
 def run_trials(checked: Checked, place: TrialContext, at_once: int, confidence: float) -> list[str]:
     """Run what is left, then table and files; returns the names of the trials that failed for good."""
+    from pipelines.studies.searcher import Queue  # brings Ray
+
     tracker = StudyTracker(checked.plan, checked.base, place)
     source, before = source_of(checked, place)
     for trial in before:
@@ -142,7 +144,7 @@ def run_trials(checked: Checked, place: TrialContext, at_once: int, confidence: 
                 print(f"{checked.plan.name}: {left} trial(s) to run, {at_once} at once, {len(before)} ended before; "
                       f"{place.folder}", flush=True)  # fmt: skip
                 cores = totals()["cores"] if joins() else machine()[0]
-                queue = queue_of(source, at_once, spare(place.sizes, at_once, cores))
+                queue = Queue(source, at_once, spare(place.sizes, at_once, cores))
                 watch = Watch(place, lambda name: look_up(checked, place, name), tracker, left, at_once)
                 with stoppable_trials(place, queue, watch) as told:
                     fit_trials(place, queue, left, at_once, checked.plan.study.stop_early, watch, before)

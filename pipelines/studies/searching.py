@@ -1,6 +1,6 @@
 """Which trial comes next: those of a list, or points of a space, each a pure function of what is known by then.
 
-Tune asks one `Queue` (`tuning.py`). What it was told is in the trials' folders, as plain JSON, before a trial
+Tune asks one `Queue` (`searcher.py`). What it was told is in the trials' folders, as plain JSON, before a trial
 starts: a study whose driver was killed reads them again, and draws what it would have drawn.
 """
 

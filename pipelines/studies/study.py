@@ -1,4 +1,4 @@
-"""Studies: one YAML page -> variants x seeds of one recipe, which may differ in the ablated keys alone.
+"""Studies: one YAML page -> variants x seeds of one recipe, which may differ only in the ablated keys.
 
     title: Tensor rank
     published: {table: reconet/table8, column: mIoU}     # the numbers to meet; optional
@@ -185,7 +185,7 @@ def to_yaml(plan: StudyPlan) -> str:
 
 
 def check_overrides(study: Study, given: Mapping[str, Any]) -> None:
-    """A key of the command line that every trial sets anew would change nothing.
+    """A key of the command line that every trial sets itself would change nothing.
 
     Raises:
         InputError: it would not.
@@ -227,7 +227,7 @@ def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, Variant]:
     for values in itertools.product(*grid.values()):
         name = "-".join(f"{key}{word(value)}" for key, value in zip(short, values, strict=True))
         if name in variants:
-            raise InputError(f"two points of the grid bear the name {name!r}: give them as named variants")
+            raise InputError(f"two points of the grid have the name {name!r}: give them as named variants")
         variants[name] = Variant(set=dict(zip(grid, values, strict=True)))
     return variants
 

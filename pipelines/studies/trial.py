@@ -1,7 +1,7 @@
 """One trial of a study: its folder, which is its whole state, and what Ray Tune runs of it on the cluster.
 
 A trial's folder is a run's, with a note of how it ended where that was before its last step. So Tune needs to remember
-nothing: whoever enters the folder goes on from its last checkpoint, and tells Tune again what the record holds.
+nothing: a process that enters the folder goes on from its last checkpoint, and tells Tune again what the record holds.
 """
 
 from __future__ import annotations

@@ -7,10 +7,8 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -21,7 +19,6 @@ from pipelines.cluster.inside_ray import hide_secrets, reclaim, trial_hook
 from pipelines.cluster.sizes import Sizes, size_workers
 from pipelines.recipes.recipe import Workers
 from pipelines.runs.stopping import in_thread
-from pipelines.studies.searching import Source
 from pipelines.studies.study import StopEarly, Trial
 from pipelines.studies.trial import TrialContext, enter, points_of
 from pipelines.studies.watch import Watch, name_of
@@ -31,48 +28,12 @@ RETRIES = 2
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the record is ours
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that ends before its first validation reports nothing
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # what Tune would restore stands in the trials' folders
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # what Tune would restore is in the trials' folders
     "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-
-
-def queue_of(source: Source, at_once: int, early: bool = False) -> Any:
-    """A source as Tune's searcher; while its `closed` is set, no further trial starts.
-
-    A trial is told whether it is `followed`: whether the processes of another, which waits for its place among the
-    `at_once` that run, are to start while it trains.
-
-    A function, because Ray may be imported only once `ray_cluster` has set its environment.
-    """
-    from ray.tune.search import Searcher
-
-    class Queue(Searcher):
-        closed = threading.Event()
-
-        def suggest(self, trial_id: str) -> Any:
-            if self.closed.is_set() or not source.left():
-                return Searcher.FINISHED
-            name = source.next()
-            return None if name is None else {"name": name, "followed": early and source.left() >= at_once}
-
-        def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-            """Nothing to learn: the trial's folder holds it."""
-
-        def save(self, checkpoint_path: str) -> None:
-            """Nothing to save, for the same reason; Tune asks for a file."""
-            write_text(Path(checkpoint_path), "{}")
-
-        def restore(self, checkpoint_path: str) -> None:
-            """Nothing to restore."""
-
-        def __getstate__(self) -> dict[str, Any]:
-            """Nothing to pickle, for the same reason: Tune writes its searcher to disk before it starts."""
-            return {}
-
-    return Queue()
 
 
 def slots_of(workers: Workers, cores: int, gpus: int) -> int:
@@ -106,7 +67,7 @@ def room(workers: Workers, *, cores: int, gpus: int, logical: float, wanted: int
 
 
 def spare(sizes: Sizes, at_once: int, cores: int) -> bool:
-    """Whether processes can start beside so many trials of a size: not where these train on every core there is."""
+    """Whether processes can start next to so many trials of a size: not where these train on every core there is."""
     return bool(sizes.gpus) or at_once * max(1, sizes.count) < cores
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.transforms import TrainView
 from pipelines.feed.plan import SamplePlan
-from pipelines.recipes.model import build_model
+from pipelines.recipes.model import build_model, count_norms, frozen_norms
 from pipelines.recipes.recipe import Recipe, Stage, micro_batch
 from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import DRAWS, Checkpoint, Numerics, Progress
@@ -29,7 +30,7 @@ class Learner:
 
     `net` is the model as a step calls it: wrapped where there are several workers, compiled where the recipe says so.
     `average` is the running average of the weights, where the recipe asks for one. `origin` is a sentence that says
-    where the weights come from.
+    where the weights come from; `frozen` are the names of norms that keep their statistics.
     """
 
     job: Job
@@ -45,6 +46,7 @@ class Learner:
     average: ModelEmaV3 | None
     progress: Progress
     origin: str
+    frozen: Sequence[str] = ()
 
     @property
     def shown(self) -> Segmentor:
@@ -60,7 +62,7 @@ class Learner:
     def numerics(self) -> Numerics:
         """How it computes."""
         synchronised = self.device.type == "cuda" and self.world > 1
-        frozen = self.job.recipe.optim.freeze_norm
+        frozen = len(self.frozen) == count_norms(self.model)
         per_norm = 0 if frozen else self.micro * (self.world if synchronised else 1)
         return Numerics(self.precision, per_norm, self.world, synchronised)
 
@@ -69,7 +71,7 @@ class Learner:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def plan(self) -> SamplePlan:
-        """The samples that this worker sees, from where it stands to the end of its training."""
+        """The samples that this worker sees, from where it is to the end of its training."""
         return dataclasses.replace(make_plan(self.job), world=self.world, rank=self.rank, start=self.progress.step)
 
     def checkpoint(self, step: int, resumable: bool = False) -> Checkpoint:
@@ -117,10 +119,22 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device) -> Learn
         average=ModelEmaV3(model, recipe.optim.ema, use_warmup=True) if recipe.optim.ema else None,
         progress=Progress(),
         origin=origin,
+        frozen=frozen_norms(model, recipe, "all" if job.initial else "backbone" if job.weights else ""),
     )  # fmt: skip
     resume(learner)
+    if recipe.optim.freeze_norm:
+        learner.origin += f"; {told_of_frozen(learner)}"
     learner.net = distribute(model, world, device, recipe.workers.compile)
     return learner
+
+
+def told_of_frozen(learner: Learner) -> str:
+    """What the record says of frozen norms."""
+    frozen, norms = len(learner.frozen), count_norms(learner.model)
+    if not frozen:
+        return "no batch norm is frozen, since none is pretrained"
+    rest = f"; the other {norms - frozen} are fresh, and learn" if frozen < norms else ""
+    return f"{frozen} of {norms} batch norms are frozen{rest}"
 
 
 def set_up_process(job: Job, device: torch.device) -> str:
@@ -172,8 +186,9 @@ def resume(learner: Learner) -> None:
     Raises:
         InputError: as `checkpoint.check_views`, or it would compute otherwise than before.
     """
-    folder = learner.job.place.checkpoints
-    content = checkpoint.newest(folder)
+    folder, passed = learner.job.place.checkpoints, list[str]()
+    content = checkpoint.newest(folder, passed=passed)
+    learner.origin += "".join(f"; passed over: {message}" for message in passed)
     if content is None:
         return
     found = Checkpoint.of(content)
@@ -191,6 +206,7 @@ def resume(learner: Learner) -> None:
     learner.progress = found.progress
     if found.progress.step:
         learner.origin = f"continues from its checkpoint at step {found.progress.step}"
+        learner.origin += "".join(f"; passed over: {message}" for message in passed)
         if found.draws != DRAWS:
             learner.origin += "; a version up to 0.3.5 wrote it: from here on dropout draws other masks than there"
 

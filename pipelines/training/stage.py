@@ -54,7 +54,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
         if job.val and plan.start == 0 and learner.progress.before is None:
             score(learner, 0, record, pulse.beat)
         meter = Meter(learner)
-        train_mode(learner.model, recipe)
+        train_mode(learner.model, learner.frozen)
         for done, batch in enumerate(meter.waiting(batches), start=plan.start + 1):
             pulse.beat()
             losses, ending = train_step(learner, batch, done - 1, asked())
@@ -73,7 +73,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
                 record.add("train", done, **meter.line(kept, done, learner.optimizer.param_groups[0]["lr"]))
             if scores_now:
                 score(learner, done, record, pulse.beat)
-                train_mode(learner.model, recipe)
+                train_mode(learner.model, learner.frozen)
                 meter.restart()
             if scores_now or ends_now or done == job.end or (logs_now and meter.due(recipe.checkpoint_minutes)):
                 learner.progress = meter.carry(learner.progress, done)

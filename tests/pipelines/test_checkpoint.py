@@ -6,6 +6,7 @@ import os
 import pickle
 import resource
 
+import numpy as np
 import pytest
 import torch
 
@@ -125,6 +126,47 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(tmp_path, ca
     last.write_bytes(last.read_bytes()[:-40])
     assert checkpoint.newest(tmp_path)["n"] == 1
     assert "falling back" in caplog.text
+
+
+def test_a_flipped_byte_anywhere_is_noticed_or_changes_nothing(tmp_path):
+    """Headers have bytes that mean nothing; every byte of a tensor, of its shape and of the numbers counts."""
+    path, broken = tmp_path / step_name(1), tmp_path / "other.pt"
+    content = {"t": torch.arange(3000.0), "n": 5, "names": ["a", "b"]}
+    checkpoint.save(path, content)
+    data, generator, noticed = path.read_bytes(), np.random.default_rng(0), 0
+    places = [*generator.integers(0, len(data), 60), data.index(torch.arange(3000.0).numpy()[7:40].tobytes())]
+    for place in map(int, places):
+        broken.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+        try:
+            back = checkpoint.load(broken)
+        except InputError as error:
+            assert "no readable checkpoint (cut off, damaged" in str(error)  # noqa: PT017
+            noticed += 1
+        else:
+            assert torch.equal(back["t"], content["t"])
+            assert back["n"] == 5
+    assert noticed > 40
+    assert not torch.equal(checkpoint.load(broken, verified=False)["t"], content["t"])  # what was taken as good before
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_the_record_says_so(recipe_file, tmp_path, capsys):
+    page = recipe_file(checkpoint_minutes=0.0, keep_last=2)
+    run_recipe(load_recipe(page))
+    folder = tmp_path / "out/runs/tiny/first"
+    whole = checkpoint.load(folder / "checkpoints" / step_name(5))["model"]
+    for name in ("done.json", "outcome.json"):
+        (folder / name).unlink()
+    last = folder / "checkpoints" / step_name(5)
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    capsys.readouterr()
+    run_recipe(load_recipe(page))
+    shown = capsys.readouterr().out
+    assert "continues from its checkpoint at step 4; passed over: " in shown
+    assert "step-00000005.pt is no readable checkpoint" in shown
+    again = checkpoint.load(last)["model"]
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
 def test_loading_runs_no_code(tmp_path):

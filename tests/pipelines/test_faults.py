@@ -45,9 +45,9 @@ def test_a_foreign_datasets_package_is_caught_on_workers(ray_session, tmp_path, 
             sys.modules.update(kept)
 
     assert str(tmp_path / "datasets") in ray.get(ray.remote(num_cpus=0)(look).remote())
-    from pipelines.cluster import nodes, session
+    from pipelines.cluster import nodes
 
-    monkeypatch.setattr(session, "names_on_worker", look)
+    monkeypatch.setattr(nodes, "names_on_worker", look)
     with pytest.raises(SetupError, match="on a Ray worker: the package 'datasets'"):
         nodes.check_workers()
 

@@ -1,6 +1,7 @@
 """The newcomer's command on the bundled sample, whole; and what pretraining on COCO is worth in it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import pytest
 import yaml
 
 from pipelines.base.door import ROOT
+from pipelines.cluster.inside_ray import SWITCH
 from pipelines.driver.run import run_recipe
 from pipelines.recipes.reading import RECIPES, load_recipe
+from pipelines.runs.record import read_record
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2000)]
 
@@ -84,3 +87,22 @@ def test_finetuning_from_coco_beats_finetuning_from_scratch_at_equal_steps(chain
         )
     assert scratch["steps"] == finetuned["steps"]
     assert finetuned["miou"] > scratch["miou"] + 0.10
+
+
+def test_without_anything_that_ray_keeps_private_the_chain_computes_the_same(chain):
+    """Starts take longer, results are the same: here next to a run of this process, which needs no Ray at all."""
+    out = chain[0]
+    short = [f"stages.{name}.{key}" for name in ("coco_pretrain", "aug_finetune", "trainval_finetune")
+             for key in ("epochs=null", "steps=4", "warmup=1")] + ["log_every=1", f"output={out}"]  # fmt: skip
+    command = [sys.executable, "-m", "pipelines.voc_pretrain", *short, "name=public"]
+    environment = {**os.environ, SWITCH: "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    here = ["name=here", "workers.count=0", "feed=torch", f"data={out / 'sample/shards'}"]
+    run_recipe(load_recipe("sample", [*short, *here]))
+    for stage in ("coco_pretrain", "aug_finetune", "trainval_finetune"):
+        lines = [read_record(out / f"runs/{name}/{stage}/record.jsonl")[0] for name in ("public", "here")]
+        losses = [[line["loss"] for line in record if line["kind"] == "train"] for record in lines]
+        assert len(losses[0]) == 4
+        assert losses[0] == losses[1]
+    assert [r["miou"] for r in results(out, "public")] == [r["miou"] for r in results(out, "here")]

@@ -626,11 +626,11 @@ def test_a_server_that_dies_while_a_studys_run_is_created_leaves_one_run_of_it(s
 
 
 def test_a_trial_is_followed_where_another_waits_for_its_place():
+    from pipelines.studies.searcher import Queue
     from pipelines.studies.searching import Listed
-    from pipelines.studies.tuning import queue_of
 
     for early in (True, False):
-        queue = queue_of(Listed(list("abcde")), 2, early)
+        queue = Queue(Listed(list("abcde")), 2, early)
         handed = [queue.suggest(str(number)) for number in range(5)]
         assert [trial["name"] for trial in handed] == list("abcde")
         assert [trial["followed"] for trial in handed] == [early, early, early, False, False]

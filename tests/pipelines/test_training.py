@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from pipelines.base.door import ROOT
 from pipelines.base.errors import InputError, RunFailed, SetupError, Stopped
 from pipelines.driver.run import run_recipe
 from pipelines.feed.batches import train_batches
+from pipelines.recipes.model import build_model
 from pipelines.recipes.reading import load_recipe
 from pipelines.recipes.recipe import micro_batch
 from pipelines.runs import checkpoint
@@ -142,11 +144,25 @@ EXACT = {"head": {"name": "fcn", "channels": 16, "dropout": 0.0},
          "optim": {"lr": 0.01, "head_lr_scale": 1, "freeze_norm": True}}  # fmt: skip
 
 
+def pretrained(recipe_file, tmp_path, names, batch=4):
+    """Runs that have finished a stage `before`, whose norms the next stage freezes; as 0.3.5 left them, they may go on
+    in any way."""
+    before = {"name": "before", "train": "voc12_aug/train", "steps": 2}
+    run_recipe(load_recipe(recipe_file(**EXACT, batch=batch, stages=[before]), ["name=base"]))
+    for name in names:
+        shutil.copytree(tmp_path / "out/runs/base/before", tmp_path / f"out/runs/{name}/before")
+        path = tmp_path / f"out/runs/{name}/before/checkpoints" / step_name(2)
+        content = checkpoint.load(path)
+        checkpoint.save(path, {k: v for k, v in content.items() if k not in ("format", "numerics")})
+    return before
+
+
 def test_accumulation_gives_the_gradients_of_the_whole_batch(recipe_file, tmp_path):
     """With frozen norms and no dropout, parts with unlike numbers of labelled pixels add up to the whole."""
-    page = EXACT | {"stages": [{"name": "first", "train": "voc12/train", "steps": 2}]}
+    before = pretrained(recipe_file, tmp_path, ("whole", "parts"))
+    page = EXACT | {"stages": [before, {"name": "first", "train": "voc12/train", "steps": 2}]}
     results = []
-    for name, micro in (("whole", "null"), ("parts", "1")):
+    for name, micro in (("whole", "null"), ("parts", "2")):
         run_recipe(load_recipe(recipe_file(**page), [f"name={name}", f"workers.micro_batch={micro}"]))
         path = tmp_path / f"out/runs/{name}/first/checkpoints/step-00000002.pt"
         results.append(checkpoint.load(path)["model"])
@@ -157,7 +173,8 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(recipe_file, tmp_pa
 @pytest.mark.ray
 def test_two_workers_of_4_images_learn_what_one_of_8_does(ray_session, recipe_file, tmp_path):
     """DDP's mean over workers with unlike numbers of labelled pixels; norms frozen, no dropout; within rounding."""
-    page = EXACT | {"batch": 8, "stages": [{"name": "first", "train": "voc12/train", "steps": 3}]}
+    before = pretrained(recipe_file, tmp_path, ("one", "two"), batch=8)
+    page = EXACT | {"batch": 8, "stages": [before, {"name": "first", "train": "voc12/train", "steps": 3}]}
     results = []
     for name, where in (("one", []), ("two", ["workers.count=2", "feed=ray"])):
         run_recipe(load_recipe(recipe_file(**page), [f"name={name}", *where]))
@@ -478,6 +495,28 @@ def test_bf16_channels_last_and_compiled_steps_learn_what_plain_ones_do(recipe_f
     for name, tolerance in (("compiled", 1e-4), ("last", 1e-4), ("bf16", 3e-2)):
         assert seen[name] == pytest.approx(seen["plain"], rel=tolerance), name
     assert seen["bf16"] != pytest.approx(seen["plain"], rel=1e-6)  # it is another precision
+
+
+def test_only_norms_that_were_pretrained_are_frozen_and_the_record_says_which(recipe_file, tmp_path, capsys):
+    """A fresh head's norms would normalise by the statistics of nothing; the backbone's come with its weights."""
+    backbone = build_model(load_recipe(recipe_file()), 21).backbone
+    torch.save(backbone.trunk.state_dict(), tmp_path / "trunk.pt")
+    stages = [{"name": name, "train": "voc12/train", "steps": 2} for name in ("first", "second")]
+    page = recipe_file(stages=stages, optim={"lr": 0.01, "freeze_norm": True})
+    run_recipe(load_recipe(page, [f"backbone.weights={tmp_path}/trunk.pt"]))
+    notes = re.findall(r"(\w+)  starts from .*; (.*batch norms? .*)", capsys.readouterr().out)
+    (_, some), (_, every) = notes
+    assert re.fullmatch(r"\d+ of \d+ batch norms are frozen; the other 2 are fresh, and learn", some)
+    assert re.fullmatch(r"(\d+) of \1 batch norms are frozen", every)
+    first, second = (weights(tmp_path, stage, 2) for stage in ("first", "second"))
+    moved = {key for key in first if "running" in key and not torch.equal(first[key], second[key])}
+    assert moved == set()
+    fresh = {key for key, value in first.items() if key.endswith("running_var") and not bool((value == 1).all())}
+    assert {key.split(".")[0] for key in fresh} >= {"head", "aux"}
+    trunk = backbone.state_dict()
+    assert all(torch.equal(first[f"backbone.{key}"], trunk[key]) for key in trunk if "running" in key)
+    run_recipe(load_recipe(page, ["name=random"]))
+    assert "no batch norm is frozen, since none is pretrained" in capsys.readouterr().out
 
 
 def test_another_recipe_under_the_same_name_is_refused(recipe_file):
