@@ -16,9 +16,12 @@ from datasets.facts import REACHES
 from datasets.parquet import open_parquet
 from datasets.sample import IGNORE, Benchmark, DataError
 from datasets.storage import exists, is_temporary, locate, names_in, read_bytes, written_whole
+from datasets.text import named
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
+OPTIONAL = {"skipped"}
+"""The keys of a manifest that are left out where they are empty."""
 SEGMENT = pa.struct(
     [("number", pa.int32()), ("crowd", pa.bool_()), ("box", pa.list_(pa.float64())), ("rle", pa.binary())]
 )
@@ -51,7 +54,7 @@ class Manifest:
         ignore: the mask value that is not counted.
         rows: rows in all files.
         official_rows: rows as published; None where nothing is published.
-        partial: whether the user asked for only some of the split's rows.
+        partial: whether these are only some of the published rows.
         labelled: whether every row has a mask.
         histogram: pixels of the K classes, then those of 255, over all rows.
         images: for each of the K classes, then for 255, the rows that hold it.
@@ -61,6 +64,7 @@ class Manifest:
         duplicates: rows whose image equals an earlier row's byte for byte.
         digest: sha256 over the rows' digests, in order.
         files: in row order; name, rows, bytes and sha256 of each.
+        skipped: rows that were left out because their files are damaged; id and why of each.
     """
 
     schema_version: int
@@ -81,6 +85,7 @@ class Manifest:
     duplicates: int
     digest: str
     files: tuple[dict[str, Any], ...]
+    skipped: tuple[dict[str, str], ...] = ()
 
     @property
     def hash(self) -> str:
@@ -122,7 +127,7 @@ def write_manifest(
         benchmark: where the rows come from.
         split: the benchmark's split.
         records: what the `write_part` calls returned, in any order.
-        partial: whether the user asked for only some of the split's rows.
+        partial: whether these are only some of the published rows.
 
     Raises:
         DataError: two rows share an id, or only some rows have a mask.
@@ -134,13 +139,17 @@ def write_manifest(
     system, folder = locate(uri)
     counted = _count(system, folder, [record["name"] for record in records], len(benchmark.classes))
     files = tuple({key: record[key] for key in ("name", "rows", "bytes", "sha256")} for record in records)
+    skipped = tuple(entry for record in records for entry in record.get("skipped", ()))
+    if not rows:
+        raise DataError(f"{uri}: no row is left, all {len(skipped)} are damaged; fetch the release again")
     manifest = Manifest(
         schema_version=SCHEMA_VERSION, benchmark=benchmark.name, split=split, classes=benchmark.classes,
         palette=benchmark.palette, ignore=IGNORE, rows=rows, official_rows=benchmark.splits[split], partial=partial,
-        labelled=labelled == rows, flip_pairs=benchmark.flip_pairs, files=files, **vars(counted),
+        labelled=labelled == rows, flip_pairs=benchmark.flip_pairs, files=files, skipped=skipped, **vars(counted),
     )  # fmt: skip
+    content = {key: value for key, value in asdict(manifest).items() if key not in OPTIONAL or value}
     with written_whole(system, f"{folder}/{MANIFEST}") as stream:
-        stream.write((json.dumps(asdict(manifest), indent=1) + "\n").encode())
+        stream.write((json.dumps(content, indent=1) + "\n").encode())
     _remove_others(system, folder, {record["name"] for record in records})
     return manifest
 
@@ -157,11 +166,12 @@ def read_manifest(uri: str) -> Manifest:
     content = json.loads(read_bytes(system, f"{folder}/{MANIFEST}"))
     if (version := content.get("schema_version")) != SCHEMA_VERSION:
         raise DataError(f"{uri}: shards of schema version {version}; this code reads {SCHEMA_VERSION}. Prepare again")
-    if unlike := {field.name for field in fields(Manifest)} ^ set(content):
+    if unlike := {field.name for field in fields(Manifest)} ^ (set(content) | OPTIONAL):
         raise DataError(f"{uri}/{MANIFEST}: damaged, it lacks or adds {', '.join(sorted(unlike))}. Prepare again")
     content["palette"] = tuple((r, g, b) for r, g, b in content["palette"])
     content["flip_pairs"] = tuple((left, right) for left, right in content["flip_pairs"])
-    lists = {key: tuple(content[key]) for key in ("classes", "histogram", "images", "around", "files")}
+    lists = {key: tuple(content[key]) for key in ("classes", "histogram", "images", "around", "files", *OPTIONAL)
+             if key in content}  # fmt: skip
     return Manifest(**(content | lists))
 
 
@@ -175,7 +185,9 @@ def _instead(system: fs.FileSystem, folder: str) -> str:
         return f"this is a folder of splits: {', '.join(splits)}; name one, such as {folder}/{splits[0]}"
     if any(fnmatch(name, "part-*.parquet") for name in inside):
         return f"parts without {MANIFEST}: a preparation that did not end. Run it again; finished parts are kept"
-    return f"no {MANIFEST} in it, but {', '.join(list(inside)[:10]) or 'nothing'}; run prepare, or correct the path"
+    if not inside:
+        return "the folder is empty; run prepare, or correct the path"
+    return f"no {MANIFEST} in it, but {named(inside)}; run prepare, or correct the path"
 
 
 def _count(system: fs.FileSystem, folder: str, names: list[str], classes: int) -> _Counted:

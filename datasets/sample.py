@@ -3,8 +3,8 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import cv2
@@ -20,11 +20,31 @@ MASK_HEAD = struct.Struct("<III")
 MASK_CODEC = pa.Codec("lz4_raw", compression_level=6)
 """Masks are long runs of one class, written once, read often: LZ4 takes a tenth of PNG's time, 1.5 times its bytes."""
 
-END_MARKERS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+"""How the files begin."""
+END_MARKERS = {JPEG: b"\xff\xd9", PNG: b"IEND\xaeB`\x82"}
+
+MOST_PIXELS = 1 << 30
+"""Of an image: OpenCV decodes no more."""
+MOST_SIDE = 1_000_000
+"""Of an image, pixels: libpng decodes no longer rows."""
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower; `check_size` has ours
+
+DAMAGED, ABSENT = "damaged", "absent"
+"""Kinds of a DataError: a file that does not read, whose row may be left out; a split of which nothing is there."""
 
 
 class DataError(ValueError):
-    """A fault that the owner of the data can cure; the message says what is wrong, where, and how to cure it."""
+    """A fault that the owner of the data can cure; the message says what is wrong, where, and how to cure it.
+
+    Args:
+        message: the text.
+        kind: DAMAGED, ABSENT, or "" for all other faults.
+    """
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -33,7 +53,7 @@ class Item:
 
     Args:
         id: unique within its split.
-        image: absolute path of a JPEG or PNG file.
+        image: absolute path of an image file.
         label: what the benchmark's `read` needs (a path, run lengths), picklable; None in a split without labels.
     """
 
@@ -65,7 +85,7 @@ class Sample:
 
     Args:
         id: the item's.
-        image: the original file's bytes, never encoded again.
+        image: the original file's bytes where it is JPEG or PNG; other formats as a PNG of their pixels.
         mask: uint8 (H, W), classes 0..K-1 and 255; None in a split without labels.
         segments: its objects; None in a benchmark that has only masks.
     """
@@ -88,8 +108,11 @@ class Benchmark:
         tree: a drawing of the expected folder, with counts.
         index: split -> rows, always in the same order; raises DataError with `tree` and the missing files.
         read: item -> sample, picklable; raises DataError that names the file at fault.
-        home: where the release is published, for a person to fetch it; "" for a folder of one's own.
+        home: where the release is published, for a person to fetch it; "" for the user's own folder.
         flip_pairs: classes that change places when an image is flipped left to right (left arm, right arm).
+        listed: images of each split that the release lists, where the reader keeps only some of them.
+        ignored: which labels become 255, for a person; "" where the release says so.
+        notes: what the reader decided for itself, and what of the source it does not use; a line each.
     """
 
     name: str
@@ -101,6 +124,22 @@ class Benchmark:
     read: Callable[[Item], Sample]
     home: str
     flip_pairs: tuple[tuple[int, int], ...] = ()
+    listed: dict[str, int] = field(default_factory=dict)
+    ignored: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class Rows(list[Item]):
+    """The rows of a split that are a choice from those which the release lists.
+
+    Args:
+        items: the rows.
+        listed: how many the source lists.
+    """
+
+    def __init__(self, items: Iterable[Item], listed: int) -> None:
+        super().__init__(items)
+        self.listed = listed
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -118,16 +157,39 @@ def decode_image(data: bytes) -> np.ndarray:
         DataError: the bytes are in another format, cut short or damaged.
     """
     _check_whole(data)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise DataError(f"damaged image ({len(data)} bytes: {error.err}); fetch the file again", DAMAGED) from error
     if image is None:
-        raise DataError(f"damaged image ({len(data)} bytes do not decode); fetch the file again")
+        raise DataError(f"damaged image ({len(data)} bytes do not decode); fetch the file again", DAMAGED)
     return image
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width in pixels as stored, read from only the file's header."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.height, image.width
+    """Height and width in pixels as stored, read from only the file's header.
+
+    Raises:
+        DataError: the header does not read.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"damaged image ({len(data)} bytes, {error}); fetch the file again", DAMAGED) from error
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse an image that is too large for the decoders, before they try.
+
+    Raises:
+        DataError: more than MOST_PIXELS, or a side longer than MOST_SIDE.
+    """
+    if height * width > MOST_PIXELS or max(height, width) > MOST_SIDE:
+        raise DataError(
+            f"{width:,}x{height:,} pixels (width x height); allowed are {MOST_PIXELS:,} pixels, and sides of "
+            f"{MOST_SIDE:,}. Cut image and mask into tiles"
+        )
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
@@ -177,7 +239,8 @@ def _check_whole(data: bytes) -> None:
     """Refuse a file that is cut short: OpenCV may fill the missing rows with grey and say nothing."""
     ends = [end for start, end in END_MARKERS.items() if data.startswith(start)]
     if not ends:
-        raise DataError(f"neither JPEG nor PNG (begins with {data[:8]!r}); convert the file")
+        what = f"begins with {data[:8]!r}" if data else "the file is empty"
+        raise DataError(f"neither JPEG nor PNG ({what}); convert the file, or fetch it again", DAMAGED)
     if data.endswith(ends[0]):
         return
     # Some cameras append bytes after the end marker, and a thumbnail has its own marker: only a decoder can tell.
@@ -185,4 +248,4 @@ def _check_whole(data: bytes) -> None:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"truncated image ({len(data)} bytes, {error}); fetch the file again") from error
+        raise DataError(f"truncated image ({len(data)} bytes, {error}); fetch the file again", DAMAGED) from error

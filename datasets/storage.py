@@ -3,18 +3,45 @@
 import hashlib
 import os
 import posixpath
+import re
+import threading
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Self, TypeVar, cast
 
 import pyarrow as pa
 from pyarrow import fs
 
 from datasets.sample import DataError
 
+T = TypeVar("T")
+FIRST_S = 30.0  # that a bucket has for its first answer
+GS_FIRST_S, GS_S = 5, 60  # how long Google's library tries again, at first and later; by itself a quarter of an hour
+CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+USUAL = "check the network, the bucket's name, its endpoint (AWS_ENDPOINT_URL) and the credentials"
+# what the libraries say -> what helps; the first that is found counts
+CURES = {
+    r"\b411\b|MissingContentLength|aws-chunked|trailer|checksum|XAmzContentSHA256Mismatch|NotImplemented": (
+        f"an S3 server of before 2025 (Ceph, MinIO, Google's S3 door) does not know today's checksums: set {CHECKSUMS}"
+    ),
+    r"OAuth2|access token|credentials|ACCESS_DENIED|AccessDenied|PERMISSION_DENIED|UNAUTHENTICATED|\b40[13]\b|"
+    r"SignatureDoesNotMatch|InvalidAccessKeyId": (
+        "give credentials that may read (and, to prepare, write) it: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
+        "~/.aws/credentials, GOOGLE_APPLICATION_CREDENTIALS; a public bucket of Google's is gs://anonymous@BUCKET/FOLDER"
+    ),
+    r"NO_SUCH_BUCKET|NoSuchBucket|NOT_FOUND|\b404\b": "there is no such bucket; correct its name, or make it first",
+    r"NETWORK_CONNECTION|CURL error|curlCode": f"{USUAL}; for AWS, naming the region helps, too: s3://BUCKET/FOLDER?region=REGION",
+    r"resolving region|PermanentRedirect|\b301\b": "name the bucket's region: s3://BUCKET/FOLDER?region=REGION",
+}
+_met: set[str] = set()  # buckets that have answered this process
+
 
 def locate(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system of a local path or a file://, s3:// or gs:// URI, and the path within it.
+
+    A bucket is asked at once whether it answers; errors of its file system are `DataError`s with their cure.
 
     Raises:
         DataError: pyarrow does not know this kind of URI, or no bucket answers.
@@ -22,13 +49,140 @@ def locate(uri: str) -> tuple[fs.FileSystem, str]:
     if "://" not in str(uri):
         return fs.LocalFileSystem(), os.path.abspath(uri)
     try:
-        system, path = fs.FileSystem.from_uri(str(uri))
+        return _remote(str(uri)) if str(uri).startswith(("s3://", "gs://", "gcs://")) else _opened(str(uri))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{uri}: {error}; allowed are local paths, file://, s3:// and gs://") from error
-    except OSError as error:  # S3 asks the bucket for its region at once
-        cure = "check network, bucket and credentials, or name the region: s3://BUCKET/FOLDER?region=REGION"
-        raise DataError(f"{uri}: {error}; {cure}") from error
+
+
+def _opened(uri: str) -> tuple[fs.FileSystem, str]:
+    """What pyarrow makes of a URI."""
+    system, path = fs.FileSystem.from_uri(uri)
     return system, path.rstrip("/")
+
+
+def _remote(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a bucket, which has answered, and the path within it."""
+    place = re.sub(r"^(\w+://[^/?]*)[^?]*", r"\1", uri)  # the bucket and its options
+    with _told(uri):
+        if place not in _met:
+            first, path = answered(lambda: _opened(_patient(uri, GS_FIRST_S)), FIRST_S)
+            answered(lambda: first.get_file_info(path), FIRST_S)
+            _met.add(place)
+        system, path = answered(lambda: _opened(_patient(uri, GS_S)), FIRST_S)
+    return cast(fs.FileSystem, Bucket(system, uri)), path
+
+
+def _patient(uri: str, seconds: int) -> str:
+    """A gs:// URI whose errors come after so many seconds of trying; the user's own limit counts."""
+    if not uri.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={seconds}"
+
+
+class Bucket:
+    """A bucket's file system: its errors name the URI and the cure, and while it is silent signals are answered."""
+
+    def __init__(self, system: fs.FileSystem, uri: str) -> None:
+        self.system, self.uri = system, uri
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.system, name)
+        if not callable(found):
+            return found
+
+        def call(*words: Any, **options: Any) -> Any:
+            with _told(self.uri):
+                made = answered(lambda: found(*words, **options))
+            return Upload(made, self.uri) if name == "open_output_stream" else made
+
+        return call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Bucket, (self.system, self.uri)
+
+
+class Upload:
+    """A stream into a bucket, whose errors are said like those of `Bucket`."""
+
+    def __init__(self, stream: pa.NativeFile, uri: str) -> None:
+        self.stream, self.uri = stream, uri
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, data: bytes) -> int:
+        """Pass the bytes on."""
+        with _told(self.uri):
+            return self.stream.write(data)
+
+    def close(self) -> None:
+        """End the file: only now may the bucket refuse it."""
+        with _told(self.uri):
+            self.stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+@contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """What goes wrong in the body is said with the URI and the cure; a missing file is left to the caller."""
+    try:
+        yield
+    except (FileNotFoundError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise
+    except (OSError, pa.ArrowException) as error:
+        shown = re.sub(r"://(?!anonymous@)[^/@]*@", "://***@", uri)
+        raise DataError(f"{shown}: {_short(error)}; {cure(str(error))}") from error
+
+
+def cure(text: str) -> str:
+    """What helps against an error of a bucket's library."""
+    return next((help for pattern, help in CURES.items() if re.search(pattern, text, re.I)), USUAL)
+
+
+def _short(error: BaseException) -> str:
+    """What a library says, without its internals."""
+    text = " ".join(str(error).split()) or f"{type(error).__name__}: no answer in {FIRST_S:g} s"
+    return re.split(r" error_info=| Learn more about", text)[0][:400].rstrip(". ")
+
+
+def answered(call: Callable[[], T], seconds: float = float("inf")) -> T:
+    """What a call of a library returns, made in a thread: Python answers no signal while a library's call is silent.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    box: list[Callable[[], T]] = []
+
+    def run() -> None:
+        try:
+            value = call()
+            box.append(lambda: value)
+        except BaseException as error:
+            box.append(_raiser(error))
+
+    thread, until = threading.Thread(target=run, name="bucket", daemon=True), time.monotonic() + seconds
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)  # a join without end would hold signals back
+        if thread.is_alive() and time.monotonic() > until:
+            raise TimeoutError
+    return box[0]()
+
+
+def _raiser(error: BaseException) -> Callable[[], Any]:
+    """A call that raises an error."""
+
+    def call() -> Any:
+        raise error
+
+    return call
 
 
 def below(root: str, name: str) -> str:
@@ -97,8 +251,9 @@ def written_whole(system: fs.FileSystem, path: str, until: str | None = None) ->
             yield stream
         system.move(temporary, path)
     except BaseException:
-        if exists(system, temporary):
-            system.delete_file(temporary)
+        with suppress(DataError, OSError):  # the error that came first counts
+            if exists(system, temporary):
+                system.delete_file(temporary)
         raise
 
 

@@ -16,8 +16,9 @@ from pyarrow import fs
 from datasets.manifest import COLUMNS, SCHEMA_VERSION
 from datasets.parquet import open_parquet
 from datasets.rows import make_row, row_problems
-from datasets.sample import Benchmark, DataError, Item
+from datasets.sample import DAMAGED, Benchmark, DataError, Item
 from datasets.storage import Hashed, exists, locate, read_bytes, written_whole
+from datasets.text import named
 
 ROW_GROUP = 64
 GROUP_BYTES = 32 << 20
@@ -26,7 +27,9 @@ TARGET_BYTES = 128 << 20
 LEAST_BYTES = 8 << 20
 FILES = 64
 """Small splits are cut into this many files, of LEAST_BYTES or more: cores must not wait for one long last file."""
-FAULTS = 10
+BETWEEN = "\n  "
+SKIPPED = "skipped"
+"""The key of a file's footer that lists the rows left out."""
 TELL_S = 1.0
 """Seconds between two reports on a file that is being written."""
 
@@ -58,7 +61,9 @@ def _cut(items: Sequence[Item], sizes: Sequence[int], most_bytes: int, most_rows
     return runs
 
 
-def write_part(uri: str, index: int, items: Sequence[Item], benchmark: Benchmark, split: str) -> dict[str, Any]:
+def write_part(
+    uri: str, index: int, items: Sequence[Item], benchmark: Benchmark, split: str, skip_damaged: bool = False
+) -> dict[str, Any]:
     """Write one file of shards, or keep the one that holds exactly these rows.
 
     Args:
@@ -67,6 +72,7 @@ def write_part(uri: str, index: int, items: Sequence[Item], benchmark: Benchmark
         items: as in `part_steps`.
         benchmark: as in `part_steps`.
         split: as in `part_steps`.
+        skip_damaged: as in `part_steps`.
 
     Returns:
         The record that `part_steps` yields last.
@@ -74,12 +80,12 @@ def write_part(uri: str, index: int, items: Sequence[Item], benchmark: Benchmark
     Raises:
         DataError: as in `part_steps`.
     """
-    *_, record = part_steps(uri, index, items, benchmark, split)
+    *_, record = part_steps(uri, index, items, benchmark, split, skip_damaged)
     return record
 
 
 def part_steps(
-    uri: str, index: int, items: Sequence[Item], benchmark: Benchmark, split: str
+    uri: str, index: int, items: Sequence[Item], benchmark: Benchmark, split: str, skip_damaged: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Write one file of shards, or keep the one that holds exactly these rows, and report progress.
 
@@ -92,21 +98,23 @@ def part_steps(
         items: the file's rows.
         benchmark: reads the items.
         split: the split's name.
+        skip_damaged: whether rows whose files are damaged are left out, not refused.
 
     Yields:
         About every second, rows and bytes (of images and masks) so far; last, the record: name, rows, bytes, sha256,
-        histogram (K + 1), labelled (rows with a mask), kept.
+        histogram (K + 1), labelled (rows with a mask), kept, skipped (id and why of the rows left out).
 
     Raises:
         DataError: sources do not read; the message names up to ten of them.
     """
     system, folder = locate(uri)
     path, mark = f"{folder}/part-{index:05d}.parquet", fingerprint(items, benchmark, split)
-    if _is_done(system, path, mark):
+    if _is_done(system, path, mark, skip_damaged):
         yield _kept(system, path)
         return
     meta = {"schema_version": str(SCHEMA_VERSION), "fingerprint": mark, "classes": json.dumps(benchmark.classes)}
     total, labelled = np.zeros(len(benchmark.classes) + 1, np.int64), 0
+    skipped: list[dict[str, str]] = []
     with written_whole(system, path) as stream:
         hashed = Hashed(stream)
         with pq.ParquetWriter(
@@ -116,20 +124,30 @@ def part_steps(
             use_dictionary=False,
             write_statistics=False,
         ) as writer:
-            for entry in _groups(items, benchmark):
+            for entry in _groups(items, benchmark, skipped if skip_damaged else None):
                 if isinstance(entry, dict):
                     yield entry
                     continue
                 writer.write_table(pa.Table.from_pylist(entry, COLUMNS), row_group_size=ROW_GROUP)
                 counted = [row["histogram"] for row in entry if "histogram" in row]
                 total, labelled = total + np.sum(counted, axis=0, dtype=np.int64), labelled + len(counted)
-    yield _record(path, len(items), hashed.bytes, hashed.sha256, total, labelled, kept=False)
+            if skipped:
+                writer.add_key_value_metadata({SKIPPED: json.dumps(skipped)})
+    rows = len(items) - len(skipped)
+    yield _record(path, rows, hashed.bytes, hashed.sha256, total, labelled, skipped, kept=False)
 
 
-def _groups(items: Sequence[Item], benchmark: Benchmark) -> Iterator[dict[str, int] | list[dict[str, Any]]]:
+def _groups(
+    items: Sequence[Item], benchmark: Benchmark, skipped: list[dict[str, str]] | None
+) -> Iterator[dict[str, int] | list[dict[str, Any]]]:
     """The rows, a row group at a time, and between the groups rows and bytes so far.
 
-    After a fault it still reads the other rows, so that the message can name several faults at once.
+    After a fault it still reads the other rows, so that the message can count the faults and name the first.
+
+    Args:
+        items: of the file.
+        benchmark: reads them.
+        skipped: takes the rows that are damaged; None where these are faults too.
     """
     faults: list[str] = []
     rows = size = 0
@@ -138,28 +156,36 @@ def _groups(items: Sequence[Item], benchmark: Benchmark) -> Iterator[dict[str, i
         done = []
         for item in group:
             try:
-                done.append(make_row(benchmark.read(item), len(benchmark.classes)))
+                done.append(_row(item, benchmark))
             except DataError as error:
-                faults.append(str(error))
-                if len(faults) == FAULTS:
-                    raise DataError(_told(faults)) from error
+                if skipped is not None and error.kind == DAMAGED:
+                    skipped.append({"id": item.id, "why": str(error)})
+                else:
+                    faults.append(str(error))
                 continue
             rows, size = rows + 1, size + len(done[-1]["image"]) + len(done[-1].get("mask", b""))
             if time.monotonic() - told >= TELL_S:
                 told = time.monotonic()
                 yield {"rows": rows, "bytes": size}
-        if not faults:
+        if done and not faults:
             yield done
+    if len(faults) > 1:
+        raise DataError(f"{len(faults)} rows of one file do not read:\n  {named(faults, between=BETWEEN)}")
     if faults:
-        raise DataError(_told(faults))
+        raise DataError(faults[0])
 
 
-def _told(faults: list[str]) -> str:
-    """One message of several faults."""
-    if len(faults) == 1:
-        return faults[0]
-    more = " or more" if len(faults) == FAULTS else ""
-    return f"{len(faults)}{more} rows of one file do not read:\n  " + "\n  ".join(faults)
+def _row(item: Item, benchmark: Benchmark) -> dict[str, Any]:
+    """An item as a row.
+
+    Raises:
+        DataError: it does not read, or does not fit into memory.
+    """
+    try:
+        return make_row(benchmark.read(item), len(benchmark.classes))
+    except MemoryError as error:
+        raise DataError(f"{item.image}: too large for the free memory ({error}); cut image and mask into tiles, "
+                        "or write fewer files at once with --workers")  from error  # fmt: skip
 
 
 def fingerprint(items: Sequence[Item], benchmark: Benchmark, split: str) -> str:
@@ -173,15 +199,18 @@ def fingerprint(items: Sequence[Item], benchmark: Benchmark, split: str) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _is_done(system: fs.FileSystem, path: str, mark: str) -> bool:
-    """Whether the file is whole and has this fingerprint; a damaged file is written again."""
+def _is_done(system: fs.FileSystem, path: str, mark: str, skip_damaged: bool) -> bool:
+    """Whether the file is whole and has this fingerprint; a damaged file is written again.
+
+    A file that lacks damaged rows is done only where these are to be left out.
+    """
     if not exists(system, path):
         return False
     try:
         with system.open_input_file(path) as source:
             file = open_parquet(source, path, COLUMNS)
             meta = file.schema_arrow.metadata or {}
-            if meta.get(b"fingerprint") != mark.encode():
+            if meta.get(b"fingerprint") != mark.encode() or (_skipped(file) and not skip_damaged):
                 return False
             classes = len(json.loads(meta[b"classes"]))
             return not any(row_problems(batch.to_pylist(), classes) for batch in file.iter_batches(ROW_GROUP))
@@ -192,16 +221,29 @@ def _is_done(system: fs.FileSystem, path: str, mark: str) -> bool:
 def _kept(system: fs.FileSystem, path: str) -> dict[str, Any]:
     """The record of a file that was already there."""
     data = read_bytes(system, path)
-    table = open_parquet(pa.BufferReader(data), path, COLUMNS).read(columns=["histogram"])
+    file = open_parquet(pa.BufferReader(data), path, COLUMNS)
+    table = file.read(columns=["histogram"])
     classes = len(json.loads(table.schema.metadata[b"classes"]))
     counts = [row for row in table["histogram"].to_pylist() if row is not None]
     total = np.array([[0] * (classes + 1), *counts], np.int64).sum(0)
     sha256 = hashlib.sha256(data).hexdigest()
-    return _record(path, table.num_rows, len(data), sha256, total, len(counts), kept=True)
+    return _record(path, table.num_rows, len(data), sha256, total, len(counts), _skipped(file), kept=True)
+
+
+def _skipped(file: pq.ParquetFile) -> list[dict[str, str]]:
+    """The rows that were left out of a file."""
+    return json.loads((file.metadata.metadata or {}).get(SKIPPED.encode(), b"[]"))
 
 
 def _record(
-    path: str, rows: int, size: int, sha256: str, total: np.ndarray, labelled: int, kept: bool
+    path: str,
+    rows: int,
+    size: int,
+    sha256: str,
+    total: np.ndarray,
+    labelled: int,
+    skipped: list[dict[str, str]],
+    kept: bool,
 ) -> dict[str, Any]:
     facts = {"name": path.rsplit("/", 1)[1], "rows": rows, "bytes": size, "sha256": sha256}
-    return facts | {"histogram": total.tolist(), "labelled": labelled, "kept": kept}
+    return facts | {"histogram": total.tolist(), "labelled": labelled, "kept": kept, "skipped": skipped}

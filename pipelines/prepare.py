@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Turn a benchmark's original release into Parquet shards, once: the same command on a laptop and on a cluster.
 
-Shows the tree that it expects beside the one that it found first; then reads, checks and remaps every label on all
-cores (or nodes). Each file appears whole or not at all, a run that was killed continues where it stopped, and the
-number of workers changes no byte. OUT/report.html says what the shards hold, for a person to look at.
+First shows the tree that it expects and the one that it found; then reads, checks and remaps every label on all cores
+(or nodes). Each file appears whole or not at all, the same command continues a killed run, and the number of workers
+changes no byte. OUT/report.html shows what the shards hold.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -22,17 +21,21 @@ if not __package__:
 from pipelines.base.door import run, writable
 from pipelines.shards.splits import check_replaced, index_splits, say, summarise
 
-if TYPE_CHECKING:
-    pass
-
 EXAMPLES = """\
 examples:
   python -m pipelines.prepare voc12 --source /data/VOCdevkit --out data/voc12
   python -m pipelines.prepare coco_voc --source /data/coco --out s3://bucket/coco_voc --splits train
   python -m pipelines.prepare camvid --source s3://bucket/releases/camvid --out data/camvid   # fetched first
-  python -m pipelines.prepare folder --source /data/mine --out data/mine        # images/, masks/, classes.yaml
+  python -m pipelines.prepare folder --source /data/mine --out data/mine --val 0.1   # images/, masks/, classes.yaml
   python -m pipelines.prepare camvid --tree                                     # the tree that it expects
 """
+ACCEPT = {
+    "--partial": "a row count that is not the official one, and with it classes without a pixel",
+    "--allow-unpaired": "folder: images without a mask and masks without an image; they are left out and named",
+    "--allow-unseen": "classes without a pixel in train",
+    "--allow-ignored": "a split of which more than half of the pixels are ignored",
+    "--skip-damaged": "rows whose image or mask is damaged; they are left out and named",
+}
 
 
 def main() -> None:
@@ -49,10 +52,18 @@ def main() -> None:
                         "machine or cluster; 0: one after the other in this process, without Ray)")  # fmt: skip
     parser.add_argument("--stage", type=Path, metavar="DIR", help="where the release of a bucket is kept (default: "
                         "$RELEASE_CACHE, else ~/.cache/context-heads/releases); all nodes must see it")  # fmt: skip
-    parser.add_argument("--partial", action="store_true", help="accept a row count that is not the official one")
+    accepting(parser.add_argument_group("accept what is otherwise an error; report and manifest say so"))
+    parser.add_argument("--val", type=float, default=0.0, metavar="SHARE", help="folder: make a split val of this "
+                        "share of the images, such as 0.1; their ids' hashes decide, the same each time")  # fmt: skip
     parser.add_argument("--tree", action="store_true", help="show the tree that --source must hold; end")
     args = parser.parse_args()
     prepare_door(args)
+
+
+def accepting(group: argparse._ArgumentGroup) -> None:
+    """Add the options that accept what is otherwise an error."""
+    for option, text in ACCEPT.items():
+        group.add_argument(option, action="store_true", help=text)
 
 
 def prepare_door(args: argparse.Namespace) -> None:
@@ -62,41 +73,61 @@ def prepare_door(args: argparse.Namespace) -> None:
         InputError, DataError, SetupError: bad input.
     """
     from datasets.catalog import BENCHMARKS, tree_of
-    from pipelines.base.errors import InputError
-    from pipelines.base.text import nearest
+    from datasets.readers.folder import folder
     from pipelines.cluster.nodes import check_shared
     from pipelines.shards.release import drawn_tree, local_release
-    from pipelines.shards.report import write_report
-    from pipelines.shards.writing import write_split
+    from pipelines.shards.report import reported
+    from pipelines.shards.writing import Rules, write_split
 
-    if args.dataset not in BENCHMARKS:
-        hint = nearest(args.dataset, BENCHMARKS)
-        raise InputError(f"no benchmark {args.dataset!r}{hint} Known: {', '.join(BENCHMARKS)}")
+    check_words(args)
     if args.tree:
         print(tree_of(args.dataset))
         return
-    if args.source is None or args.out is None:
-        raise InputError("--source DIR and --out URI are needed; --tree shows what DIR must hold")
-    if args.workers is not None and args.workers < 0:
-        raise InputError(f"--workers {args.workers}: 1 or more, or 0 for this process alone")
     source = local_release(args.source, args.stage)
-    benchmark = BENCHMARKS[args.dataset](source)
+    own = args.dataset == "folder"
+    benchmark = folder(source, args.val, args.allow_unpaired) if own else BENCHMARKS[args.dataset](source)
     print(f"{benchmark.name}: expects\n{benchmark.tree}\n\nfound\n{drawn_tree(source)}\n", flush=True)
     found, absent = index_splits(benchmark, args.splits, args.partial)
     check_replaced(benchmark.name, found, args.out)
     if "://" not in args.out:
         writable("--out", Path(args.out))
+    rules = Rules(args.allow_unseen or args.partial, args.allow_ignored, args.skip_damaged)
     with started(args.workers) as workers:
         if workers:
             check_shared(source, args.out)
         for split, items in found.items():
-            write_split(benchmark, split, items, args.out, workers, say)
-    summarise(write_report(benchmark, args.out), absent)
+            write_split(benchmark, split, items, args.out, workers, say, rules)
+    summarise(reported(benchmark, args.out), absent)
+
+
+def check_words(args: argparse.Namespace) -> None:
+    """Refuse words of the command line that cannot be meant.
+
+    Raises:
+        InputError: an unknown benchmark, a value out of its range, or an option of another benchmark.
+    """
+    from datasets.catalog import BENCHMARKS
+    from pipelines.base.errors import InputError
+    from pipelines.base.text import nearest
+
+    if args.dataset not in BENCHMARKS:
+        hint = nearest(args.dataset, BENCHMARKS)
+        raise InputError(f"no benchmark {args.dataset!r}{hint} Known: {', '.join(BENCHMARKS)}")
+    if args.tree:
+        return
+    if args.source is None or args.out is None:
+        raise InputError("--source DIR and --out URI are needed; --tree shows what DIR must hold")
+    if args.workers is not None and args.workers < 0:
+        raise InputError(f"--workers {args.workers}: 1 or more, or 0 for only this process")
+    if args.dataset != "folder" and (args.val or args.allow_unpaired):
+        raise InputError(f"--val and --allow-unpaired are for `folder`: the splits of {args.dataset} are published")
+    if not 0 <= args.val < 1:
+        raise InputError(f"--val {args.val:g}: allowed is a share of the images between 0 and 1, such as 0.1")
 
 
 @contextlib.contextmanager
 def started(workers: int | None) -> Iterator[int]:
-    """Ray, unless nobody needs it; gives the number of files to write at once."""
+    """Start Ray where it is needed; yields how many files to write at once."""
     from pipelines.cluster.session import ray_cluster
     from pipelines.cluster.sizes import machine, totals
     from pipelines.recipes.recipe import Workers

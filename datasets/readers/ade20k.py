@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from datasets.readers.labels import check_present, check_split, lookup_table, read_png_pair
+from datasets.readers.labels import absent_unless, check_present, check_split, lookup_table, read_png_pair
 from datasets.readers.tables import check_found, first_folder, paired, unlabelled
 from datasets.sample import IGNORE, Benchmark, Item
 
@@ -86,10 +86,12 @@ def index_ade20k(source: Path, split: str) -> list[Item]:
     check_split(split, COUNTS, "ade20k")
     roots = [source / "ADEChallengeData2016", source]
     if split == "test":
-        nested = [root / "images/testing" for root in roots]
-        images = first_folder([*nested, source / "release_test/testing", source / "testing"], TREE)
+        places = [*(root / "images/testing" for root in roots), source / "release_test/testing", source / "testing"]
+        with absent_unless(*places):
+            images = first_folder(places, TREE)
         return check_found(unlabelled(images, ".jpg"), images, ".jpg", TREE)
     root = first_folder([root / "images" for root in roots], TREE).parent
     images, masks = (root / kind / FOLDERS[split] for kind in ("images", "annotations"))
-    check_present([images, masks], TREE)
+    with absent_unless(images, masks):
+        check_present([images, masks], TREE)
     return check_found(paired(images, masks, (".jpg", ".png"), TREE), images, ".jpg", TREE)

@@ -8,7 +8,7 @@ from datasets.readers.camvid import COUNTS, NAMES
 from datasets.readers.colours import Colour, read_colour_png, remap_colours
 from datasets.readers.files import check_folder, images_in
 from datasets.readers.labels import check_items, check_present, check_split, read_list, read_pair
-from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample
+from datasets.sample import ABSENT, IGNORE, Benchmark, DataError, Item, Sample
 
 COLOURS: dict[str, Colour] = {
     "Animal": (64, 128, 64), "Archway": (192, 0, 128), "Bicyclist": (0, 128, 192), "Bridge": (0, 128, 64),
@@ -81,7 +81,8 @@ def index_full(source: Path, split: str) -> list[Item]:
     else:
         chosen = [frame for frame in sorted(frames) if segnet_split(frame) == split]
     if not chosen:
-        raise DataError(f"{source}: none of its {len(frames)} frames is of split {split}. Expected is:\n{TREE}")
+        none = f"{source}: none of its {len(frames)} frames belongs to split {split}. Expected is:\n{TREE}"
+        raise DataError(none, ABSENT if frames else "")
     check_present([source / STILLS / f"{frame}.png" for frame in chosen if frame not in frames], TREE)
     items = [Item(f, str(frames[f]), str(frames[f].parents[1] / FOLDERS[frames[f].parent.name] / f"{f}_L.png"))
              for f in chosen]  # fmt: skip

@@ -4,7 +4,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from datasets.readers.labels import check_present, check_split, lookup_table, read_png_pair
+from datasets.readers.labels import absent_unless, check_present, check_split, lookup_table, read_png_pair
 from datasets.readers.tables import check_found, paired, unlabelled
 from datasets.sample import IGNORE, Benchmark, Item
 
@@ -71,11 +71,11 @@ def index_cityscapes(source: Path, split: str) -> list[Item]:
     if split == "trainval":
         return [item for part in ("train", "val") for item in index_cityscapes(source, part)]
     images, masks = (source.absolute() / kind / split for kind in ("leftImg8bit", "gtFine"))
+    with absent_unless(images, *([] if split == "test" else [masks])):
+        check_present([images] if split == "test" else [images, masks], TREE)
     if split == "test":
-        check_present([images], TREE)
         items = [item for city in sorted(os.listdir(images)) for item in unlabelled(images / city, IMAGE)]
     else:
-        check_present([images, masks], TREE)
         cities = sorted({*os.listdir(images), *os.listdir(masks)})  # a stray file among them holds no images
         items = [item for city in cities for item in paired(images / city, masks / city, (IMAGE, MASK), TREE)]
     return check_found(items, images, f"/*{IMAGE}", TREE)

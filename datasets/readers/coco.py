@@ -8,11 +8,21 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_api
 
-from datasets.readers.coco_files import FORM_ERRORS, HOME, SPLITS, image_files, run_lengths
-from datasets.readers.files import check_folder, naming_file
-from datasets.readers.labels import check_present, check_split, read_pair
+from datasets.readers.coco_files import (
+    FORM_ERRORS,
+    HOME,
+    IMAGES,
+    SPLITS,
+    check_whole,
+    image_files,
+    images_by_id,
+    notes_of,
+    run_lengths,
+)
+from datasets.readers.files import check_folder, naming_file, of_file
+from datasets.readers.labels import check_split, read_pair
 from datasets.readers.voc import CLASSES, PALETTE
-from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample
+from datasets.sample import IGNORE, Benchmark, DataError, Item, Rows, Sample
 
 MIN_PIXELS = 1000
 VOC_NAME = {
@@ -48,7 +58,7 @@ def coco_voc(source: Path, min_pixels: int = MIN_PIXELS) -> Benchmark:
     """
     index = partial(index_coco, Path(source), min_pixels=min_pixels)
     splits: dict[str, int | None] = dict.fromkeys(SPLITS)
-    return Benchmark("coco_voc", CLASSES, PALETTE, splits, TREE, index, read_coco, HOME)
+    return Benchmark("coco_voc", CLASSES, PALETTE, splits, TREE, index, read_coco, HOME, listed=dict(IMAGES))
 
 
 def index_coco(source: Path, split: str, min_pixels: int) -> list[Item]:
@@ -60,36 +70,34 @@ def index_coco(source: Path, split: str, min_pixels: int) -> list[Item]:
     check_split(split, SPLITS, "coco_voc")
     check_folder(source)
     source = source.absolute()
-    path = source / "annotations" / f"instances_{split}2017.json"
-    check_present([path], TREE)
-    images, regions = _parse(path)
+    path = notes_of(source, "instances", split, TREE)
+    images, regions = _parse(path, split)
     files = image_files(source, split, path, images.values(), TREE)
     ordered = {key: paint_order(regions.get(key, [])) for key in files}
     kept = [key for key, painted in ordered.items() if labelled_pixels(painted) >= min_pixels]
-    return [Item(files[k].stem, str(files[k]), (images[k]["height"], images[k]["width"], ordered[k])) for k in kept]
+    sizes = {key: (image["height"], image["width"]) for key, image in images.items()}
+    return Rows((Item(files[k].stem, str(files[k]), (*sizes[k], ordered[k])) for k in kept), len(images))
 
 
-def _parse(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Region]]]:
+def _parse(path: Path, split: str) -> tuple[dict[int, dict[str, Any]], dict[int, list[Region]]]:
     """The images of an annotation file, and the regions of VOC's classes, both by image id."""
-    with naming_file(path, "not COCO's instances file", FORM_ERRORS):
+    with naming_file(path, "not COCO's instances file", FORM_ERRORS), of_file(path):
         content = json.loads(path.read_bytes())
-        images, classes = {image["id"]: image for image in content["images"]}, _classes(content["categories"], path)
+        classes, images = _classes(content["categories"]), images_by_id(content)
+        check_whole(content, split)
         regions: dict[int, list[Region]] = {}
         for note in sorted(content["annotations"], key=lambda n: n["id"]):
-            image = images[note["image_id"]]
-            if note["category_id"] not in classes:
-                continue
-            if rle := run_lengths(note["segmentation"], image["height"], image["width"]):
+            if note["category_id"] in classes and (rle := run_lengths(note, images[note["image_id"]])):
                 region = (classes[note["category_id"]], bool(note["iscrowd"]), rle)
                 regions.setdefault(note["image_id"], []).append(region)
     return images, regions
 
 
-def _classes(categories: list[dict[str, Any]], path: Path) -> dict[int, int]:
+def _classes(categories: list[dict[str, Any]]) -> dict[int, int]:
     """COCO category id -> VOC class, by name."""
     ids = {category["name"]: category["id"] for category in categories}
     if absent := sorted(set(VOC_NAME) - set(ids)):
-        raise DataError(f"{path}: no category named {', '.join(absent)}; expected are COCO's 80. Fetch the file again")
+        raise DataError(f"no category named {', '.join(absent)}; expected are COCO's 80. Fetch the file again")
     return {ids[name]: CLASSES.index(voc) for name, voc in VOC_NAME.items()}
 
 
@@ -128,4 +136,4 @@ def read_coco(item: Item) -> Sample:
         DataError: a damaged image, or one whose size is not the annotation file's.
     """
     label: tuple[int, int, tuple[Region, ...]] = item.label  # type: ignore[assignment]
-    return read_pair(item, lambda: paint(*label))
+    return read_pair(item, lambda: paint(*label), "its entry in the annotation file")

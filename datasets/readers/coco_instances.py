@@ -16,11 +16,14 @@ from datasets.readers.coco_files import (
     HOME,
     as_box,
     check_categories,
+    check_whole,
     image_files,
+    images_by_id,
+    notes_of,
     run_lengths,
 )
-from datasets.readers.files import check_folder, naming_file
-from datasets.readers.labels import check_present, check_split, read_pair
+from datasets.readers.files import check_folder, naming_file, of_file
+from datasets.readers.labels import check_split, read_pair
 from datasets.sample import Benchmark, Item, Sample, Segment
 
 CLASSES = ("background", *THINGS)
@@ -53,24 +56,24 @@ def index_instances(source: Path, split: str) -> list[Item]:
     check_split(split, COUNTS, "coco_instances")
     check_folder(source)
     source = source.absolute()
-    path = source / "annotations" / f"instances_{split}2017.json"
-    check_present([path], TREE)
-    images, segments = _parse(path)
+    path = notes_of(source, "instances", split, TREE)
+    images, segments = _parse(path, split)
     files = image_files(source, split, path, images.values(), TREE)
     sizes = {key: (image["height"], image["width"]) for key, image in images.items()}
     return [Item(file.stem, str(file), (*sizes[key], tuple(segments.get(key, ())))) for key, file in files.items()]
 
 
-def _parse(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[Segment]]]:
+def _parse(path: Path, split: str) -> tuple[dict[int, dict[str, Any]], dict[int, list[Segment]]]:
     """The images of an annotation file, and their objects, both by image id."""
     segments: dict[int, list[Segment]] = {}
-    with naming_file(path, "not COCO's instances file", FORM_ERRORS):
+    with naming_file(path, "not COCO's instances file", FORM_ERRORS), of_file(path):
         content = json.loads(path.read_bytes())
-        check_categories(content["categories"], {name: key for name, (key, _) in THINGS.items()}, path)
-        images = {image["id"]: image for image in content["images"]}
+        check_categories(content["categories"], {name: key for name, (key, _) in THINGS.items()})
+        images = images_by_id(content)
+        check_whole(content, split)
         for note in sorted(content["annotations"], key=lambda n: n["id"]):
             size = images[note["image_id"]]["height"], images[note["image_id"]]["width"]
-            rle = run_lengths(note["segmentation"], *size) or rle_api.encode(np.zeros(size, np.uint8, order="F"))
+            rle = run_lengths(note, images[note["image_id"]]) or rle_api.encode(np.zeros(size, np.uint8, order="F"))
             segment = Segment(NUMBERS[note["category_id"]], bool(note["iscrowd"]), as_box(note["bbox"]), rle["counts"])
             segments.setdefault(note["image_id"], []).append(segment)
     return images, segments
@@ -85,4 +88,5 @@ def read_instances(item: Item) -> Sample:
     label: tuple[int, int, tuple[Segment, ...]] = item.label  # type: ignore[assignment]
     height, width, segments = label
     regions = [(s.number, s.crowd, {"size": [height, width], "counts": s.rle}) for s in segments]
-    return replace(read_pair(item, lambda: paint(height, width, paint_order(regions))), segments=segments)
+    sample = read_pair(item, lambda: paint(height, width, paint_order(regions)), "its entry in the annotation file")
+    return replace(sample, segments=segments)

@@ -10,11 +10,12 @@ import numpy as np
 from pycocotools import mask as rle_api
 
 from datasets.readers.coco_categories import STUFF, THINGS
-from datasets.readers.coco_files import FORM_ERRORS, HOME, as_box, check_categories, image_files
+from datasets.readers.coco_files import FORM_ERRORS, HOME, as_box, check_categories, image_files, notes_of
 from datasets.readers.colours import pack, read_colour_png
-from datasets.readers.files import check_folder, naming_file
+from datasets.readers.files import check_folder, naming_file, of_file
 from datasets.readers.labels import check_present, check_split, first_place, read_pair
 from datasets.sample import IGNORE, Benchmark, DataError, Item, Sample, Segment
+from datasets.text import named
 
 CATEGORIES = THINGS | STUFF
 CLASSES = tuple(CATEGORIES)
@@ -59,8 +60,7 @@ def index_panoptic(source: Path, split: str) -> list[Item]:
     check_split(split, COUNTS, "coco_panoptic")
     check_folder(source)
     source = source.absolute()
-    path = source / "annotations" / f"panoptic_{split}2017.json"
-    check_present([path], TREE)
+    path = notes_of(source, "panoptic", split, TREE)
     images, notes = _parse(path)
     files = image_files(source, split, path, images, TREE)
     places = [folder / f"panoptic_{split}2017" for folder in (path.parent, source)]
@@ -75,14 +75,14 @@ def _label(png: Path, facts: Facts) -> tuple[str, int, Facts]:
 
 def _parse(path: Path) -> tuple[list[dict[str, Any]], dict[int, tuple[str, Facts]]]:
     """The images of an annotation file; each image id's PNG and the facts of its segments."""
-    with naming_file(path, "not COCO's panoptic file", FORM_ERRORS):
+    with naming_file(path, "not COCO's panoptic file", FORM_ERRORS), of_file(path):
         content = json.loads(path.read_bytes())
-        check_categories(content["categories"], {name: key for name, (key, _) in CATEGORIES.items()}, path)
+        check_categories(content["categories"], {name: key for name, (key, _) in CATEGORIES.items()})
         notes = {note["image_id"]: (note["file_name"], _facts(note)) for note in content["annotations"]}
         unlike = {image["id"] for image in content["images"]} ^ set(notes)
     if unlike:
-        raise DataError(f"{path}: {len(unlike)} images are without annotation, or annotations without image, the first "
-                        f"is image {min(unlike)}. Fetch the file again")  # fmt: skip
+        raise DataError(f"{path}: images without annotation, or annotations without image: {named(sorted(unlike))}. "
+                        "Fetch the file again")  # fmt: skip
     return content["images"], notes
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.readers.labels import (
+    absent_unless,
     check_items,
     check_split,
     colour_map,
@@ -108,10 +109,10 @@ def index_cocostuff164k(source: Path, split: str) -> list[Item]:
     """
     check_split(split, COUNTS_164K, "cocostuff164k")
     name = f"{split}2017"
-    images = first_folder([source / name, source / "images" / name], TREE_164K)
-    masks = first_folder(
-        [source / kind / name for kind in ("stuffthingmaps_trainval2017", "annotations", "stuffthingmaps")], TREE_164K
-    )
+    of_images = [source / name, source / "images" / name]
+    of_masks = [source / kind / name for kind in ("stuffthingmaps_trainval2017", "annotations", "stuffthingmaps")]
+    with absent_unless(*of_images, *of_masks):
+        images, masks = (first_folder(places, TREE_164K) for places in (of_images, of_masks))
     return check_found(paired(images, masks, (".jpg", ".png"), TREE_164K), images, ".jpg", TREE_164K)
 
 

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image
 
-from datasets.readers.files import naming_file
-from datasets.readers.labels import PNG_ERRORS, first_place
+from datasets.readers.labels import first_place, opened_mask
 from datasets.sample import DataError
 
 Colour = tuple[int, int, int]
@@ -21,7 +19,7 @@ def read_colour_png(path: str) -> np.ndarray:
     Raises:
         DataError: the PNG is missing, damaged or transparent, or has no colours.
     """
-    with naming_file(path, "the mask does not read", PNG_ERRORS), Image.open(path) as image:
+    with opened_mask(path) as image:
         mode, rgb = image.mode, np.asarray(image.convert("RGB"))
         opaque = mode != "RGBA" or image.getchannel("A").getextrema()[0] == 255
     if mode not in ("RGB", "P", "RGBA") or not opaque:

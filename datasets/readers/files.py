@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasets.sample import DataError
+from datasets.sample import DAMAGED, DataError
 
 JUNK = ("Thumbs.db", "desktop.ini", "__MACOSX")
 IMAGES = (".jpg", ".jpeg", ".png")
+"""Suffixes of the images of published releases."""
 UNPACK = {
     ".zip": "unzip {file} -d {folder}", ".tar": "tar -xf {file} -C {folder}", ".gz": "tar -xf {file} -C {folder}",
     ".tgz": "tar -xf {file} -C {folder}", ".bz2": "tar -xf {file} -C {folder}", ".xz": "tar -xf {file} -C {folder}",
@@ -35,7 +36,28 @@ def naming_file(path: str | Path, fault: str, errors: tuple[type[Exception], ...
     except DataError:
         raise
     except errors as error:
-        raise DataError(f"{path}: {fault} ({type(error).__name__}: {error}); fetch the file again") from error
+        told = f"{fault} ({type(error).__name__}: {error})"
+        raise DataError(f"{path}{leads_nowhere(path)}: {told}; fetch the file again", DAMAGED) from error
+
+
+@contextmanager
+def of_file(path: str | Path) -> Iterator[None]:
+    """In the body, put the file's name before the message of a DataError, which keeps its kind.
+
+    Raises:
+        DataError: what the body raises.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}{leads_nowhere(path)}: {error}", error.kind) from error
+
+
+def leads_nowhere(path: str | Path) -> str:
+    """What to say behind the path of a link whose target is gone; "" for all other paths."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return ""
+    return f" (a link to {os.readlink(path)}, which is not there)"
 
 
 def names_in(folder: Path) -> list[str]:
@@ -59,7 +81,8 @@ def check_folder(source: Path) -> None:
         cure = unpack(source) if is_archive(source.name) else "Give the folder of the unpacked release"
         raise DataError(f"{source}: a file where a folder is expected. {cure}")
     if not source.is_dir():
-        raise DataError(f"{source}: no such folder. {instead(source) or 'Correct the path'}")
+        cure = instead(source) or "Correct the path"
+        raise DataError(f"{source}{leads_nowhere(source)}: no such folder. {cure}")
     names = names_in(source)
     if not names:
         raise DataError(f"{source}: the folder is empty. Give the folder of the unpacked release")
@@ -68,9 +91,11 @@ def check_folder(source: Path) -> None:
 
 
 def instead(missing: str | Path) -> str:
-    """What is there instead of a missing path, and the cure: its name in another case, or an archive; else ""."""
+    """What is there instead of a missing path, and the cure: its name in another case, an archive, a link; else ""."""
     path = Path(missing).absolute()
     for part in (path, *path.parents):
+        if gone := leads_nowhere(part):
+            return f"{part}{gone}: restore its target, or replace the link"
         if part.is_file() and part != path and is_archive(part.name):
             return unpack(part)
         if part.parent.is_dir():

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets.readers.files import check_folder
-from datasets.readers.labels import check_items, check_split, lookup_table, read_list, read_png_pair
+from datasets.readers.labels import absent_unless, check_items, check_split, lookup_table, read_list, read_png_pair
 from datasets.sample import IGNORE, Benchmark, Item
 
 NAMES = {
@@ -70,9 +70,10 @@ def index_lip(source: Path, split: str) -> list[Item]:
     check_folder(source)
     source = source.absolute()
     folder, images = ("Testing_images", "testing_images") if split == "test" else ("TrainVal_images", f"{split}_images")
-    ids = read_list(_inside(source, folder, f"{split}_id.txt"), _id, TREE)
-    at = _inside(source, folder, images)
+    listed, at = _inside(source, folder, f"{split}_id.txt"), _inside(source, folder, images)
     masks = None if split == "test" else _inside(source, "TrainVal_parsing_annotations", f"{split}_segmentations")
+    with absent_unless(listed, at, *([masks] if masks else [])):
+        ids = read_list(listed, _id, TREE)
     items = [Item(key, str(at / f"{key}.jpg"), str(masks / f"{key}.png") if masks else None) for key in ids]
     check_items(items, TREE)
     return items

@@ -178,7 +178,8 @@ def read_context(item: Item, table: np.ndarray) -> Sample:
     Raises:
         DataError: a damaged file, a label other than 0-459, or two sizes.
     """
-    return read_pair(item, lambda: remap(_labels(item), table, _source(item)))
+    noted = "" if isinstance(item.label, str) else f"its entry in {MERGED}"
+    return read_pair(item, lambda: remap(_labels(item), table, _source(item)), noted)
 
 
 def _source(item: Item) -> str:

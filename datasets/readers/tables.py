@@ -10,7 +10,7 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from datasets.readers.files import naming_file
+from datasets.readers.files import leads_nowhere, naming_file
 from datasets.readers.labels import UNKNOWN, check_items, first_place
 from datasets.sample import DataError, Item
 
@@ -82,7 +82,7 @@ def first_folder(candidates: Sequence[Path], tree: str) -> Path:
     for folder in candidates:
         if folder.is_dir():
             return folder.absolute()
-    named = ", ".join(map(str, candidates))
+    named = ", ".join(f"{folder}{leads_nowhere(folder)}" for folder in candidates)
     raise DataError(f"no folder {named}; one must be there. Expected is this folder; unpack it whole:\n{tree}")
 
 
@@ -141,13 +141,15 @@ def label_map(content: Mapping[str, Any], name: str, path: str) -> np.ndarray:
 
 
 def pixels_covered(counts: bytes) -> int:
-    """Pixels that COCO's compressed run lengths cover: height times width where the run lengths are whole.
+    """Pixels that COCO's compressed run lengths cover: height times width where they are whole; -1 if they are none.
 
     Each byte of a run holds 5 bits of its number, lowest first, and in bit 5 whether more bytes follow. From the
     fourth run on, the number is the difference to the last run but one.
     """
     runs: list[int] = []
     number = shift = 0
+    if any(not 48 <= byte < 112 for byte in counts):
+        return -1
     for byte in counts:
         number |= ((byte - 48) & 31) << shift
         shift += 5
@@ -155,4 +157,4 @@ def pixels_covered(counts: bytes) -> int:
             number -= (1 << shift) if (byte - 48) & 16 else 0  # the last byte has the sign
             runs.append(number + (runs[-2] if len(runs) > 2 else 0))
             number = shift = 0
-    return sum(runs)
+    return -1 if shift or min(runs, default=0) < 0 else sum(runs)

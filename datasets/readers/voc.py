@@ -9,6 +9,7 @@ from scipy.io import loadmat
 
 from datasets.readers.files import check_folder, instead, names_in, naming_file
 from datasets.readers.labels import (
+    absent_unless,
     check_items,
     check_split,
     colour_map,
@@ -85,7 +86,9 @@ def index_voc(source: Path, split: str) -> list[Item]:
     """
     check_split(split, SPLITS, "voc12")
     root = voc_root(source, VOC_TREE)
-    stems = read_list(root / "ImageSets/Segmentation" / f"{split}.txt", _stem, VOC_TREE)
+    lists = {name: root / "ImageSets/Segmentation" / f"{name}.txt" for name in SPLITS}
+    with absent_unless(*(path for name, path in lists.items() if (name == "test") == (split == "test"))):
+        stems = read_list(lists[split], _stem, VOC_TREE)  # the other three come together
     if split != "test":
         return _pairs(root, "SegmentationClass", stems, VOC_TREE)
     items = [Item(stem, str(root / "JPEGImages" / f"{stem}.jpg"), None) for stem in stems]

@@ -1,7 +1,9 @@
-"""Pictures that people judge a run by: overlays, confusion matrix, IoU bars, contact sheets."""
+"""Pictures to judge a run by: overlays, confusion matrix, IoU bars, contact sheets."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,11 +18,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Palette = Sequence[Sequence[int]]
+LONGEST = 100  # letters of a file's name
+LARGEST = 8192  # sides of a picture, pixels
+MOST_LETTERS = 40  # of a label
 
 
 def safe_name(sample_id: str) -> str:
-    """A sample id as a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", sample_id)
+    """A sample id as a file name: unlike ids give unlike names, and none is too long for a disk."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", sample_id)
+    if plain == sample_id and 0 < len(plain) <= LONGEST and not plain.startswith("."):
+        return plain
+    mark = hashlib.sha256(sample_id.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{plain[-LONGEST:].lstrip('.')}-{mark}"
 
 
 def write_png(path: Path, image: np.ndarray) -> str:
@@ -51,12 +60,27 @@ def blend(image: np.ndarray, mask: np.ndarray, palette: Palette, share: float = 
 
 
 def save_overlay(path: Path, image: np.ndarray, mask: np.ndarray, prediction: np.ndarray, palette: Palette) -> str:
-    """image | truth | prediction side by side, at least 240 pixels high."""
+    """image | truth | prediction side by side, at least 240 pixels high where that is not too wide."""
+    image, mask, prediction = (fitted(pixels, LARGEST // 3, LARGEST) for pixels in (image, mask, prediction))
     truth, guess = blend(image, mask, palette), blend(image, np.where(mask == 255, 255, prediction), palette)
     bar = np.full((image.shape[0], 4, 3), 255, np.uint8)
     row = np.hstack([image, bar, truth, bar, guess])
-    factor = max(1, round(240 / row.shape[0]))
+    factor = min(max(1, round(240 / row.shape[0])), max(1, LARGEST // row.shape[1]))
     return write_png(path, cv2.resize(row, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST))
+
+
+def fitted(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """An image or a mask, reduced to at most this size; as it is where it fits."""
+    if pixels.shape[1] <= width and pixels.shape[0] <= height:
+        return pixels
+    how = cv2.INTER_AREA if pixels.ndim == 3 else cv2.INTER_NEAREST
+    return cv2.resize(pixels, within(pixels.shape, width, height), interpolation=how)
+
+
+def within(shape: Sequence[int], width: int, height: int) -> tuple[int, int]:
+    """Width and height of the largest picture of an image's proportions in a box; each at least 1."""
+    scale = min(width / shape[1], height / shape[0])
+    return max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale))
 
 
 def contact_sheet(
@@ -66,34 +90,123 @@ def contact_sheet(
     columns: int = 4,
     width: int = 320,
 ) -> np.ndarray:
-    """A grid of images, each above its coloured mask, with ids and a legend: RGB uint8 (H, W, 3)."""
-    cells = []
-    for name, image, mask in samples:
-        height = round(width * image.shape[0] / image.shape[1])
-        shown = [cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)]
-        if mask is not None:
-            shown.append(cv2.resize(blend(image, mask, palette), (width, height), interpolation=cv2.INTER_NEAREST))
-        title = np.full((20, width, 3), 255, np.uint8)
-        cv2.putText(title, name[-40:], (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
-        cells.append(np.vstack([title, *shown]))
-    tallest = max(cell.shape[0] for cell in cells)
+    """A grid of images, each above its coloured mask, with ids and a legend: RGB uint8 (H, W, 3).
+
+    All pictures fit into one box, whose height is that of the common image: a portrait among landscapes is narrower,
+    not taller, so that the sheet does not become white.
+
+    Args:
+        samples: id, image and mask of each; taken one after the other, because they may be large.
+        classes: K names.
+        palette: K colours.
+        columns: pictures side by side.
+        width: of a picture, pixels.
+    """
+    kept = [(name, *_small(image, mask, palette, width)) for name, image, mask in samples]
+    natural = sorted(round(width * image.shape[0] / image.shape[1]) for _, image, _ in kept)
+    height = max(16, min(natural[len(natural) // 2], width * 3 // 2))
+    cells = [_cell(name, image, mask, width, height) for name, image, mask in kept]
+    tallest = max(len(cell) for cell in cells)
     cells = [np.pad(cell, ((0, tallest - len(cell)), (2, 2), (0, 0)), constant_values=255) for cell in cells]
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
     rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
     return np.vstack([*rows, legend(classes, palette, rows[0].shape[1])])
 
 
+def _small(
+    image: np.ndarray, mask: np.ndarray | None, palette: Palette, width: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """An image, and the same under its coloured mask, no larger than a cell needs them."""
+    size = within(image.shape, width, width * 3 // 2)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    if mask is None:
+        return small, None
+    return small, blend(small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST), palette)
+
+
+def _cell(name: str, image: np.ndarray, both: np.ndarray | None, width: int, height: int) -> np.ndarray:
+    """A cell of the sheet: id, image and mask, each in the middle of its box."""
+    boxes = [np.full((20, width, 3), 255, np.uint8)]
+    draw_texts(boxes[0], [(4, 3, one_line(name)[-MOST_LETTERS:])])
+    for picture in (image, both):
+        if picture is None:
+            continue
+        box = np.full((height, width, 3), 255, np.uint8)
+        shown = cv2.resize(picture, within(picture.shape, width, height), interpolation=cv2.INTER_AREA)
+        top, left = (height - shown.shape[0]) // 2, (width - shown.shape[1]) // 2
+        box[top : top + shown.shape[0], left : left + shown.shape[1]] = shown
+        boxes.append(box)
+    return np.vstack(boxes)
+
+
 def legend(classes: Sequence[str], palette: Palette, width: int) -> np.ndarray:
-    """Colour patches with class names, as many to a line as fit."""
+    """Colour patches with class names, as many in a line as fit."""
     per_line = max(1, width // 160)
     lines = -(-(len(classes) + 1) // per_line)
     sheet = np.full((lines * 22 + 6, width, 3), 255, np.uint8)
-    for i, (name, rgb) in enumerate(zip([*classes, "ignored"], [*palette, (255, 255, 255)], strict=True)):
+    texts = []
+    for i, (name, rgb) in enumerate(zip([*labels(classes, 18), "ignored"], [*palette, (255, 255, 255)], strict=True)):
         x, y = i % per_line * 160 + 4, i // per_line * 22 + 4
         cv2.rectangle(sheet, (x, y), (x + 16, y + 16), tuple(map(int, rgb)), -1)
         cv2.rectangle(sheet, (x, y), (x + 16, y + 16), (0, 0, 0), 1)
-        cv2.putText(sheet, name[:18], (x + 22, y + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+        texts.append((x + 22, y + 2, name))
+    draw_texts(sheet, texts)
     return sheet
+
+
+def labels(names: Sequence[str], most: int = MOST_LETTERS) -> list[str]:
+    """Names as labels of pictures: text in one line, shortened, □ for letters that the font lacks.
+
+    Names that become equal get their numbers, as do those with letters that the font lacks.
+
+    Args:
+        names: the names.
+        most: letters of a label.
+    """
+    short = [drawable(one_line(name)) for name in names]
+    short = [text if len(text) <= most else f"{text[: most - 1]}…" for text in short]
+    unlike = [short.count(text) == 1 and drawable(name) == name for text, name in zip(short, names, strict=True)]
+    numbered = [f"{i} {text}"[:most] for i, text in enumerate(short)]
+    return [text if alone else other for text, alone, other in zip(short, unlike, numbered, strict=True)]
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and other control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def drawable(text: str) -> str:
+    """The text with □ for each letter that the font of the pictures lacks."""
+    if text.isascii():
+        return text
+    from matplotlib.ft2font import FT2Font
+
+    known = FT2Font(font_file()).get_charmap()
+    return "".join(c if ord(c) in known else "□" for c in text)
+
+
+@functools.cache
+def font_file() -> str:
+    """DejaVu Sans, which comes with matplotlib and has Latin, Greek, Cyrillic, Arabic and mathematical letters."""
+    import matplotlib
+
+    return str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+
+
+def draw_texts(sheet: np.ndarray, texts: Iterable[tuple[int, int, str]]) -> None:
+    """Write black text into an RGB picture, in place: OpenCV's own letters are those of ASCII.
+
+    Args:
+        sheet: RGB uint8 (H, W, 3).
+        texts: x and y of the upper left corner, pixels, and the text.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    canvas, font = Image.fromarray(sheet), ImageFont.truetype(font_file(), 12)
+    draw = ImageDraw.Draw(canvas)
+    for x, y, text in texts:
+        draw.text((x, y), drawable(text), (0, 0, 0), font)
+    sheet[:] = np.asarray(canvas)
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Any]:
@@ -111,25 +224,25 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str) -> 
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     picture = axes.imshow(shares, cmap="magma", vmin=0, vmax=1)
     figure.colorbar(picture, shrink=0.8, label="share of the true class's pixels")
-    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    names = labels(classes)
+    axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(classes)), names, fontsize=8, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(drawable(title), fontsize=9, parse_math=False)
     return figure
 
 
 def iou_figure(iou: Sequence[float], classes: Sequence[str], title: str) -> Figure:
-    """IoU of each class as bars; classes absent from truth and prediction are named so."""
+    """IoU of each class as bars; `absent` for classes in neither truth nor prediction."""
     figure, axes = new_figure(7, max(3.0, 0.25 * len(classes) + 1))
     values = np.array(iou, float)
     present = np.nan_to_num(values) * 100
     bars = axes.barh(range(len(classes)), present, color="#3b6ea5")
-    labels = ["absent" if np.isnan(v) else f"{v * 100:.1f}" for v in values]
-    axes.bar_label(bars, labels, padding=3, fontsize=8)
-    axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    axes.bar_label(bars, ["absent" if np.isnan(v) else f"{v * 100:.1f}" for v in values], padding=3, fontsize=8)
+    axes.set_yticks(range(len(classes)), labels(classes), fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(0, 108)
     axes.set_xlabel("IoU, percent")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(drawable(title), fontsize=9, parse_math=False)
     return figure

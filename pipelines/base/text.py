@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def plain(text: str) -> str:
+    """The text without the colours that Ray gives to its messages."""
+    return COLOURS.sub("", text)
+
+
+def first_sentence(error: BaseException) -> str:
+    """The beginning of a library's message, without its full stop; the error's kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
@@ -27,6 +41,30 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Progress:
+    """Says every few seconds how far a count is, and when it will end.
+
+    Args:
+        total: what is to be reached.
+        things: what is counted.
+        tell: is given a line.
+        every: seconds between two lines, and before the first: what is short is not commented.
+    """
+
+    def __init__(self, total: int, things: str, tell: Callable[[str], object], every: float = 5.0) -> None:
+        self.total, self.things, self.tell, self.every = total, things, tell, every
+        self.began = self.told = time.monotonic()
+
+    def reach(self, done: int) -> None:
+        """Note that so many are done."""
+        now = time.monotonic()
+        if now - self.told < self.every or not 0 < done < self.total:
+            return
+        self.told = now
+        left = (now - self.began) / done * (self.total - done)
+        self.tell(f"  {done:,} of {self.total:,} {self.things}  {done / self.total:.0%}  ETA {clock(left)}")
 
 
 def padded(rows: Sequence[Sequence[str]], right: Collection[int] = (), least: int = 0) -> list[list[str]]:

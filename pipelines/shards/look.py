@@ -17,18 +17,17 @@ def check(uri: str) -> None:
     """Read every row of the shards.
 
     Raises:
-        InputError: something is not as the manifest says.
+        InputError: rows, checksums or images disagree with the manifest.
     """
     from datasets.manifest import read_manifest
     from datasets.shards import verify
+    from datasets.text import named
     from pipelines.base.errors import InputError
 
     problems = verify(uri)
-    for problem in problems:
-        print(f"PROBLEM  {problem}")
     if problems:
-        raise InputError(f"{len(problems)} problem(s) in {uri}, the first: {problems[0]}\nRun prepare again, or copy "
-                          "the shards anew")  # fmt: skip
+        told = named(problems, between="\n  ")
+        raise InputError(f"{len(problems)} problem(s) in {uri}:\n  {told}\nRun prepare again, or copy the shards again")
     manifest = read_manifest(uri)
     print(f"checksums: all {len(manifest.files)} file(s) and {manifest.rows} rows verified, every mask fits its image")
 
@@ -36,6 +35,7 @@ def check(uri: str) -> None:
 def describe(manifest: Manifest, uri: str) -> None:
     """Print what the manifest says."""
     official = "" if manifest.official_rows is None else f", official {manifest.official_rows}"
+    official += f", {len(manifest.skipped)} damaged row(s) left out" if manifest.skipped else ""
     size = sum(file["bytes"] for file in manifest.files)
     print(f"{uri}\n{manifest.benchmark} {manifest.split}: {manifest.rows} rows{official}"
           f"{', PARTIAL' if manifest.partial else ''}, {len(manifest.files)} file(s), {size / 1e6:.1f} MB, "
@@ -59,6 +59,7 @@ def describe(manifest: Manifest, uri: str) -> None:
 def print_weights(manifest: Manifest) -> None:
     """Print class weights as a recipe takes them, each with its formula."""
     from datasets.balance import UNSEEN, WEIGHTS
+    from datasets.text import named
 
     print("\nclass weights for a recipe, if it is to train on this split:")
     for name, (formula, weigh) in WEIGHTS.items():
@@ -66,7 +67,7 @@ def print_weights(manifest: Manifest) -> None:
         print(f"# {name}: {formula}")
         print(f"loss: {{logits: {{cross_entropy: {{weight: 1.0, class_weights: [{numbers}]}}}}}}")
     if manifest.unseen:
-        print(f"# {UNSEEN:g} stands for classes without a pixel ({', '.join(manifest.unseen)}): it changes nothing")
+        print(f"# {UNSEEN:g} is for classes without a pixel ({named(manifest.unseen)}): it changes nothing")
     print()
 
 
@@ -75,25 +76,28 @@ def draw_sheet(shards: Shards, path: Path, images: int) -> None:
     from pipelines.base import pictures
     from pipelines.shards.report import picture, spread_rows
 
-    samples = [picture(shards, row) for row in spread_rows(len(shards), images)]
+    rows = spread_rows(len(shards), images)
+    samples = (picture(shards, row) for row in rows)
     sheet = pictures.contact_sheet(samples, shards.manifest.classes, shards.manifest.palette)
-    print(f"contact sheet of {len(samples)} images: {pictures.write_png(path, sheet)}")
+    print(f"contact sheet of {len(rows)} images: {pictures.write_png(path, sheet)}")
 
 
 def show_row(shards: Shards, name: str, path: Path) -> None:
     """Print all facts of a row, and draw it.
 
     Raises:
-        InputError: no such id, or the row is not as its checksums say.
+        InputError: no such id, or the row disagrees with its checksums.
     """
     from datasets.rows import row_problems
+    from datasets.text import same_form
     from pipelines.base.errors import InputError
 
     manifest = shards.manifest
-    if name not in (ids := shards.ids):
+    ids = shards.ids
+    forms = {same_form(key): number for number, key in enumerate(ids)}
+    if (number := ids.index(name) if name in ids else forms.get(same_form(name), -1)) < 0:
         near = difflib.get_close_matches(name, ids, 5, 0.5) or ids[:5]
         raise InputError(f"{shards.uri} has no row {name!r} among its {len(ids)}; the nearest ids: {', '.join(near)}")
-    number = ids.index(name)
     row = shards.peek(number)
     kind = "PNG" if row["image"].startswith(b"\x89PNG") else "JPEG"
     mask = "no mask" if row["mask"] is None else f"mask {len(row['mask']):,} bytes"
@@ -106,7 +110,7 @@ def show_row(shards: Shards, name: str, path: Path) -> None:
             print(f"{classes[k]:>20}  {pixels:>12,} pixels  {pixels / (row['width'] * row['height']):7.3%}")
     print_segments(row["segments"], manifest.classes)
     if problems := row_problems([row], len(manifest.classes)):
-        raise InputError(f"{shards.uri}, row {problems[0]}; run prepare again, or copy the shards anew")
+        raise InputError(f"{shards.uri}, row {problems[0]}; run prepare again, or copy the shards again")
     draw_row(row, manifest, path)
 
 
@@ -129,12 +133,17 @@ def draw_row(row: dict[str, Any], manifest: Manifest, path: Path) -> None:
     from datasets.sample import decode_image, decode_mask
     from pipelines.base import pictures
 
-    picture = decode_image(row["image"])
+    side = pictures.LARGEST
+    picture = pictures.fitted(decode_image(row["image"]), side // 3, side)
     if row["mask"] is not None:
-        mask, bar = decode_mask(row["mask"]), np.full((len(picture), 4, 3), 255, np.uint8)
+        mask, bar = (
+            pictures.fitted(decode_mask(row["mask"]), side // 3, side),
+            np.full((len(picture), 4, 3), 255, np.uint8),
+        )
         coloured, both = pictures.colour(mask, manifest.palette), pictures.blend(picture, mask, manifest.palette)
         picture = np.hstack([picture, bar, coloured, bar, both])
         held = [k for k, pixels in enumerate(row["histogram"][:-1]) if pixels]
         names, colours = [manifest.classes[k] for k in held], [manifest.palette[k] for k in held]
+        picture = np.pad(picture, ((0, 0), (0, max(0, 160 - picture.shape[1])), (0, 0)), constant_values=255)
         picture = np.vstack([picture, pictures.legend(names, colours, picture.shape[1])])
     print(f"picture: {pictures.write_png(path, picture)}")

@@ -1,4 +1,4 @@
-"""The report of a benchmark as one HTML page that needs nothing beside it."""
+"""The report of a benchmark as one HTML page that needs no other file."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ def page(facts: Mapping[str, Any], sheets: Mapping[str, np.ndarray]) -> str:
 
     Args:
         facts: of `report.gather`.
-        sheets: split -> pictures, RGB uint8 (H, W, 3).
+        sheets: split -> pictures, RGB uint8 (H, W, 3); may lack some.
     """
     title = escape(f"{facts['benchmark']}: {', '.join(facts['splits'])}")
     warned = "".join(f'<div class="warning">{escape(text)}</div>' for text in facts["warnings"])
-    source = f"Published at {escape(facts['home'])}" if facts["home"] else "A folder of one's own"
+    source = f"Published at {escape(facts['home'])}" if facts["home"] else "Your own folder"
     parts = [
         f"<h1>{title}</h1><p>{source}</p>",
-        warned or '<div class="fine">Nothing to warn of.</div>',
+        warned or '<div class="fine">No warnings.</div>',
+        "".join(f"<p>{escape(text)}</p>" for text in facts["notes"]),
         overview(facts),
         shared(facts["overlaps"], len(facts["splits"])),
-        *(split_section(facts, name, sheets[name]) for name in facts["splits"]),
+        *(split_section(facts, name, sheets.get(name)) for name in facts["splits"]),
     ]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -56,7 +57,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def overview(facts: Mapping[str, Any]) -> str:
-    """A line per split: rows against the official count, and what names its shards."""
+    """A line per split: its rows next to the official count, and the hash of its shards."""
     columns = ["split", "rows", "official", "files", "size", "same image twice", "image and mask of two sizes", "hash"]
     rows = [
         [
@@ -69,7 +70,7 @@ def overview(facts: Mapping[str, Any]) -> str:
     rows += [
         [escape(name), "not prepared", count(official), *[""] * 5] for name, official in facts["not_prepared"].items()
     ]
-    note = "<p>A row whose image and mask differ in size stops the preparation, with the names of both: so it is 0.</p>"
+    note = "<p>A row whose image and mask differ in size ends the preparation with an error, so that column is 0.</p>"
     return table(columns, rows) + note
 
 
@@ -85,7 +86,7 @@ def shared(overlaps: Iterable[Mapping[str, Any]], splits: int) -> str:
             f"{escape(a)} and {escape(b)}",
             f"{pair['rows'][0]} of {escape(a)}, {pair['rows'][1]} of {escape(b)}",
             f'<td class="text">{MEANINGS[pair["kind"]]}</td>',
-            '<td class="text">' + escape(", ".join(x if x == y else f"{x} = {y}" for x, y in pair["first"])) + "</td>",
+            f'<td class="text">{escape(first_ids(pair))}</td>',
         ]
         for pair in overlaps
         for a, b in [pair["splits"]]
@@ -95,6 +96,13 @@ def shared(overlaps: Iterable[Mapping[str, Any]], splits: int) -> str:
     return "<h2>Images in two splits</h2>" + table(["splits", "rows", "what it is", "first ids"], rows)
 
 
+def first_ids(pair: Mapping[str, Any]) -> str:
+    """The first images that two splits share, and how many more."""
+    ids = [x if x == y else f"{x} = {y}" for x, y in pair["first"]]
+    more = pair["rows"][0] - len(ids)
+    return ", ".join(ids) + (f", ... and {more} more" if more > 0 else "")
+
+
 MEANINGS = {
     "by design": "by design: one is the union of the other and further splits",
     "leak": "<b>a leak</b>: one is for training, the other is not",
@@ -102,7 +110,7 @@ MEANINGS = {
 }
 
 
-def split_section(facts: Mapping[str, Any], name: str, sheet: np.ndarray) -> str:
+def split_section(facts: Mapping[str, Any], name: str, sheet: np.ndarray | None) -> str:
     """Classes and pictures of a split."""
     split = facts["splits"][name]
     sizes = ", ".join(f"{s['width']}x{s['height']} ({s['rows']})" for s in split["sizes"])
@@ -112,12 +120,18 @@ def split_section(facts: Mapping[str, Any], name: str, sheet: np.ndarray) -> str
     return (
         f"<h2>{escape(name)}</h2><p>Sizes (width x height), the commonest: {sizes}; least {least}, "
         f"greatest {greatest}. Labelled pixels that have another class: {edges}.</p>{body}"
-        f'<p><img alt="rows of {escape(name)}" src="data:image/jpeg;base64,{jpeg(sheet)}"></p>'
+        + ("" if sheet is None else pictures(name, sheet, split["pictured"]))
     )
 
 
+def pictures(name: str, sheet: np.ndarray, ids: Iterable[str]) -> str:
+    """Some rows of a split, and their ids as text: the pictures' font lacks some letters."""
+    image = f'<img alt="rows of {escape(name)}" src="data:image/jpeg;base64,{jpeg(sheet)}">'
+    return f"<p>{image}</p><p>Shown: {escape(', '.join(ids))}</p>"
+
+
 def class_table(split: Mapping[str, Any]) -> str:
-    """Pixels, images and weights of each class, those never seen in red."""
+    """Pixels, images and weights of each class; a class that is never seen is red."""
     pixels, total = split["histogram"], max(1, sum(split["histogram"]))
     colours, weights = [*split["palette"], (255, 255, 255)], list(split["weights"].values())
     rows = []

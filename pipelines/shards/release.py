@@ -1,4 +1,4 @@
-"""The release that `prepare` reads: a folder that every node sees, fetched from a bucket first where it lies in one."""
+"""The release that `prepare` reads: a folder that all nodes see, fetched first if it is in a bucket."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEPTH, LINES = 4, 40  # of the drawing of what was found
 
 
 def local_release(source: str, stage: Path | None) -> Path:
-    """The folder of the release on this machine, fetched if it lies in a bucket.
+    """The folder of the release on this machine, fetched if it is in a bucket.
 
     Args:
         source: a folder, or a file://, s3:// or gs:// URI of one.
@@ -57,7 +57,7 @@ def fetch(uri: str, folder: Path) -> None:
     """Copy all files below a URI to a folder, those that are not there yet; each appears whole or not at all.
 
     Raises:
-        DataError: nothing lies there.
+        DataError: nothing is there.
         SetupError: the disk is too small for it.
     """
     from pyarrow import fs
@@ -69,7 +69,7 @@ def fetch(uri: str, folder: Path) -> None:
     found = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
     files = {info.path[len(root) :].lstrip("/"): info for info in found if info.type == fs.FileType.File}
     if not files:
-        raise DataError(f"{uri}: no file lies there; give the URI of the unpacked release's folder")
+        raise DataError(f"{uri}: no file is there; give the URI of the unpacked release's folder")
     wanted = {name: info for name, info in files.items() if not is_there(folder / name, info)}
     size, folder_size = sum(i.size for i in wanted.values()), sum(i.size for i in files.values())
     print(f"{uri}: {len(files)} files, {folder_size / 1e9:.2f} GB; {len(wanted)} of them, {size / 1e9:.2f} GB, are "
@@ -94,12 +94,12 @@ def fetch(uri: str, folder: Path) -> None:
 
 
 def is_there(path: Path, info: fs.FileInfo) -> bool:
-    """Whether a file was fetched in this very state: size and time tell."""
+    """Whether this version of a file was fetched already, by its size and time."""
     return path.is_file() and (path.stat().st_size, path.stat().st_mtime_ns) == (info.size, info.mtime_ns or 0)
 
 
 def copy(system: fs.FileSystem, info: fs.FileInfo, path: Path) -> None:
-    """Fetch a file; it keeps its time, by which `prepare` knows it again."""
+    """Fetch a file; it keeps its modification time, by which `prepare` recognises it."""
     with replacing(path) as temporary:
         with system.open_input_stream(info.path) as stream, temporary.open("wb") as file:
             while data := stream.read(CHUNK):
@@ -108,7 +108,7 @@ def copy(system: fs.FileSystem, info: fs.FileInfo, path: Path) -> None:
 
 
 def drawn_tree(source: Path) -> str:
-    """What lies in a folder: its folders, four deep, each with its number of files by their endings."""
+    """The contents of a folder: its folders, four deep, each with the number of files of each suffix."""
     lines = [f"{source}/", *itertools.islice(_branches(source, 1), LINES)]  # no further: large trees take minutes
     return "\n".join(lines if len(lines) <= LINES else [*lines[:LINES], "  ... and more"])
 

@@ -1,25 +1,41 @@
 """What the splits of a benchmark hold, and what they share: gathered from the shards, for people and for programs.
 
-Facts of one split stand in its manifest. What only several splits together tell (an image in train and in val) stands
-in `report.json` and `report.html` beside them, made anew by each `prepare` from all splits that lie there: so the name
-of a split's shards, its hash, does not depend on which other splits were prepared.
+Facts of one split are in its manifest. What only several splits together tell (an image in train and in val) is in
+`report.json` and `report.html` next to them. Each `prepare` writes these again from all splits that are there, so the
+hash that names a split's shards does not depend on which other splits were prepared.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from datasets.text import named
+from pipelines.base.files import to_json
 
 if TYPE_CHECKING:
     from datasets.sample import Benchmark
     from datasets.shards import Shards
 
-NAMED = 10  # duplicates that are told by their ids
+NAMED = 10  # duplicates that are listed by their ids
 PICTURES = 8  # rows of a split on its sheet
 WIDTH = 240  # of a picture, pixels
+
+
+def reported(benchmark: Benchmark, out: str) -> dict[str, Any]:
+    """The facts of `write_report`; where that fails, a warning instead: the shards are whole without it.
+
+    Args:
+        benchmark: as in `write_report`.
+        out: as in `write_report`.
+    """
+    try:
+        return write_report(benchmark, out)
+    except Exception as error:
+        line = f"the shards are whole, but no report of them could be made ({type(error).__name__}: {error})"
+        return {"splits": {}, "overlaps": [], "notes": list(benchmark.notes), "warnings": [line]}
 
 
 def write_report(benchmark: Benchmark, out: str) -> dict[str, Any]:
@@ -37,10 +53,13 @@ def write_report(benchmark: Benchmark, out: str) -> dict[str, Any]:
 
     splits = open_splits(benchmark, out)
     facts = gather(benchmark, splits)
-    content = {
-        "report.json": json.dumps(facts, indent=1) + "\n",
-        "report.html": page(facts, {name: sheet(shards) for name, shards in splits.items()}),
-    }
+    sheets = {}
+    for name, shards in splits.items():
+        try:
+            sheets[name] = sheet(shards)
+        except Exception as error:
+            facts["warnings"].append(f"{name} has no pictures here ({type(error).__name__}: {error})")
+    content = {"report.json": to_json(facts, indent=1) + "\n", "report.html": page(facts, sheets)}
     for name, text in content.items():
         system, path = locate(below(out, name))
         with written_whole(system, path) as stream:
@@ -49,7 +68,7 @@ def write_report(benchmark: Benchmark, out: str) -> dict[str, Any]:
 
 
 def open_splits(benchmark: Benchmark, out: str) -> dict[str, Shards]:
-    """The splits of the benchmark that lie below OUT, in its order; last those of another source of one's own."""
+    """The splits of the benchmark below OUT, in its order; last those of another folder of the user."""
     from datasets.manifest import MANIFEST
     from datasets.shards import Shards
     from datasets.storage import below, exists, locate, names_in
@@ -63,7 +82,7 @@ def open_splits(benchmark: Benchmark, out: str) -> dict[str, Shards]:
 
 
 def gather(benchmark: Benchmark, splits: Mapping[str, Shards]) -> dict[str, Any]:
-    """All facts, and what a person should be warned of."""
+    """All facts, and the warnings."""
     rows = {name: dict(zip(shards.ids, shards.sha256, strict=True)) for name, shards in splits.items()}
     facts: dict[str, Any] = {
         "benchmark": benchmark.name,
@@ -73,8 +92,28 @@ def gather(benchmark: Benchmark, splits: Mapping[str, Shards]) -> dict[str, Any]
         "splits": {name: split_facts(shards) for name, shards in splits.items()},
         "not_prepared": {name: rows for name, rows in benchmark.splits.items() if name not in splits},
         "overlaps": overlaps(rows),
+        "notes": [*benchmark.notes, *ignored_notes(benchmark, splits), *undrawn(splits)],
     }
     return facts | {"warnings": warnings(facts)}
+
+
+def ignored_notes(benchmark: Benchmark, splits: Mapping[str, Shards]) -> list[str]:
+    """How many pixels of each split are ignored, and why, for the user's own folder."""
+    what = benchmark.ignored
+    return [f"{name}: {shards.manifest.histogram[-1]:,} pixels are ignored: {what}" for name, shards in splits.items()
+            if what and shards.manifest.labelled and shards.manifest.histogram[-1]]  # fmt: skip
+
+
+def undrawn(splits: Mapping[str, Shards]) -> list[str]:
+    """What the legends of the pictures cannot show."""
+    from pipelines.base.pictures import drawable
+
+    names = dict.fromkeys(name for shards in splits.values() for name in shards.manifest.classes)
+    lost = [name for name in names if drawable(name) != name]
+    if not lost:
+        return []
+    return [f"the font of the pictures lacks letters of {named(lost)}: legends show □ and the class's number instead, "
+            "tables the whole names"]  # fmt: skip
 
 
 def split_facts(shards: Shards) -> dict[str, Any]:
@@ -108,7 +147,13 @@ def split_facts(shards: Shards) -> dict[str, Any]:
         # The reader compares each mask with its image, and a difference stops the preparation with the file's name.
         "size_mismatches": 0,
         "duplicates": manifest.duplicates,
+        "pictured": [shards.ids[row] for row in spread_rows(len(shards), PICTURES)],
         "duplicate_ids": [ids for ids in by_image.values() if len(ids) > 1][:NAMED],
+        "ignored": {
+            "pixels": manifest.histogram[-1],
+            "share": manifest.histogram[-1] / max(1, sum(manifest.histogram)),
+        },
+        "skipped": list(manifest.skipped),
     }
 
 
@@ -144,25 +189,33 @@ def _is_union(whole: str, part: str, images: Mapping[str, Mapping[str, str]]) ->
 
 
 def warnings(facts: Mapping[str, Any]) -> list[str]:
-    """What would mislead who trains on these shards, a line each."""
+    """Warnings for those who train on these shards, one line each."""
     lines = []
     for name, split in facts["splits"].items():
         if split["classes"] != list(facts["classes"]):
-            first = ", ".join(split["classes"][:NAMED])
-            lines.append(f"{name} was prepared with other classes ({first}): prepare it anew, or remove its folder")
-        if split["partial"]:
+            first = named(split["classes"])
+            lines.append(f"{name} was prepared with other classes ({first}): prepare it again, or remove its folder")
+        if split["partial"] and split["official_rows"] is not None:
             lines.append(f"{name} is partial: {split['rows']} of the official {split['official_rows']} rows")
+        elif split["partial"]:
+            lines.append(f"{name} is partial: {split['rows']} rows, made of a part of the published images")
+        if split["skipped"]:
+            first = named((entry["why"] for entry in split["skipped"]), between="; ")
+            lines.append(f"{name} lacks {len(split['skipped'])} damaged row(s), left out as asked for: {first}")
         if not split["labelled"]:
             lines.append(f"{name} has no labels: it cannot be trained on or scored")
         if split["unseen"]:
-            lines.append(f"{name} never shows {len(split['unseen'])} class(es): {', '.join(split['unseen'][:NAMED])}")
+            lines.append(f"{name} never shows {len(split['unseen'])} class(es): {named(split['unseen'])}")
         if split["duplicates"]:
-            first = ", ".join(" = ".join(ids) for ids in split["duplicate_ids"][:3])
-            lines.append(f"{name} holds {split['duplicates']} image(s) that it holds already: {first}")
+            same = split["duplicate_ids"][0]
+            first, more = named(same, most=5, between=" = "), split["duplicates"] - len(same) + 1
+            others = f" and {more} more" if more else ""
+            lines.append(f"{name} holds {split['duplicates']} image(s) that it holds already: {first}{others}")
     for pair in facts["overlaps"]:
         (a, b), (rows, _) = pair["splits"], pair["rows"]
         if pair["kind"] == "leak":
-            first = ", ".join(one if one == other else f"{one} = {other}" for one, other in pair["first"][:3])
+            ids = [one if one == other else f"{one} = {other}" for one, other in pair["first"]]
+            first = named([*ids, *[""] * (rows - len(ids))], most=3)
             lines.append(
                 f"{rows} image(s) of {a} are in {b} too ({first}): a score on the one means nothing for a model "
                 "trained on the other"
@@ -176,7 +229,7 @@ def sheet(shards: Shards) -> Any:
 
     rows = spread_rows(len(shards), PICTURES)
     manifest = shards.manifest
-    return contact_sheet([picture(shards, i) for i in rows], manifest.classes, manifest.palette, width=WIDTH)
+    return contact_sheet((picture(shards, i) for i in rows), manifest.classes, manifest.palette, width=WIDTH)
 
 
 def spread_rows(total: int, wanted: int) -> Sequence[int]:

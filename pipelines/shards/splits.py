@@ -19,11 +19,13 @@ def index_splits(
 ) -> tuple[dict[str, list[Item]], dict[str, str]]:
     """Rows of the wanted splits, all checked before the first is written; and why others are left out.
 
+    A split is left out only where nothing of it is there and nobody named it.
+
     Raises:
         InputError: an unknown split, or a row count that is not the official one.
-        DataError: files are missing.
+        DataError: no split is there, or one is there in part or damaged.
     """
-    from datasets.sample import DataError
+    from datasets.sample import ABSENT, DataError
     from pipelines.base.errors import InputError
     from pipelines.base.text import nearest
 
@@ -33,28 +35,59 @@ def index_splits(
     found: dict[str, list[Item]] = {}
     absent: dict[str, str] = {}
     for split in wanted or benchmark.splits:
-        official = benchmark.splits[split]
         try:
-            items = benchmark.index(split)
+            found[split] = benchmark.index(split)
         except DataError as error:
             absent[split] = str(error).replace(f"\n{benchmark.tree}", "").split("Expected is this folder")[0].strip()
-            say(f"{split:>11}: left out. {absent[split]}")
+            if error.kind != ABSENT or wanted:
+                raise DataError(refused(benchmark, split, absent[split], bool(wanted))) from error
             continue
-        say(f"{split:>11}: {len(items)} rows found, official {official if official is not None else 'count unknown'}")
-        if official not in (None, len(items)) and not partial:
-            raise InputError(
-                f"{benchmark.name} {split} has {len(items)} rows, the release has {official}. Complete the source (it "
-                f"is published at {benchmark.home}), or accept it with --partial (the manifest says so)."
-            )
-        if not items:
-            raise InputError(f"{benchmark.name} {split} is empty: nothing to write")
-        found[split] = items
-    if absent and (wanted or not found or not benchmark.home):  # one's own folder has the splits that it names
-        whole = "no split" if not found else f"not all of {', '.join(wanted or benchmark.splits)}"
+        check_count(benchmark, split, found[split], partial)
+    if not found:
         reasons = "\n".join(f"{split}: {why}" for split, why in absent.items())
-        where = f"\nThe release is published at {benchmark.home}" if benchmark.home else ""
-        raise DataError(f"the source holds {whole} of {benchmark.name}. {reasons}{where}")
+        raise DataError(f"the source holds no split of {benchmark.name}. {reasons}{published(benchmark)}")
     return found, absent
+
+
+def refused(benchmark: Benchmark, split: str, why: str, named: bool) -> str:
+    """The message about a split that is there in part, or damaged, or that was asked for and is not there."""
+    others = "" if named or len(benchmark.splits) < 2 else "\nOr name the splits to prepare with --splits."
+    return f"{benchmark.name} {split} is incomplete or damaged. {why}{published(benchmark)}{others}"
+
+
+def published(benchmark: Benchmark) -> str:
+    """The sentence that tells where the release is from; "" for the user's own folder."""
+    return f"\nThe release is published at {benchmark.home}" if benchmark.home else ""
+
+
+def check_count(benchmark: Benchmark, split: str, items: list[Item], partial: bool) -> None:
+    """Say how many rows a split has, and compare with what was published.
+
+    Raises:
+        InputError: another count, unless that is accepted; or no row.
+    """
+    from pipelines.base.errors import InputError
+
+    listed, official = listed_and_official(benchmark, split, items)
+    of = f" of {listed} listed images" if listed != len(items) else ""
+    say(f"{split:>11}: {len(items)} rows found{of}, official {official if official is not None else 'count unknown'}")
+    if official not in (None, listed) and not partial:
+        what = "listed images" if of else "rows"
+        raise InputError(
+            f"{benchmark.name} {split} has {listed} {what}, the release has {official}. Complete the source (it is "
+            f"published at {benchmark.home}), or accept it with --partial (the manifest says so)."
+        )
+    if not items:
+        raise InputError(f"{benchmark.name} {split} is empty: nothing to write")
+
+
+def listed_and_official(benchmark: Benchmark, split: str, items: list[Item]) -> tuple[int, int | None]:
+    """How many rows the source lists for a split, and how many were published; None where nothing was."""
+    from datasets.sample import Rows
+
+    if isinstance(items, Rows):
+        return items.listed, benchmark.listed.get(split)
+    return len(items), benchmark.splits[split]
 
 
 def check_replaced(name: str, splits: Iterable[str], out: str) -> None:
@@ -78,7 +111,7 @@ def check_replaced(name: str, splits: Iterable[str], out: str) -> None:
             continue
         try:
             there = read_manifest(uri).benchmark
-        except DataError:  # of another schema, or damaged: to be made anew
+        except DataError:  # of another schema, or damaged: it will be written again
             continue
         if there != name:
             raise InputError(f"{uri} holds shards of {there}, not of {name}: give another --out, or remove it")
@@ -86,17 +119,22 @@ def check_replaced(name: str, splits: Iterable[str], out: str) -> None:
 
 def summarise(facts: Mapping[str, Any], absent: Mapping[str, str]) -> None:
     """Print what the report says, in a line per split and per warning."""
-    say(f"\n{'split':>11}  {'rows':>7}  {'official':>8}  never seen  twice  hash")
+    say(f"\n{'split':>11}  {'rows':>7}  {'official':>8}  never seen  twice  {'ignored':>7}  hash")
     for name, split in facts["splits"].items():
         official = "–" if split["official_rows"] is None else str(split["official_rows"])
+        ignored = f"{split['ignored']['share']:.1%}" if split["labelled"] else "–"
         say(f"{name:>11}  {split['rows']:>7}  {official:>8}  {len(split['unseen']):>10}  {split['duplicates']:>5}  "
-            f"{split['hash'][:16]}")  # fmt: skip
+            f"{ignored:>7}  {split['hash'][:16]}")  # fmt: skip
     for pair in facts["overlaps"]:
         (a, b), (rows, _) = pair["splits"], pair["rows"]
         if pair["kind"] != "leak":
             say(f"{rows} image(s) of {a} are in {b} too: {pair['kind']}")
+    for line in facts["notes"]:
+        say(f"note  {line}")
     for line in facts["warnings"]:
         say(f"WARNING  {line}")
     for split, why in absent.items():
-        say(f"left out: {split}. {why.splitlines()[0].rstrip(':')}")
-    say(f"look at {facts['path']}")
+        first = why.partition("\n")[2].strip().split("\n")[0]
+        say(f"left out: {split}. The source has nothing of it" + (f", such as {first}" if first else ""))
+    if "path" in facts:
+        say(f"look at {facts['path']}")

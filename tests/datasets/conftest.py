@@ -28,7 +28,7 @@ def camvid_root() -> Path:
 
 
 def write_own(root: Path, count: int = 10, size: tuple[int, int] = (40, 50)) -> Path:
-    """Write a folder of one's own: random JPEGs, masks of 0, 1, 2 and 255."""
+    """Write the user's own folder: random JPEGs, masks of 0, 1, 2 and 255."""
     rng = np.random.default_rng(0)
     for kind in ("images", "masks"):
         (root / kind).mkdir(parents=True)

@@ -107,7 +107,7 @@ class TestSplit:
 
     def test_a_split_of_no_frame(self, tmp_path: Path) -> None:
         (write_full(tmp_path) / "701_StillsRaw_full/0016E5_07959.png").unlink()
-        with pytest.raises(DataError, match="none of its 5 frames is of split val"):
+        with pytest.raises(DataError, match="none of its 5 frames belongs to split val"):
             camvid_full(tmp_path).index("val")
 
     def test_a_mask_is_missing(self, tmp_path: Path) -> None:

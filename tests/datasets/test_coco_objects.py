@@ -111,7 +111,9 @@ class TestInstances:
     def test_cut_run_lengths_are_named(self, tmp_path: Path, counts: object) -> None:
         notes = [{"category_id": 3, "iscrowd": 1, "segmentation": {"size": [12, 16], "counts": counts}}]
         benchmark = coco_instances(write_instances(write_images(tmp_path), notes))
-        with pytest.raises(DataError, match=r"run lengths cover .* pixels, its image has 12x16"):
+        with pytest.raises(
+            DataError, match=r"000000000009\.jpg, which has 12x16 pixels .*its run lengths (cover|are no)"
+        ):
             benchmark.read(*benchmark.index("train"))
 
     def test_an_image_without_objects_is_kept(self, tmp_path: Path) -> None:
@@ -131,7 +133,10 @@ class TestInstances:
         [
             ({"categories": category_entries(THINGS)[:-1]}, "1 categories are not COCO's, the first is 'toothbrush'"),
             ({"categories": [*category_entries(THINGS), {"id": 12, "name": "hat"}]}, r"'hat' \(id 12 in the file"),
-            ({"annotations": [{"id": 1, "image_id": 8}]}, r"not COCO's instances file \(KeyError: 8\)"),
+            (
+                {"annotations": [{"id": 1, "image_id": 8}]},
+                "1 annotations belong to images that the file does not list: 1;",
+            ),
             ({"images": None}, "not COCO's instances file"),
         ],
     )
@@ -235,7 +240,7 @@ class TestPanoptic:
             ({"categories": category_entries(THINGS)}, "53 categories are not COCO's"),
             (
                 {"annotations": []},
-                "1 images are without annotation, or annotations without image, the first is image 9",
+                "images without annotation, or annotations without image: 9",
             ),
             ({"annotations": [{"image_id": 9, "segments_info": []}]}, "not COCO's panoptic file"),
         ],

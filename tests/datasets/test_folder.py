@@ -1,4 +1,4 @@
-"""A folder of one's own: lists, subfolders, pairs.csv, masks of values and of colours."""
+"""The user's own folder: lists, subfolders, pairs.csv, masks of values and of colours."""
 
 import pickle
 import shutil
@@ -216,9 +216,9 @@ class TestPairs:
     @pytest.mark.parametrize(
         ("lines", "match"),
         [
-            (["image;mask", "a;b"], r"the first line is 'image;mask'; expected is image,mask"),
+            (["image mask", "a b"], r"the first line is 'image mask'; expected is image,mask"),
             (["image,mask"], "no row below the first line"),
-            (["image,mask,split", "a.jpg,b.png,validation"], "row 2 is .* a split of train, val, test"),
+            (["image,mask,split", "a.jpg,b.png,holdout"], "row 2 is .* a split of train, val, test"),
             (["image,mask", ",drawn/000.png"], "row 2 is .* needed are an image"),
             (["image,mask", "my photos/009.jpg,drawn/000.png"], r"1 file is missing:\n.*009\.jpg"),
             (["image,mask", "my photos/000.jpg,drawn/009.png"], r"1 file is missing:\n.*009\.png"),

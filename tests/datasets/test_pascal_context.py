@@ -160,7 +160,7 @@ class TestJson:
             pascal_context59(root).index("val")
         write_merged(root / "trainval_merged.json", NOTES)
         write_image(root / "VOCdevkit/VOC2010/JPEGImages/2008_000003.jpg", (6, 8))
-        with pytest.raises(DataError, match=r"image is 8x6 pixels .* its mask 16x12"):
+        with pytest.raises(DataError, match=r"image is 8x6 pixels .* its entry in trainval_merged\.json 16x12"):
             pascal_context59(root).read(pascal_context59(root).index("val")[0])
 
     def test_other_files(self, root: Path) -> None:

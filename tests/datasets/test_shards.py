@@ -210,7 +210,7 @@ def test_one_message_names_several_faults(tmp_path: Path) -> None:
         prepare(folder(root), str(tmp_path / "out"), files=1)
     for i in range(14):
         (root / f"images/{i:03d}.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"^10 or more rows"):
+    with pytest.raises(DataError, match=r"(?s)^14 rows of one file .*\n  \.\.\. and 4 more$"):
         prepare(folder(root), str(tmp_path / "out"), files=1)
     assert parts(str(tmp_path / "out")) == []
 
@@ -569,6 +569,5 @@ def test_pixels_are_counted_exactly_whatever_the_layout_in_memory(monkeypatch: p
     read_only.flags.writeable = False
     for same in (mask, read_only, np.asfortranarray(mask), np.pad(mask, 3)[3:-3, 3:-3]):
         assert histogram(same, 5) == wanted
-    monkeypatch.setattr(facts, "EXACT", mask.size)  # as a mask of over 2 ** 24 pixels, which float32 cannot count
-    monkeypatch.setattr(facts.cv2, "calcHist", None)
+    monkeypatch.setattr(facts, "EXACT", 100)  # as a mask of over 2 ** 24 pixels, which float32 cannot count
     assert histogram(mask, 5) == wanted

@@ -1,6 +1,8 @@
 """audit: what it counts, the weights that a recipe takes, one row, and damage that --verify finds."""
 
+import re
 import sys
+import unicodedata
 from dataclasses import replace
 
 import cv2
@@ -9,11 +11,13 @@ import pytest
 import yaml
 
 from datasets.manifest import read_manifest, write_manifest
+from datasets.readers.folder import folder
 from datasets.readers.voc import voc12
 from datasets.sample import Segment, decode_image, decode_mask
 from datasets.shards import Shards
 from datasets.writer import write_part
 from pipelines import audit
+from pipelines.base import pictures
 from pipelines.base.door import run
 from pipelines.base.pictures import blend, colour
 
@@ -107,7 +111,7 @@ def test_a_row_by_its_id(shards, look, tmp_path):
     (height, width), palette = mask.shape, held.manifest.palette
     np.testing.assert_array_equal(picture[:height, :width], image)
     np.testing.assert_array_equal(picture[:height, width + 4 : 2 * width + 4], colour(mask, palette))
-    np.testing.assert_array_equal(picture[:height, 2 * width + 8 :], blend(image, mask, palette))
+    np.testing.assert_array_equal(picture[:height, 2 * width + 8 : 3 * width + 8], blend(image, mask, palette))
 
 
 def test_an_unknown_row_is_answered_with_the_nearest_ids(shards, look):
@@ -135,6 +139,91 @@ def test_a_row_with_objects_lists_them_and_one_without_a_mask_is_shown(release, 
     assert "no mask" in look(tmp_path / "bare", "--row", item.id)
     assert "no labels" in look(tmp_path / "bare", "--sheet", tmp_path / "bare.png")
     assert (tmp_path / "bare.png").exists()
+
+
+def test_a_row_is_found_in_either_normal_form(tmp_path, look):
+    root, out = tmp_path / "mine", tmp_path / "out"
+    name = unicodedata.normalize("NFD", "Äpfel/ü")
+    for kind in ("images", "masks"):
+        (root / kind / name).parent.mkdir(parents=True)
+        cv2.imwrite(str(root / kind / f"{name}.png"), np.zeros((4, 3), np.uint8))
+    (root / "classes.yaml").write_text("classes: ['a$_$', '汽车']", encoding="utf-8")
+    own = folder(root)
+    write_manifest(str(out), own, "train", [write_part(str(out), 0, own.index("train"), own, "train")], False)
+    shown = look(out, "--row", unicodedata.normalize("NFC", name), "--verify")
+    assert f"row 0 of 1: {unicodedata.normalize('NFC', name)}" in shown
+    assert cv2.imread(re.search("picture: (.*)", shown)[1]).shape[1] == 160  # the legend has room
+
+
+def test_problems_of_many_rows_are_counted_and_ten_named(shards, look, monkeypatch):
+    monkeypatch.setattr("datasets.shards.row_problems", lambda rows, classes: [f"row {i}" for i in range(len(rows))])
+    message = look(shards / "voc12/trainval", "--verify", code=2)
+    assert "29 problem(s)" in message
+    assert message.count("\n  part-") == 10
+    assert "\n  ... and 19 more\n" in message
+
+
+NAMES = [
+    "汽车",
+    "a$_$b",
+    "$5_$10",
+    "1$ and 5$_",
+    'it\'s, "x"/y',
+    "x" * 300,
+    "x" * 299 + "y",
+    "a\nb\tc",
+    "Straße",
+    "плуг",
+]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_any_kind_become_labels(tmp_path):
+    counts, title = np.eye(len(NAMES)), "run $_$ 汽"
+    for figure in (
+        pictures.confusion_figure(counts, NAMES, title), pictures.iou_figure([0.1] * len(NAMES), NAMES, title)
+    ):  # fmt: skip
+        figure.savefig(tmp_path / "figure.png")
+        texts = {label.get_text() for axes in figure.axes for label in axes.get_yticklabels()}
+        assert {"0 □□", "a$_$b", "$5_$10", "1$ and 5$_", "Straße", "плуг", "a b c"} <= texts
+    texts = pictures.labels(NAMES, 18)
+    assert len(set(texts)) == len(NAMES)
+    assert max(map(len, texts)) <= 18
+    white = pictures.legend([""] * 3, [(255, 255, 255)] * 3, 480)
+    sheets = [pictures.legend([name] * 3, [(255, 255, 255)] * 3, 480) for name in ("Straße", "Strasse", "???")]
+    assert len({sheet.tobytes() for sheet in (white, *sheets)}) == 4
+
+
+def test_unlike_ids_have_unlike_files():
+    ids = ["a", "a/b", "a_b", "汽", "车", "", ".", "..", ".x", "x" * 300, "y" + "x" * 299, "a b", "\udce9"]
+    names = [pictures.safe_name(name) for name in ids]
+    assert len(set(names)) == len(ids)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}", name) for name in names)
+    assert (names[0], names[2]) == ("a", "a_b")
+
+
+def test_one_portrait_leaves_no_sheet_half_white():
+    def row(height, width):
+        return f"{height}", np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
+
+    rows = [row(240, 320)] * 7
+    usual = pictures.contact_sheet([*rows, row(240, 320)], ["a"], [(9, 9, 9)])
+    for odd in (row(480, 320), row(5000, 1), row(1, 5000), row(1, 1), row(4000, 3000)):
+        sheet = pictures.contact_sheet([*rows, odd], ["a"], [(9, 9, 9)])
+        assert sheet.shape == usual.shape
+        assert (sheet == 255).all(-1).mean() < 0.2
+    portraits = pictures.contact_sheet([row(480, 320)] * 8, ["a"], [(9, 9, 9)])
+    assert (portraits == 255).all(-1).mean() < 0.1
+    assert pictures.contact_sheet([("a", *row(240, 320)[1:2], None)], ["a"], [(9, 9, 9)]).shape[1] == 4 * 324
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (3, 20000), (3000, 4000)])
+def test_overlays_of_any_size(tmp_path, size):
+    mask = np.zeros(size, np.uint8)
+    path = pictures.save_overlay(tmp_path / "a.png", np.zeros((*size, 3), np.uint8), mask, mask, [(9, 9, 9)])
+    height, width, _ = cv2.imread(path).shape
+    assert max(height, width) <= pictures.LARGEST + 8
+    assert height >= min(240, size[0]) or width > pictures.LARGEST // 2
 
 
 class Constant:

@@ -1,4 +1,4 @@
-"""prepare and its report: what is asked before, told meanwhile, found after; the same bytes for any workers."""
+"""prepare and its report: checks before, progress meanwhile, findings after; the same bytes for any workers."""
 
 import importlib
 import json
@@ -16,14 +16,16 @@ import pytest
 from datasets.catalog import BENCHMARKS
 from datasets.manifest import read_manifest
 from datasets.sample import DataError
+from datasets.shapes import write_sample
 from pipelines.base.door import run
 from pipelines.base.errors import InputError, SetupError
 from pipelines.base.text import duration
 from pipelines.cluster.nodes import check_shared
 from pipelines.shards import release
+from pipelines.shards.page import shared
 from pipelines.shards.release import drawn_tree, fetch, local_release
-from pipelines.shards.report import overlaps
-from pipelines.shards.writing import Progress, write_split
+from pipelines.shards.report import overlaps, warnings
+from pipelines.shards.writing import Progress, shortened, write_split
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def prepare(monkeypatch, capsys):
 
 
 def write_folder(root, splits, classes=("road", "car"), size=(20, 30)):
-    """A folder of one's own: split -> stems; the stem's number is the image's brightness, its split's name is not."""
+    """The user's own folder: split -> stems; the stem's number is the image's brightness, its split's name is not."""
     for split, stems in splits.items():
         for kind in ("images", "masks"):
             (root / kind / split).mkdir(parents=True)
@@ -118,7 +120,7 @@ def test_expected_and_found_tree_come_first(release, tmp_path, prepare):
     expected, found, first = (shown.index(part) for part in ("1464 ids", f"{release}/\n", "11 rows found"))
     assert expected < found < first
     assert re.search(r"JPEGImages/\n +\d+ \.jpg", shown)
-    assert re.search(r"val +11 +1449 +\d+ +0 +[0-9a-f]{16}", shown)
+    assert re.search(r"val +11 +1449 +\d+ +0 +\d+\.\d% +[0-9a-f]{16}", shown)
     assert "WARNING  val is partial: 11 of the official 1449 rows" in shown
 
 
@@ -139,12 +141,12 @@ def test_a_folder_of_ones_own_is_written_whole_or_not_at_all(tmp_path, prepare):
     source, out = write_folder(tmp_path / "mine", {"train": ["1", "2"], "val": ["3"]}), tmp_path / "out"
     (source / "masks/val/3.png").rename(tmp_path / "3.png")
     message = prepare("folder", "--source", source, "--out", out, "--workers", 0, code=2)
-    assert "masks/val/3.png" in message
+    assert "images without a mask: 1 file: images/val/3.png" in message
     assert "published" not in message
     assert not out.exists()
     (tmp_path / "3.png").rename(source / "masks/val/3.png")
     assert "WARNING" not in prepare("folder", "--source", source, "--out", out, "--workers", 0)
-    assert "A folder of one's own" in Page((out / "report.html").read_text()).text
+    assert "Your own folder" in Page((out / "report.html").read_text()).text
 
     other = write_folder(tmp_path / "other", {"train": ["4"]}, classes=("sky", "sea"))
     shown = prepare("folder", "--source", other, "--out", out, "--workers", 0)
@@ -218,7 +220,7 @@ def test_a_release_in_a_bucket_is_fetched_once(bucket, tmp_path, prepare):
 
 def test_an_empty_bucket_and_a_small_disk_are_refused(bucket, tmp_path, monkeypatch):
     there, fetched = bucket
-    with pytest.raises(DataError, match="no file lies there"):
+    with pytest.raises(DataError, match="no file is there"):
         fetch("s3://bucket/nothing", tmp_path / "stage")
     write_folder(there / "mine", {"train": ["1"]})
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
@@ -262,7 +264,7 @@ def test_progress_tells_rows_rate_and_time_left():
     assert lines == [
         "      train: 60/100 rows (60%)  2 rows/s  ETA 20 s  6.0 MB  1 of 3 file(s), 1 of them there already"
     ]
-    progress.take(1, {"rows": 5, "bytes": 500_000})  # its node was lost, and the task begins anew
+    progress.take(1, {"rows": 5, "bytes": 500_000})  # its node was lost, and the task starts again
     assert "45/100" in progress.line()
     now[0] = 400.0
     progress.take(1, {"rows": 30, "bytes": 3_000_000, "name": "part-1", "kept": False})
@@ -279,6 +281,18 @@ def test_a_long_file_tells_how_far_it_is_under_way(release, tmp_path, monkeypatc
     write_split(voc, "val", voc.index("val"), str(tmp_path), 0, lines.append)
     assert [int(re.search(r"(\d+)/11 rows", line)[1]) for line in lines] == [*range(1, 12), 11, 11]
     assert "0 of 1 file(s)" in lines[5]
+
+
+def test_a_share_is_100_percent_only_of_all():
+    lines = []
+    progress = Progress("train", 437, 2, lines.append)
+    progress.take(0, {"rows": 435, "bytes": 1, "name": "part-0", "kept": False})
+    assert "435/437 rows (99%)" in progress.line()
+    progress.take(1, {"rows": 1, "bytes": 1, "name": "part-1", "kept": False, "skipped": [{"id": "a", "why": "b"}]})
+    assert "436/437 rows (99%)" in progress.line()
+    assert progress.line().endswith("2 of 2 file(s); 1 damaged row(s) left out")
+    assert [shortened(*parts) for parts in ((0, 9), (9, 9), (0, 0), (1, 999), (998, 999))] == [
+        "0%", "100%", "0%", "under 1%", "99%"]  # fmt: skip
 
 
 def test_overlaps_of_splits():
@@ -316,7 +330,9 @@ class Page(HTMLParser):
 def test_report_warns_of_leaks_and_unseen_classes_on_one_page(tmp_path, prepare):
     stems = {"train": ["1", "2", "copy2"], "val": ["2", "9"]}
     source = write_folder(tmp_path / "mine", stems, classes=("road", "car", "<b>bird</b>"))
-    shown = prepare("folder", "--source", source, "--out", tmp_path / "out", "--workers", 0)
+    words = ("folder", "--source", source, "--out", tmp_path / "out", "--workers", 0)
+    assert "train: no pixel of 1 class(es): <b>bird</b>" in prepare(*words, code=2)
+    shown = prepare(*words, "--allow-unseen")
     assert "WARNING  2 image(s) of train are in val too (2, copy2 = 2)" in shown
     assert "WARNING  train never shows 1 class(es): <b>bird</b>" in shown
     assert "WARNING  train holds 1 image(s) that it holds already: 2 = copy2" in shown
@@ -346,6 +362,175 @@ def test_report_knows_splits_of_earlier_runs_and_trainval_by_design(release, tmp
     page = Page((tmp_path / "out/report.html").read_text())
     assert page.text.count("by design: one is the union") == 2
     assert all(manifest in page.text for manifest in (alone.hash, read_manifest(str(tmp_path / "out/val")).hash))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A few pictures in the layouts of COCO and VOC that are large enough for COCO's least number of pixels."""
+    root = tmp_path_factory.mktemp("photos") / "sample"
+    write_sample(root, coco=6, coco_val=5, train=3, aug=4, val=2, size=(96, 128))
+    return root
+
+
+def test_a_split_that_is_there_in_part_is_an_error_told_once(photos, tmp_path, prepare):
+    shutil.copytree(photos, tmp_path / "voc")
+    images = tmp_path / "voc/VOCdevkit/VOC2012/JPEGImages"
+    first = (images.parent / "ImageSets/Segmentation/train.txt").read_text().split()[0]
+    (images / f"{first}.jpg").unlink()
+    words = ("voc12", "--source", tmp_path / "voc", "--out", tmp_path / "out", "--workers", 0, "--partial")
+    message = prepare(*words, code=2)
+    assert f"voc12 train is incomplete or damaged. 1 file is missing:\n  {images}/{first}.jpg\n" in message
+    assert message.count(first) == 1
+    assert message.count("published at") == 1
+    assert "--splits" in message
+    assert "1464 ids" not in message  # the tree was shown before
+    assert not (tmp_path / "out").exists()
+    shown = prepare(*words, "--splits", "val")
+    assert "left out" not in shown
+    notes = tmp_path / "voc/coco/annotations/instances_val2017.json"
+    notes.write_bytes(notes.read_bytes()[:2000])
+    words = ("coco_voc", "--source", tmp_path / "voc/coco", "--out", tmp_path / "coco", "--workers", 0, "--partial")
+    assert "coco_voc val is incomplete or damaged" in prepare(*words, code=2)
+    assert not (tmp_path / "coco").exists()
+    notes.unlink()
+    shutil.rmtree(tmp_path / "voc/coco/val2017")
+    assert "left out: val. " in prepare(*words)
+    assert os.listdir(tmp_path / "coco/train")
+
+
+def test_a_list_of_a_part_of_the_images_is_partial(photos, tmp_path, prepare):
+    words = ("coco_voc", "--source", photos / "coco", "--out", tmp_path / "out", "--workers", 0, "--splits", "val")
+    message = prepare(*words, code=2)
+    assert "coco_voc val has 5 listed images, the release has 5000" in message
+    assert "WARNING  val is partial" in prepare(*words, "--partial")
+    manifest = read_manifest(str(tmp_path / "out/val"))
+    assert (manifest.partial, manifest.official_rows) == (True, None)
+
+
+def stored(root, *masks):
+    """Your own folder whose images' masks hold the given values."""
+    write_folder(root, {"train": [str(i) for i in range(len(masks))]})
+    for i, values in enumerate(masks):
+        cv2.imwrite(str(root / f"masks/train/{i}.png"), np.resize(np.array(values, np.uint8), (20, 30)))
+    return root
+
+
+def test_masks_of_0_and_255_and_two_names_just_work(tmp_path, prepare):
+    source = stored(tmp_path / "mine", [0, 255], [0], [255])
+    words = ("folder", "--source", source, "--out", tmp_path / "out", "--workers", 0)
+    for page in ('{"classes": ["background", "lesion"]}', "classes: {0: background, 255: lesion}"):
+        (source / "classes.yaml").write_text(page)
+        shown = prepare(*words)
+        assert ("note  the masks hold 0 and 255 only, so 255 is read as 'lesion'" in shown) == ("[" in page)
+        assert read_manifest(str(tmp_path / "out/train")).histogram == (900, 900, 0)
+    (source / "classes.yaml").write_text("classes: [background, lesion]\nignore: [255]\n")
+    message = prepare(*words, "--allow-ignored", code=2)
+    assert "train: no pixel of 1 class(es): lesion; 900 of 1,800 pixels (50%) are ignored: mask value 255." in message
+    assert "classes: {0: background, 255: NAME}" in message
+    shown = prepare(*words, "--allow-unseen")
+    assert "1 of 1 file(s), 1 of them there already" in shown
+    assert "note  train: 900 pixels are ignored: mask value 255\n" in shown
+
+
+def test_a_split_of_which_more_than_half_is_ignored(tmp_path, prepare):
+    source = stored(tmp_path / "mine", [0, 1, 255, 255, 255, 255])
+    words = ("folder", "--source", source, "--out", tmp_path / "out", "--workers", 0)
+    message = prepare(*words, code=2)
+    assert "400 of 600 pixels (66%) are ignored: mask value 255, by default because no class has it" in message
+    assert "--allow-ignored" in message
+    with pytest.raises(DataError, match="parts without manifest"):
+        read_manifest(str(tmp_path / "out/train"))
+    prepare(*words, "--allow-ignored")
+    facts = json.loads((tmp_path / "out/report.json").read_text())["splits"]["train"]
+    assert facts["ignored"] == {"pixels": 400, "share": 400 / 600}
+
+
+def test_damaged_rows_are_an_error_or_left_out_and_listed(tmp_path, prepare):
+    source = write_folder(tmp_path / "mine", {"train": ["1", "2", "3"], "val": ["4"]})
+    data = bytearray((source / "images/train/2.png").read_bytes())
+    data[50] ^= 1
+    (source / "images/train/2.png").write_bytes(data)
+    words = ("folder", "--source", source, "--out", tmp_path / "out", "--workers", 0)
+    message = prepare(*words, code=2)
+    assert message.count("images/train/2.png") == 1
+    assert "damaged PNG (checksum of its chunk IDAT); fetch the file again" in message
+    shown = prepare(*words, "--skip-damaged")
+    assert "2/3 rows (66%)" in shown
+    assert "1 damaged row(s) left out" in shown
+    assert "WARNING  train lacks 1 damaged row(s), left out as asked for: " in shown
+    assert [entry["id"] for entry in read_manifest(str(tmp_path / "out/train")).skipped] == ["2"]
+    assert "skipped" not in json.loads((tmp_path / "out/val/manifest.json").read_text())
+    assert "images/train/2.png" in Page((tmp_path / "out/report.html").read_text()).text
+    assert "images/train/2.png" in prepare(*words, code=2)  # the file without that row is not taken for whole
+
+
+def test_what_a_folder_does_not_use_is_told_and_unpaired_files_are_refused(tmp_path, prepare):
+    source = write_folder(tmp_path / "mine", {"train": [str(i) for i in range(5)]})
+    for i in range(13):
+        (source / f"more{i:02d}.txt").touch()
+    (source / "masks/train/4.png").unlink()
+    words = ("folder", "--source", source, "--out", tmp_path / "out", "--workers", 0)
+    assert "images without a mask: 1 file: images/train/4.png" in prepare(*words, code=2)
+    shown = prepare(*words, "--allow-unpaired", "--val", 0.25)
+    assert "not used (in no list, or of a kind that is not read): 13 files: more00.txt, " in shown
+    assert "more09.txt, ... and 3 more" in shown
+    assert "1 file: images/train/4.png" in shown
+    assert "--val 0.25: 1 of 4 images are split val" in shown
+    page = Page((tmp_path / "out/report.html").read_text()).text
+    assert "more09.txt, ... and 3 more" in page
+    assert len(json.loads((tmp_path / "out/report.json").read_text())["notes"]) == 3
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("voc12", "--val", "0.1"), "--val and --allow-unpaired are for `folder`"),
+    (("camvid", "--allow-unpaired"), "--val and --allow-unpaired are for `folder`"),
+    (("folder", "--val", "1.5"), "--val 1.5: allowed is a share"),
+    (("folder", "--val", "-1"), "--val -1: allowed is a share"),
+])  # fmt: skip
+def test_options_of_another_benchmark(tmp_path, prepare, words, message):
+    assert message in prepare(*words, "--source", tmp_path, "--out", tmp_path / "out", code=2)
+
+
+def test_names_of_any_alphabet_stay_whole_on_the_page(tmp_path, prepare):
+    names = ["汽车", "1$ and 5$_", "a$_$b", "x, 'y'/\"z\" & <w>"]
+    source = write_folder(tmp_path / "mine", {"train": ["1", "2"]}, classes=names)
+    for kind in ("images", "masks"):
+        (source / kind / "train/1.png").rename(source / kind / "train/ü1 汽$_$.png")
+    shown = prepare("folder", "--source", source, "--out", tmp_path / "out", "--workers", 0, "--allow-unseen")
+    assert "note  the font of the pictures lacks letters of 汽车: legends show □ and the class's number" in shown
+    page = Page((tmp_path / "out/report.html").read_text())
+    assert all(name in page.text for name in [*names, "ü1 汽$_$"])
+
+
+@pytest.mark.parametrize("fails", ["sheet", "gather", "page"])
+def test_a_report_that_fails_does_not_end_a_finished_preparation(tmp_path, prepare, monkeypatch, fails):
+    def fail(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(f"pipelines.shards.{'page.page' if fails == 'page' else f'report.{fails}'}", fail)
+    source = write_folder(tmp_path / "mine", {"train": ["1", "2"]})
+    shown = prepare("folder", "--source", source, "--out", tmp_path / "out", "--workers", 0)
+    assert "WARNING" in shown
+    assert "MemoryError: no room" in shown
+    assert (tmp_path / "out/report.html").exists() == (fails == "sheet")
+    assert read_manifest(str(tmp_path / "out/train")).rows == 2
+
+
+def test_lists_of_many_say_how_many_more(tmp_path):
+    pair = {
+        "splits": ["train", "val"],
+        "rows": [137, 137],
+        "kind": "leak",
+        "first": [[str(i), str(i)] for i in range(10)],
+    }
+    split = {"classes": [f"c{i}" for i in range(140)], "partial": False, "skipped": [], "labelled": True, "rows": 9,
+             "unseen": [f"c{i}" for i in range(134)], "duplicates": 40, "official_rows": None,
+             "duplicate_ids": [[str(i) for i in range(31)], ["x", "y"]]}  # fmt: skip
+    unseen, duplicates, leak = warnings({"splits": {"train": split}, "classes": split["classes"], "overlaps": [pair]})
+    assert unseen.endswith("c8, c9, ... and 124 more")
+    assert duplicates.endswith("40 image(s) that it holds already: 0 = 1 = 2 = 3 = 4 = ... and 26 more and 10 more")
+    assert "(0, 1, 2, ... and 134 more)" in leak
+    assert "9, ... and 127 more" in shared([pair], 2)
 
 
 def test_a_split_without_labels_is_reported(tmp_path, prepare):
