@@ -31,8 +31,10 @@ CURES = {
         "give credentials that may read (and, to prepare, write) it: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
         "~/.aws/credentials, GOOGLE_APPLICATION_CREDENTIALS; a public bucket of Google's is gs://anonymous@BUCKET/FOLDER"
     ),
-    r"NO_SUCH_BUCKET|NoSuchBucket|NOT_FOUND|\b404\b": "there is no such bucket; correct its name, or make it first",
-    r"NETWORK_CONNECTION|CURL error|curlCode": f"{USUAL}; for AWS, naming the region helps, too: s3://BUCKET/FOLDER?region=REGION",
+    r"NO_SUCH_BUCKET|NoSuchBucket|Bucket '[^']*' not found|NOT_FOUND|\b404\b": (
+        "there is no such bucket; correct its name, or make it first"
+    ),
+    r"NETWORK_CONNECTION|CURL error|curlCode": f"{USUAL}; on AWS, naming the region helps: s3://BUCKET?region=REGION",
     r"resolving region|PermanentRedirect|\b301\b": "name the bucket's region: s3://BUCKET/FOLDER?region=REGION",
 }
 _met: set[str] = set()  # buckets that have answered this process

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Run a study: every variant under every seed, and the table of what they gained beside what was published.
+"""Run a study: every variant under every seed, and the table of what they gained next to what was published.
 
-The same command continues a study that was interrupted: what has ended is not run again, what failed is tried anew.
+The same command continues a study that was interrupted: trials that ended are not run again, those that failed are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import run
+from pipelines.base.door import program, run, version
 
 if TYPE_CHECKING:
     from pipelines.studies.study import StudyPlan
@@ -28,13 +28,13 @@ examples:
 """
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        program(), description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("study", help="a YAML file, or a name below pipelines/studies")
+    add("study", nargs="?", help="a YAML file, or a name below pipelines/studies")
     add("overrides", nargs="*", default=[], metavar="key=value", help="replaces a key of the recipe, for all variants")
     add("--recipe", help="replaces the study's recipe")
     add("--benchmark", metavar="B", help="train on B/train, validate on B/val; for recipes of one stage")
@@ -43,22 +43,42 @@ def parse() -> argparse.Namespace:
     add("--at-once", type=int, metavar="N", help="trials at the same time (default: as many as the cluster carries)")
     add("--name", help="the study's folder, OUTPUT/studies/NAME (default: from its file and its recipe)")
     add("--print", action="store_true", help="show the study with its trials; end")
-    return parser.parse_intermixed_args()
+    add("--list", action="store_true", help="show the bundled studies; end")
+    add("--version", action="version", version=version())
+    return parser
 
 
 def main() -> None:
-    args = parse()
-    from pipelines.studies.study import load_study
+    parser = build_parser()
+    args = parser.parse_intermixed_args()
+    from pipelines.studies.study import STUDIES, load_study
 
+    if args.list:
+        from pipelines.recipes.bundled import listing
+
+        print(listing(STUDIES))
+        return
+    if args.study is None:
+        parser.error("name a study; --list shows those that are bundled")
     plan = load_study(args.study, recipe=args.recipe, benchmark=args.benchmark, seeds=args.seeds, name=args.name,
                       overrides=args.overrides)  # fmt: skip
     check_wishes(args, plan)
     if args.print:
         show(plan)
         return
+    announce(plan)
     from pipelines.studies.run import run_study  # after the names were checked, and not for --help
 
     run_study(plan, at_once=args.at_once, confidence=(args.interval or 95.0) / 100)
+
+
+def announce(plan: StudyPlan) -> None:
+    """Say what begins and where it is."""
+    from pipelines.cluster.nodes import output_folder
+    from pipelines.recipes.recipe import Recipe
+
+    folder = output_folder(plan.page.get("output") or Recipe.output) / "studies" / plan.name
+    print(f"{plan.name} in {folder}: PyTorch is imported, then every trial is checked", flush=True)
 
 
 def check_wishes(args: argparse.Namespace, plan: StudyPlan) -> None:

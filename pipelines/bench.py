@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Measure the speed of the project: each command prints a Markdown table of medians and ratios.
 
-Every speed stands beside that of something run in turns with it, in the same process or session: absolute numbers are
-the machine's, ratios are the project's. Commands need no data: they draw what they read, unless told otherwise.
+Every speed is next to that of something that takes turns with it in the same process or session: absolute numbers
+are the machine's, ratios are the project's. Commands need no data: they draw what they read, unless told otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import run
+from pipelines.base.door import run, version
 
 EXAMPLES = """\
 examples:
@@ -27,7 +27,7 @@ examples:
   python -m pipelines.bench accuracy --data data                # CamVid: minutes on a GPU, a try-out on CPUs
   python -m pipelines.bench prepare --gib 5 --repeats 1         # shards against bare reading and encoding
   python -m pipelines.bench storage --images data/CamVid        # encodings of masks, layouts of files
-  python -m pipelines.bench ablate                              # what a study costs beside its trials
+  python -m pipelines.bench ablate                              # what a study costs on top of its trials
   python -m pipelines.bench COMMAND --help                      # options of one command
 """
 # A further command is a line here and a module of that name in the room speed/. The module holds a docstring (its first
@@ -56,6 +56,7 @@ def main(words: list[str] | None = None) -> None:
     if args.json and not args.json.absolute().parent.is_dir():
         raise InputError(f"--json {args.json}: there is no folder {args.json.absolute().parent}; make it first")
     args.check(args)
+    print(f"bench {args.command}: {args.repeats} round(s)", flush=True)
     facts = header()
     print(" · ".join(facts.values()), flush=True)
     report = args.measure(args)
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         add_command(commands, name, importlib.import_module(f"pipelines.speed.{name}"))

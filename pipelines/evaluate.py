@@ -1,24 +1,30 @@
 #!/usr/bin/env python
 """Score a checkpoint on a split: every row once, one confusion matrix over all of them.
 
-The checkpoint knows its model, its classes and the rows that it was trained on; scoring it on those is refused.
-Prints mIoU with its protocol, IoU and F1 (Dice) per class; with --out also writes scores.json and pictures.
+The checkpoint knows its model, its classes and the rows that it was trained on; it is not scored on those. Prints mIoU
+with its protocol, IoU and F1 (Dice) per class; with --out also writes scores.json, with every digit, and pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import run, writable
+from pipelines.base.door import program, run, version, writable
 from pipelines.base.errors import InputError
 from pipelines.base.files import replacing, write_json
+from pipelines.base.polling import Polling
+from pipelines.base.text import Progress, clock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +44,7 @@ examples:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        program(), description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path, help="best.pt or step-….pt of a run")
     parser.add_argument("shards", help="folder or URI of one split's shards")
@@ -54,6 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default: bf16 on GPUs")
     parser.add_argument("--allow-seen", action="store_true", help="score on training rows all the same, and say so")
     parser.add_argument("--out", type=Path, help="folder for scores.json, confusion.png and iou.png")
+    parser.add_argument("--version", action="version", version=version())
     return parser.parse_args()
 
 
@@ -63,11 +70,14 @@ def main() -> None:
     from pipelines.feed.plan import open_shards
 
     if args.workers is not None and args.workers < 1:
-        raise InputError(f"--workers {args.workers}: 1 or more; without it, this process scores alone")
-    path, uri = args.checkpoint.resolve(), below(str(Path.cwd()), args.shards)
+        raise InputError(f"--workers {args.workers}: 1 or more; without it, only this process scores")
+    path, uri = args.checkpoint.expanduser().resolve(), below(str(Path.cwd()), args.shards)
     if not path.is_file():
-        raise InputError(f"no checkpoint {path}; a run's lie in RUN/STAGE/checkpoints and RUN/STAGE/best.pt")
-    open_shards(uri)  # a fault of theirs is told before torch is imported, which takes seconds
+        raise InputError(
+            f"no checkpoint {path}; those of a run are RUN/STAGE/best.pt and RUN/STAGE/checkpoints/step-….pt"
+        )
+    rows = len(open_shards(uri))  # their faults are told before PyTorch is imported, which takes seconds
+    print(f"{path} on the {rows:,} rows of {uri}: PyTorch is imported, the checkpoint is read", flush=True)
     from pipelines.runs.checkpoint import Checkpoint
     from pipelines.scoring.evaluation import plan_evaluation
     from segmodels.metrics import scores
@@ -76,6 +86,7 @@ def main() -> None:
     task = plan_evaluation(path, checkpoint, uri, overrides(args), args.precision, args.allow_seen)
     if args.out:
         writable("--out", args.out)
+    print(f"scores {task.protocol}", flush=True)
     counts = count(task, checkpoint, args.workers, args.gpus)
     result = scores(counts)
     print_scores(task, result)
@@ -93,22 +104,55 @@ def count(task: Task, checkpoint: Checkpoint, workers: int | None, gpus: Literal
     """Confusion counts of the split, by this process or by Ray workers, each on so many GPUs."""
     from pipelines.cluster.session import ray_cluster
     from pipelines.recipes.recipe import Workers
-    from pipelines.scoring.evaluation import evaluate_here, evaluate_on_ray
+    from pipelines.scoring.evaluation import evaluate_on_ray
 
     if workers is None:
-        return evaluate_here(task, checkpoint)
-    with ray_cluster(Workers(count=workers, gpus=gpus)) as sizes:
+        return count_here(task, checkpoint)
+    print(f"Ray starts, {workers} worker(s) score", flush=True)
+    with ray_cluster(Workers(count=workers, gpus=gpus)) as sizes, waiting():
         return evaluate_on_ray(task, sizes)
 
 
+def count_here(task: Task, checkpoint: Checkpoint) -> np.ndarray:
+    """As `count`, by this process, with lines that say how far it is."""
+    import torch
+
+    from pipelines.feed.plan import open_shards
+    from pipelines.feed.validation import validation_batches
+    from pipelines.scoring.evaluation import load_model, settle_precision
+    from pipelines.scoring.validate import validate
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, batch = load_model(task.recipe, checkpoint, device), task.recipe.inference.batch
+    sizes = [len(rows) for rows in validation_batches(open_shards(task.uri), batch)]
+    done = itertools.accumulate(sizes, initial=0)
+    progress = Progress(sum(sizes), "images", lambda line: print(line, flush=True))
+    precision = settle_precision(task.precision, device)
+    return validate(
+        model, task.uri, task.inference, device, 0, 1, precision, batch, lambda: progress.reach(next(done, 0))
+    )
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """While workers score, say every few seconds that they do."""
+    began = time.monotonic()
+
+    def say() -> None:
+        print(f"  the workers score, for {clock(time.monotonic() - began)} so far", flush=True)
+
+    with Polling(say, lambda: 5.0, "evaluate-progress"):
+        yield
+
+
 def print_scores(task: Task, result: Scores) -> None:
-    """Print the scores of each class and of all, with their protocol."""
+    """Print the scores of each class and of all, with their protocol; every digit is in scores.json."""
     print(f"{'':>20}  {'IoU %':>6}  {'F1 %':>6}")
     for name, iou, f1 in zip(task.manifest.classes, result.iou, result.f1, strict=True):
         print(f"{name:>20}  {percent(iou)}  {percent(f1)}")
-    print(f"{'mIoU':>20}  {result.miou * 100!r} %   ({task.protocol})")
-    print(f"{'mean F1':>20}  {result.mean_f1 * 100:.4f} %")
-    print(f"{'pixel accuracy':>20}  {result.accuracy * 100:.4f} %   fwIoU {result.fwiou * 100:.4f} %")
+    print(f"{'mIoU':>20}  {result.miou * 100:.2f} %   ({task.protocol})")
+    print(f"{'mean F1':>20}  {result.mean_f1 * 100:.2f} %")
+    print(f"{'pixel accuracy':>20}  {result.accuracy * 100:.2f} %   fwIoU {result.fwiou * 100:.2f} %")
 
 
 def percent(value: float) -> str:

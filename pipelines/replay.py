@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Send a run's record to MLflow: what a server that was away lacks, or all of it to another server.
+"""Send the record of a run or a study to MLflow: what a server that was away lacks, or all of it to another server.
 
-The record in the run's folder is the truth; what MLflow has of it already is not sent again.
+The record in the folder is the truth; what MLflow has of it already is not sent again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pipelines.base.door import run
 EXAMPLES = """\
 examples:
   python -m pipelines.replay ~/context-heads/runs/NAME
+  python -m pipelines.replay ~/context-heads/studies/NAME
   python -m pipelines.replay ~/context-heads/runs/NAME --tracking http://127.0.0.1:5000
 """
 
@@ -27,37 +28,66 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of a run: OUTPUT/runs/NAME")
+    parser.add_argument("run", type=Path, help="folder of a run or a study: OUTPUT/runs/NAME, OUTPUT/studies/NAME")
     parser.add_argument("--tracking", help="MLflow's address (default: the one that the run logged to)")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
-    import json
-
     from pipelines.base.errors import InputError
-    from pipelines.recipes.reading import load_recipe
-    from pipelines.runs.folder import RunFolder
+    from pipelines.runs.folder import RunFolder, StudyFolder
     from pipelines.runs.run import locked
-    from pipelines.runs.tracker import Tracker
 
     folder = args.run.expanduser().resolve()
+    study = next((place for place in (folder, *folder.parents[1:2]) if StudyFolder(place).page.is_file()), None)
+    if study is None and not (page := RunFolder(folder).recipe).is_file():
+        raise InputError(
+            f"{folder} is no run: it has no {page.name}. Runs are in OUTPUT/runs/NAME, studies in OUTPUT/studies/NAME"
+        )
+    with locked(study or folder):  # what trains sends its record itself
+        told = send_study(study, args.tracking) if study else send_run(folder, args.tracking)
+    print(f"Look at it:  {told}")
+
+
+def send_run(folder: Path, tracking: str | None) -> str:
+    """Send what MLflow lacks of a run; returns what opens its page.
+
+    Raises:
+        SetupError: MLflow does not answer.
+    """
+    from pipelines.recipes.reading import load_recipe
+    from pipelines.runs.folder import RunFolder
+    from pipelines.runs.mlflow_client import answering
+    from pipelines.runs.tracker import Tracker, last_address
+
     files = RunFolder(folder)
-    if not files.recipe.is_file():
-        raise InputError(f"{folder} is no run: it has no {files.recipe.name}. Runs are in OUTPUT/runs/NAME")
-    recipe = load_recipe(files.recipe)
-    with locked(folder):  # a run that trains sends its record itself
-        known = json.loads(files.tracking.read_text())["uri"] if files.tracking.exists() else None
-        tracker = Tracker(recipe, folder.parents[1], folder, args.tracking or known)
+    tracker = Tracker(load_recipe(files.recipe), folder.parents[1], folder, tracking or last_address(files.tracking))
+    with answering(tracker.uri):
+        tracker.connect()
         missing = tracker.undelivered()
-        done = [stage.name for stage in recipe.stages if files.stage(stage.name).result.exists()]
         for name in missing:
-            tracker.deliver(files.stage(name))
+            tracker.deliver(tracker.folder.stage(name))
             print(f"{name:>18}  sent")
-        tracker.settle("FINISHED" if len(done) == len(recipe.stages) else "KILLED")
-    print(f"{tracker.uri} has everything of {recipe.name}" + ("" if missing else ", and had it before"))
-    print(f"Look at it:  {tracker.ui_command()}")
+        tracker.send_end(tracker.end_of_stages())
+    print(f"{tracker.uri} has everything of {tracker.recipe.name}" + ("" if missing else ", and had it before"))
+    return tracker.ui_command()
+
+
+def send_study(folder: Path, tracking: str | None) -> str:
+    """Send what MLflow lacks of a study and its trials; returns what opens its page.
+
+    Raises:
+        SetupError: MLflow does not answer.
+    """
+    from pipelines.studies.study_run import open_study, replay
+
+    study = open_study(folder, tracking)
+    sent = replay(study)
+    print(
+        f"{study.uri} has everything of {folder.name}" + (f": {sent} trial(s) sent" if sent else ", and had it before")
+    )
+    return study.ui_command()
 
 
 if __name__ == "__main__":

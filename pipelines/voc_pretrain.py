@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """COCO pretraining -> VOC-aug finetuning -> VOC trainval finetuning, as one chain on Ray.
 
-Without arguments it generates the bundled sample, shards it and runs all three stages on it in a few minutes; with a
-recipe it runs that recipe's stages. The same command continues a run that was interrupted.
+Without arguments it draws the bundled sample, writes it as shards and runs all three stages on it, in a few minutes;
+with a recipe it runs the stages of that recipe. The same command continues a run that was interrupted.
 """
 
 from __future__ import annotations

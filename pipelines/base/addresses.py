@@ -13,7 +13,7 @@ CURE = (
 
 
 def locate(root: str, name: str) -> str:
-    """Where shards lie: `name` itself when it is a URI or an absolute path, else below the root (a path or URI)."""
+    """Where shards are: `name` itself when it is a URI or an absolute path, else below the root (a path or URI)."""
     return below(root, name)
 
 
@@ -23,5 +23,5 @@ def holds_secret(uri: str | None) -> bool:
 
 
 def hide_secret(uri: str) -> str:
-    """The URI without what stands before its host."""
+    """The URI without what is before its host."""
     return re.sub(r"://[^/]*@", "://***@", uri)

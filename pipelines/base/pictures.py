@@ -182,7 +182,7 @@ def drawable(text: str) -> str:
     from matplotlib.ft2font import FT2Font
 
     known = FT2Font(font_file()).get_charmap()
-    return "".join(c if ord(c) in known else "□" for c in text)
+    return "".join(c if c == "\n" or ord(c) in known else "□" for c in text)
 
 
 @functools.cache

@@ -10,19 +10,24 @@ import contextlib
 import datetime
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import ray
 import ray.train  # and no torch up here: Ray's controller reads this module too, and trains nothing
 from ray.train.backend import Backend, BackendConfig
 
 from pipelines.cluster.inside_ray import WORKER, hook, lean
-from pipelines.cluster.sizes import Sizes
+from pipelines.cluster.nodes import avoid
+from pipelines.cluster.sizes import Sizes, cores_here, fair_threads
+from pipelines.cluster.waiting import limit
+from pipelines.recipes.recipe import Workers
 
 if TYPE_CHECKING:
+    from ray.train import UserCallback
     from ray.train.torch import TorchTrainer
 
 LOOPBACK = "127.0.0.1"
@@ -59,10 +64,25 @@ def trainer(
     name: str,
     storage: Path,
     failures: int,
+    told: UserCallback | None = None,
+    avoided: Collection[str] = (),
+    workers: Workers | None = None,
 ) -> TorchTrainer:
-    """A trainer that runs `enter(config)` on `sizes.count` workers, or in this process when that is 0."""
+    """A trainer that runs `enter(config)` on `sizes.count` workers, or in this process when that is 0.
+
+    Args:
+        enter: what each worker runs.
+        config: what it is given.
+        failures: how often Ray starts the workers again.
+        told: is told of each failure.
+        avoided: ids of nodes on which no worker is to be.
+        workers: the recipe's wishes, of which this takes how long it may wait for room.
+    """
     from ray.train.torch import TorchTrainer
 
+    again: dict[str, Any] = {"max_failures": failures, "controller_failure_limit": starts(workers)}
+    where: dict[str, Any] = {"label_selector": avoid(avoided)}  # ray.train has two of each config, mypy sees the other
+    telling: dict[str, Any] = {"callbacks": [told] if told and sizes.count else None}
     return lean(TorchTrainer)(
         enter,
         train_loop_config=config,
@@ -71,11 +91,15 @@ def trainer(
             num_workers=sizes.count,
             use_gpu=bool(sizes.gpus),
             resources_per_worker={"CPU": sizes.cpus} | ({"GPU": 1} if sizes.gpus else {}),
+            # GPUs talk best on one node; on CPUs each worker is to have a node's cores to itself
+            placement_strategy="PACK" if sizes.gpus else "SPREAD",
+            **where,
         ),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=failures),
+            failure_config=ray.train.FailureConfig(**again),
+            **telling,
             worker_runtime_env={"env_vars": hook(WORKER)},  # type: ignore[call-arg]  # ray.train has two of that name
         ),
     )
@@ -98,13 +122,12 @@ def process_group(minutes: float = 30.0) -> Iterator[None]:
     if world < 2:
         yield
         return
-    timeout, listener = datetime.timedelta(minutes=minutes), None
+    timeout, listener, own = datetime.timedelta(minutes=minutes), None, ray.util.get_node_ip_address()
     if rank == 0:
-        listener = socket.create_server((ray.util.get_node_ip_address(), 0), backlog=world)
+        family = socket.AF_INET6 if ":" in own else socket.AF_INET
+        listener = socket.create_server((own, 0), family=family, backlog=world)
     host, port = broadcast_from_rank_zero(listener.getsockname()[:2] if listener else None)
-    if host == LOOPBACK:  # else gloo and NCCL choose an interface by the machine's name
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback())
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback())
+    name_interface(LOOPBACK if host == LOOPBACK else own)
     store = dist.TCPStore(host, port, world, listener is not None, timeout,
                           master_listen_fd=listener.detach() if listener else None)  # fmt: skip
     backend = "nccl" if ray.train.torch.get_device().type == "cuda" else "gloo"
@@ -116,6 +139,36 @@ def process_group(minutes: float = 30.0) -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-def loopback() -> str:
-    """Name of this machine's loopback interface."""
-    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+def name_interface(address: str) -> None:
+    """Have gloo and NCCL talk over the interface that carries this node's address, unless the user names one.
+
+    Else they choose one by the machine's own name, which on many systems means loopback.
+    """
+    found = interface(address)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if found else ():
+        os.environ.setdefault(variable, found)
+
+
+def interface(address: str) -> str:
+    """The network interface of this machine that carries an address; empty where none does."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == address for entry in addresses):
+            return name
+    return ""
+
+
+def starts(workers: Workers | None) -> int:
+    """How often Ray may try to find room for the workers, and to start them, before it gives up.
+
+    The clock of `Waiting` ends a wait; this ends workers that die as they start.
+    """
+    seconds = float(os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60"))
+    return 3 + int(limit(workers or Workers()) / max(1.0, seconds))
+
+
+def own_share(sizes: Sizes) -> int:
+    """CPU threads of this worker: a fair share of what its own node has, 1 on GPUs."""
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next((node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == here), 1.0)
+    cores = min(cores_here(), max(1, int(cpus)))
+    return fair_threads(sizes, ray.train.get_context().get_local_world_size(), cores)

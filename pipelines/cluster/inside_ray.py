@@ -2,8 +2,9 @@
 
 Nothing here is imported with the module. Each function falls back to what Ray does without it, with a line in the log,
 where a new Ray has lost one of its names, or where CONTEXT_HEADS_PUBLIC_RAY=1 turns all of it off. What is lost then is
-time, not results: starts take longer, and trials that were killed hold their CPUs and GPUs until their study ends. And
-Ray Tune writes AWS keys of the environment to its logs again.
+time, not results: starts take longer, trials that were killed hold their CPUs and GPUs until their study ends, a
+cluster that cannot be joined says so late, and one that grows is asked only for what it has. And Ray Tune writes AWS
+keys of the environment to its logs again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ import importlib
 import json
 import logging
 import os
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+
+import psutil
+import yaml
 
 SWITCH = "CONTEXT_HEADS_PUBLIC_RAY"
 HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # names a function that new processes call
@@ -28,6 +35,8 @@ IDLE = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 DATA_THREADS = ("StreamingExecutor", "iter_threaded")  # how the names of Ray Data's threads that ask Ray begin
 KEPT_S = 24 * 3600  # Ray ends idle processes after that, and all with their job
 TIMEOUT_S = 10.0
+KILLING = re.compile(r"Killing \d+ worker\(s\), kill details: Memory")
+HEAD = "node:__internal_head__"  # a resource that only the head has
 WORKER, CONTROLLER, TRIAL, FEED = (
     f"pipelines.warm.{kind}_imports" for kind in ("worker", "controller", "trial", "feed")
 )
@@ -45,8 +54,14 @@ NAMES: dict[str, tuple[str, ...]] = {
         "ray.data._internal.cluster_autoscaler:get_or_create_autoscaling_coordinator",
         "ray.data._internal.stats:get_or_create_stats_actor",
     ),
-    "most_resources": ("ray._private.state:state.get_max_resources_from_cluster_config",),
+    "greet": (
+        "ray._raylet:GcsClient",
+        "ray._common.usage.usage_constants:CLUSTER_METADATA_KEY",
+    ),
+    "found_address": ("ray._private.services:get_ray_address_from_environment",),
+    "node_types": ("ray._private.state:state.get_cluster_config", "ray._private.services:start_monitor"),
     "store_bytes": ("ray._private.internal_api:node_stats",),
+    "monitor_kills": ("ray._private.worker:_global_node", "ray._private.node:Node.get_logs_dir_path"),
     "end_data_threads": ("ray.data._internal.block_batching.util:iter_threaded",),
     "lean": (
         "ray.train.torch:TorchTrainer._create_default_callbacks",
@@ -117,25 +132,123 @@ def private(otherwise: Callable[..., Any]) -> Callable[[Callable[P, R]], Callabl
     return wrap
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """What answers at an address: versions of `ray` and `python` (empty where it does not say), its `nodes`' addresses.
+
+    `refusal` is why it does not talk to us; `here` whether one of its nodes is on this machine, None where unknown.
+    """
+
+    ray: str = ""
+    python: str = ""
+    nodes: tuple[str, ...] = ()
+    here: bool | None = None
+    refusal: str = ""
+
+
+@private(otherwise=lambda address: None)
+def greet(address: str) -> Cluster | None:
+    """What answers at HOST:PORT.
+
+    Raises:
+        TimeoutError: nothing that speaks Ray's language.
+    """
+    import ray
+    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    try:
+        client = GcsClient(address=address)
+        said = client.internal_kv_get(CLUSTER_METADATA_KEY, namespace=b"cluster", timeout=TIMEOUT_S)
+        nodes = [node for node in client.get_all_node_info(timeout=TIMEOUT_S).values() if node.state == node.ALIVE]
+    except ray.exceptions.AuthenticationError as error:
+        return Cluster(refusal=str(error))
+    except ray.exceptions.RpcError as error:
+        raise TimeoutError(str(error)) from None
+    here = any(Path(node.raylet_socket_name.removeprefix("unix://")).exists() for node in nodes) if nodes else None
+    addresses, facts = tuple(node.node_manager_address for node in nodes), json.loads(said or "{}")
+    return Cluster(facts.get("ray_version", ""), facts.get("python_version", ""), addresses, here)
+
+
+@private(otherwise=lambda: "auto")
+def found_address() -> str:
+    """The address of the cluster that runs on this machine, which `auto` stands for; empty where none does."""
+    from ray._private.services import get_ray_address_from_environment
+
+    try:
+        return get_ray_address_from_environment("auto", None) or ""
+    except ConnectionError:
+        return ""
+
+
+@private(otherwise=list)
+def node_types() -> list[tuple[dict[str, float], int]]:
+    """The kinds of nodes that an autoscaler may start: resources, and the most nodes of it. Empty where nobody says.
+
+    Ray has a place for them, which nothing fills in 2.60. What its autoscaler was started with stands on the command
+    line of a process on the head.
+    """
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    if config and config.node_group_configs:
+        return [(dict(kind.resources), kind.max_count) for kind in config.node_group_configs]
+    return types_in(on_head(autoscaling_config))
+
+
+def types_in(config: Mapping[str, Any]) -> list[tuple[dict[str, float], int]]:
+    """The kinds of worker nodes in a cluster's YAML page, as `node_types` gives them."""
+    most, kinds = config.get("max_workers", 0), config.get("available_node_types") or {}
+    found = []
+    for name, kind in kinds.items():
+        count = kind.get("max_workers", 0 if name == config.get("head_node_type") else most)
+        found.append((dict(kind.get("resources") or {}), min(count, most)))
+    return [(resources, count) for resources, count in found if count > 0]
+
+
+def autoscaling_config() -> dict[str, Any]:
+    """The page that the autoscaler on this machine was started with; empty where none runs."""
+    import ray
+
+    cluster, flag = f"--gcs-address={ray.get_runtime_context().gcs_address}", "--autoscaling-config="
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        page = next((word.removeprefix(flag) for word in words if word.startswith(flag)), None)
+        if page and cluster in words and any(word.endswith("monitor.py") for word in words):
+            with contextlib.suppress(OSError, yaml.YAMLError):
+                return yaml.safe_load(Path(page).expanduser().read_text()) or {}
+    return {}
+
+
+def on_head(call: Callable[[], R], seconds: float = 60.0) -> R:
+    """What a function returns on the cluster's head."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    head = next((node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"]), None)
+    if head is None or head == ray.get_runtime_context().get_node_id():
+        return call()
+    task = ray.remote(num_cpus=0, max_retries=1)(call).options(scheduling_strategy=On(head, soft=False))
+    return ray.get(task.remote(), timeout=seconds)
+
+
 @private(otherwise=lambda: None)
 def start_actors() -> None:
     """Start two actors of Ray Data's that it would start one after the other, in mid-training.
 
-    They outlive the trainings, and are no children of theirs, whose imports they would repeat.
+    They outlive the trainings, and are no children of theirs, whose imports they would repeat. They stay for as long as
+    the cluster does, and a node that holds one is never idle: so they are the head's.
     """
+    on_head(data_actors)
+
+
+def data_actors() -> None:
+    """Start the two on this node."""
     from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
     from ray.data._internal.stats import get_or_create_stats_actor
 
     get_or_create_autoscaling_coordinator()
     get_or_create_stats_actor()
-
-
-@private(otherwise=dict)
-def most_resources() -> Mapping[str, float]:
-    """What an autoscaling cluster may grow to; empty where nobody says."""
-    from ray._private.state import state
-
-    return state.get_max_resources_from_cluster_config() or {}
 
 
 @private(otherwise=lambda address, port: (0, 0))
@@ -148,6 +261,17 @@ def store_bytes(address: str, port: int) -> tuple[int, int]:
 
     stats = node_stats(address, port, include_memory_info=False).store_stats
     return stats.object_store_bytes_used, stats.spilled_bytes_total
+
+
+@private(otherwise=lambda: 0)
+def monitor_kills() -> int:
+    """How often Ray's memory monitor has killed workers on this node; no call tells what became of a lost worker."""
+    from ray._private.worker import _global_node
+
+    if _global_node is None:
+        return 0
+    logs: list[Path] = sorted(Path(_global_node.get_logs_dir_path()).glob("raylet*.out"))
+    return sum(len(KILLING.findall(log.read_text(errors="replace"))) for log in logs)
 
 
 @private(otherwise=lambda seconds: None)

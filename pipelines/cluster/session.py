@@ -6,22 +6,23 @@ import contextlib
 import logging
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psutil
 
 from pipelines.base.door import ROOT
-from pipelines.base.errors import SetupError
+from pipelines.cluster.folder import own_folder
+from pipelines.cluster.growing import settled
+from pipelines.cluster.inside_ray import start_actors
+from pipelines.cluster.joining import join
 from pipelines.cluster.nodes import check_workers
-from pipelines.cluster.sizes import Sizes, joins, machine, size_workers, totals
+from pipelines.cluster.sizes import Sizes, joins, machine, size_workers
 from pipelines.recipes.recipe import Workers
 
 # Defaults that a user's own environment overrules. All must be set before ray is imported.
 ENVIRONMENT = {
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else each worker of a driver under `uv run` starts through uv anew
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else each worker of a driver under `uv run` starts through uv again
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon an ended or dead worker is noticed
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # else Ray reports to its makers over the internet
@@ -32,7 +33,6 @@ LOCAL = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that looks out for nodes to be taken away
 }
 STORE_SHARE = 0.3  # of the machine's memory, the most that a local session's object store takes, as by Ray's default
-SUBMIT = "ray job submit --working-dir . -- python pipelines/voc_pretrain.py"
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def ray_cluster(
     slots: int = 1,
     early: Callable[[Sizes], None] = lambda sizes: None,
 ) -> Iterator[Sizes]:
-    """A Ray session sized for `workers`: the cluster of RAY_ADDRESS, else a local one on loopback alone.
+    """A Ray session sized for `workers`: the cluster of RAY_ADDRESS, else a local one only on loopback.
 
     Args:
         workers: the recipe's wishes.
@@ -64,12 +64,11 @@ def ray_cluster(
 
     quiet()
     if ray.is_initialized():  # a session of the caller's (a study, a test): its owner ends it
-        yield size_workers(workers, **totals())
+        yield settled(workers)
         return
     with own_sigterm():
         if joins():
             join()
-            sizes = size_workers(workers, **totals())
         else:
             logical = slots * (sizes.count * (1 + sizes.feed_tasks) + 1)
             ray.init(
@@ -82,7 +81,10 @@ def ray_cluster(
                 logging_level=logging.ERROR,
             )
     try:
-        if not joins():
+        if joins():
+            start_actors()
+            sizes = settled(workers)
+        else:
             early(sizes)
         check_workers()
         yield sizes
@@ -99,17 +101,6 @@ def own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def own_folder() -> dict[str, str]:
-    """A folder for local sessions alone.
-
-    In Ray's usual one a cluster that was killed leaves its address behind, and Ray Train's workers ask there, for
-    10 s and more at the end of each training.
-    """
-    folder = Path(tempfile.gettempdir()) / f"context-heads-ray-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return {"RAY_TMPDIR": str(folder)}
-
-
 def quiet() -> None:
     """Leave the screen to the record: what goes wrong arrives as an exception, without Ray's traceback above it."""
     import ray.data
@@ -117,16 +108,3 @@ def quiet() -> None:
 
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def join() -> None:
-    """Join the cluster of RAY_ADDRESS; a driver that was not submitted as a job sends the project along."""
-    import ray
-
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        if not ray.get_runtime_context().runtime_env.get("working_dir"):
-            ray.shutdown()
-            raise SetupError(f"this job was submitted without its code. Add --working-dir, from {ROOT}:\n  {SUBMIT}")
-    else:
-        ray.init(runtime_env={"working_dir": str(ROOT)}, log_to_driver=False, logging_level=logging.ERROR)

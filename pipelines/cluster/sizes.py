@@ -1,14 +1,19 @@
-"""How many workers and feeding tasks the machines at hand carry."""
+"""How many workers and feeding tasks the machines at hand carry, node by node."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.base.errors import InputError
-from pipelines.cluster.inside_ray import most_resources
+from pipelines.cluster.inside_ray import node_types
 from pipelines.recipes.recipe import Workers
+
+MOST_NODES = 256  # that are planned with, however many a cluster may grow to
+LEAST_CPUS = 0.05  # that a worker or task is given
 
 
 @dataclass(frozen=True)
@@ -22,39 +27,86 @@ class Sizes:
     feed_cpus: float
 
 
+@dataclass(frozen=True)
+class Node:
+    """What Ray may hand out of a node."""
+
+    cpus: float
+    gpus: int = 0
+
+    def units(self, cpus: float) -> int:
+        """Workers and tasks of so many CPUs each that it has room for."""
+        return int(self.cpus / cpus + 1e-6)
+
+
 def joins() -> bool:
     """Whether Ray is a cluster's, not this process' own."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def machine() -> tuple[int, int]:
     """Cores and GPUs of this machine."""
     import torch  # only here: a feeding task and Ray's controller need none
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores or 1, torch.cuda.device_count()
+    return cores_here(), torch.cuda.device_count()
 
 
-def totals() -> dict[str, Any]:
-    """CPUs and GPUs that the joined cluster has, or may grow to where it scales by itself."""
+def cores_here() -> int:
+    """Cores that this process may use."""
+    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+
+
+def present(avoided: Container[str] = ()) -> list[Node]:
+    """The cluster's nodes as they are, without those whose ids are given."""
     import ray
 
-    now, most = ray.cluster_resources(), most_resources()
-    cpus, gpus = (max(now.get(k, 0.0), float(most.get(k) or 0.0)) for k in ("CPU", "GPU"))
-    return {"cores": int(cpus), "gpus": int(gpus), "logical": cpus}
+    return [node_of(node["Resources"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoided]
 
 
-def size_workers(workers: Workers, *, cores: int, gpus: int, logical: float | None) -> Sizes:
+def to_come() -> list[Node]:
+    """The nodes that the cluster may grow by where it scales by itself, those with GPUs first."""
+    most: Counter[Node] = Counter()
+    for kind, count in node_types():
+        most[node_of(kind)] += min(count, MOST_NODES)
+    return sorted((most - Counter(present())).elements(), key=lambda node: (-node.gpus, -node.cpus))[:MOST_NODES]
+
+
+def possible() -> list[Node]:
+    """The cluster's nodes, with those that it may grow by."""
+    return [*present(), *to_come()]
+
+
+def node_of(resources: Any) -> Node:
+    """A node by its resources."""
+    return Node(float(resources.get("CPU") or 0), int(resources.get("GPU") or 0))
+
+
+def totals(nodes: Iterable[Node] | None = None) -> dict[str, Any]:
+    """CPUs and GPUs of nodes; by default those that the joined cluster has, or may grow to."""
+    nodes = list(possible() if nodes is None else nodes)
+    cpus = sum(node.cpus for node in nodes)
+    return {"cores": int(cpus), "gpus": sum(node.gpus for node in nodes), "logical": cpus}
+
+
+def size_workers(
+    workers: Workers, *, cores: int, gpus: int, logical: float | None, nodes: Sequence[Node] | None = None
+) -> Sizes:
     """Numbers of workers and tasks, from the recipe's wishes and what there is.
 
     Args:
         logical: CPUs that Ray hands out; None for a session still to be started, which gets what it needs.
+        nodes: where these CPUs and GPUs are; by default all on one.
 
     Raises:
         InputError: it cannot fit.
     """
     gpu = workers.gpus if workers.gpus is not None else int(gpus > 0)
     count = workers.count if workers.count is not None else (gpus if gpu else 1)
+    if gpu and workers.count is None and not gpus:
+        raise InputError(
+            "workers.gpus = 1: the cluster has no GPU, and none that it says it may grow by. Add nodes with GPUs, or "
+            "train on CPUs with workers.gpus=0"
+        )
     if gpu and max(count, 1) > gpus:
         raise InputError(
             f"workers.count = {count} with one GPU each: the cluster has {gpus} GPU(s). "
@@ -64,22 +116,83 @@ def size_workers(workers: Workers, *, cores: int, gpus: int, logical: float | No
         raise InputError(f"workers.count = {count} on CPUs: the cluster has {cores} core(s). Lower workers.count.")
     share = max(1, count)
     tasks = workers.feed_tasks or max(1, min(8, (cores - count) // share))
-    needed = share * (1 + tasks) + 1
-    if logical is None or logical >= needed:
+    if logical is None:
         return Sizes(count, gpu, 1.0, tasks, 1.0)
-    if gpu and workers.feed_tasks:
+    return placed(Sizes(count, gpu, 1.0, tasks, 1.0), nodes or [Node(logical, gpus)], fixed=bool(workers.feed_tasks))
+
+
+def placed(sizes: Sizes, nodes: Sequence[Node], copies: int = 1, fixed: bool = False) -> Sizes:
+    """The same on these nodes: with fewer feeding tasks where some find no place, then with parts of a CPU for each.
+
+    Ray's CPUs are bookkeeping: on small machines workers and tasks share the cores.
+
+    Args:
+        copies: runs of that size at the same time.
+        fixed: whether the recipe names the number of feeding tasks.
+
+    Raises:
+        InputError: they find no place.
+    """
+    while not fixed and sizes.feed_tasks > 1 and not room_for(sizes, nodes, copies):
+        sizes = replace(sizes, feed_tasks=sizes.feed_tasks - 1)
+    needed = units(sizes) * copies
+    if sizes.gpus and fixed and not room_for(sizes, nodes, copies):
         raise InputError(
-            f"{count} workers with {tasks} feeding tasks each and 1 spare need {needed} CPUs, the cluster has "
-            f"{logical:g}. Lower workers.feed_tasks or workers.count: without spare CPUs Ray waits for ever."
+            f"{sizes.count} workers with {sizes.feed_tasks} feeding tasks each and 1 spare need {needed} CPUs, the "
+            f"cluster has {in_words(nodes)}. Lower workers.feed_tasks or workers.count: without spare CPUs Ray waits "
+            "for ever."
         )
-    # Ray's CPUs are bookkeeping: on a small machine workers and tasks share the cores.
-    fraction = int(logical / needed * 100) / 100
-    return Sizes(count, gpu, fraction, tasks, fraction)
+    parts = {1.0} | {int(node.cpus / n * 100) / 100 for node in set(nodes) for n in range(1, needed + 1)}
+    for part in sorted((part for part in parts if LEAST_CPUS <= part <= 1), reverse=True):
+        if room_for(tried := replace(sizes, cpus=part, feed_cpus=part), nodes, copies):
+            return tried
+    raise InputError(
+        f"{in_short(sizes)} cannot be placed: the cluster has {in_words(nodes)}, and a worker needs a part of a CPU "
+        f"{'next to its GPU' if sizes.gpus else 'of a node'}. Lower workers.count or workers.feed_tasks, or add nodes."
+    )
+
+
+def units(sizes: Sizes, spare: int = 1) -> int:
+    """Workers and tasks of a run, and a spare place for what else it starts."""
+    return max(1, sizes.count) * (1 + sizes.feed_tasks) + spare
+
+
+def room_for(sizes: Sizes, nodes: Sequence[Node], copies: int = 1, spare: int = 1) -> bool:
+    """Whether all find a place, each on one node; workers and tasks are of one size, so that any order of them fits."""
+    places = [node.units(sizes.cpus) for node in nodes]
+    hosts = sum(min(place, node.gpus) if sizes.gpus else place for place, node in zip(places, nodes, strict=True))
+    return sum(places) >= units(sizes, spare) * copies and hosts >= sizes.count * copies
+
+
+def several(count: int, thing: str) -> str:
+    """A number of things, for people."""
+    return f"{count} {thing}" + ("s" if count != 1 else "")
+
+
+def in_short(sizes: Sizes) -> str:
+    """Workers and tasks, for people."""
+    gpu = " with one GPU each" if sizes.gpus else ""
+    tasks = several(max(1, sizes.count) * sizes.feed_tasks, "feeding task")
+    return f"{several(sizes.count, 'worker')}{gpu} and {tasks}" if sizes.count else tasks
+
+
+def in_words(nodes: Sequence[Node]) -> str:
+    """What nodes have, for people."""
+    kinds = Counter(nodes)
+    told = [
+        f"{several(count, 'node')} of {node.cpus:g} CPU(s)" + (f" and {node.gpus} GPU(s)" if node.gpus else "")
+        for node, count in sorted(kinds.items(), key=lambda pair: (-pair[0].gpus, -pair[0].cpus))
+    ]
+    return ", ".join(told[:4]) + (f" and {len(told) - 4} other kinds" if len(told) > 4 else "") or "no node"
 
 
 def threads(sizes: Sizes) -> int:
     """CPU threads of a worker: OMP_NUM_THREADS, else 1 on GPUs, where the loader needs the cores, else a fair share."""
     if given := os.environ.get("OMP_NUM_THREADS", ""):
         return max(1, int(given.split(",")[0]))
-    cores, _ = machine()
-    return 1 if sizes.gpus else max(1, cores // max(1, sizes.count))
+    return fair_threads(sizes, max(1, sizes.count), cores_here())
+
+
+def fair_threads(sizes: Sizes, workers: int, cores: int) -> int:
+    """CPU threads of each of so many workers of a machine."""
+    return 1 if sizes.gpus else max(1, cores // max(1, workers))

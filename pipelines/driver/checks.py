@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from pipelines.base.errors import InputError
-from pipelines.cluster.sizes import Sizes
+from pipelines.cluster.sizes import Sizes, joins, machine
 from pipelines.recipes.model import frozen_norms, meta_model, train_mode
-from pipelines.recipes.recipe import Recipe, micro_batch
+from pipelines.recipes.recipe import Recipe, check_split, micro_batch
 from pipelines.scoring.checks import check_window
 from segmodels.losses import Objective
 
@@ -29,24 +29,39 @@ def check_model(recipe: Recipe) -> None:
         raise InputError(str(error)) from None
     if forgotten := sorted(set(outputs) - set(recipe.loss)):
         raise InputError(
-            f"loss has terms for {sorted(recipe.loss)}, the model gives {sorted(outputs)}: every output needs a term, "
-            f"or it never learns. Add loss.{forgotten[0]}={{TERM: WEIGHT}}, e.g. cross_entropy; weight 0 leaves it out"
+            f"loss has terms for {sorted(recipe.loss)}, but the model gives {sorted(outputs)}: every output needs "
+            f"a term, or it never learns. Add loss.{forgotten[0]}={{TERM: WEIGHT}}, e.g. {{cross_entropy: 0.4}}; a "
+            "weight of 0 leaves it out"
         )
+
+
+def check_known_share(recipe: Recipe) -> None:
+    """As `check_share`, as far as it is known before Ray starts; on a cluster only where the recipe counts workers.
+
+    Raises:
+        InputError: as `check_share`.
+    """
+    workers = recipe.workers
+    if joins() and (workers.count is None or workers.gpus is None):
+        return
+    gpus = machine()[1] if workers.gpus is None else workers.gpus
+    count = (gpus or 1) if workers.count is None else workers.count
+    check_parts(recipe, max(1, count), bool(gpus))
 
 
 def check_share(recipe: Recipe, sizes: Sizes) -> None:
-    """The global batch must fall into equal parts, each enough for the head's norms.
+    """The batch must fall into equal parts, each enough for the head's norms.
 
     Raises:
-        InputError: it does not, or one image alone cannot be normalised.
+        InputError: it does not, or a single image cannot be normalised.
     """
-    if recipe.batch % max(1, sizes.count):
-        fits = [n for n in range(1, recipe.batch + 1) if recipe.batch % n == 0]
-        raise InputError(
-            f"batch = {recipe.batch} cannot be split over {sizes.count} workers; workers.count may be {fits}"
-        )
-    world = max(1, sizes.count)
-    if micro_batch(recipe, world) == 1 and not (sizes.gpus and world > 1):  # synchronised norms see all workers' images
+    check_parts(recipe, max(1, sizes.count), bool(sizes.gpus))
+
+
+def check_parts(recipe: Recipe, world: int, on_gpus: bool) -> None:
+    """As `check_share`, for so many workers."""
+    check_split(recipe.batch, world)
+    if micro_batch(recipe, world) == 1 and not (on_gpus and world > 1):  # synchronised norms see all workers' images
         try:
             model = meta_model(recipe, 2)
             train_mode(model, frozen_norms(model, recipe, "backbone" if recipe.backbone.weights else ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import time
@@ -11,18 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.base.errors import InputError, RunFailed, Stopped, users_message
 from pipelines.base.files import write_text
-from pipelines.runs.folder import RunFolder
+from pipelines.runs import checkpoint
+from pipelines.runs.folder import CHECKPOINTS, RunFolder
+from pipelines.runs.record import Record
 from pipelines.runs.stopping import in_thread, stoppable
 from pipelines.training.job import Interrupted, Job
 
 if TYPE_CHECKING:
+    from pipelines.cluster.failures import Failure
     from pipelines.training.stage import Feed
 
 
 def fit(jobs: Sequence[Job], folder: Path, feed: Feed | None = None) -> None:
     """Run the loop on Ray Train's workers, all stages on the same ones, so that their start is paid once.
 
-    A worker that dies is replaced, and the stage continues from its last checkpoint.
+    A worker that dies is replaced, and the stage continues from its last checkpoint. Each such end is told on the
+    screen, and so is a wait for room on the cluster.
 
     Args:
         folder: of the run.
@@ -30,39 +35,227 @@ def fit(jobs: Sequence[Job], folder: Path, feed: Feed | None = None) -> None:
 
     Raises:
         InputError: a worker found its input at fault.
-        RunFailed: it failed for good, or the loss stopped being finite.
+        RunFailed: it failed for good, or the loss stopped being finite, or there was no room for too long.
         Stopped: SIGTERM or Ctrl-C; a checkpoint was written first.
     """
-    from pipelines.cluster.group import trainer
-
-    def enter(config: dict[str, Any]) -> Interrupted | None:
-        # imported in the worker: Ray's controller need not load the models too
-        from pipelines.training.worker import train_stages
-
-        return train_stages(pickle.loads(config["jobs"]), **({"feed": feed} if feed else {}))
-
     run = RunFolder(folder)
     run.fault.unlink(missing_ok=True)
-    sizes, failures = jobs[0].sizes, jobs[0].recipe.workers.max_failures
-    # Ray's own resume is not used, hence a name of its own: our checkpoints are the state.
-    job = trainer(enter, {"jobs": pickle.dumps(jobs)}, sizes, f"fit-{time.time_ns()}", run.ray, failures)
-    with stoppable(folder):
+    note_workers(jobs)
+    attempts = Attempts(jobs, run, feed)
+    with stoppable(folder, attempts.idle):
         try:
-            ended: Interrupted | None = in_thread(job.fit).return_value  # type: ignore[attr-defined]
+            ended = attempts.until_done()
+        except (RunFailed, Stopped):
+            raise
         except Exception as error:
-            causes = [error, *getattr(error, "worker_failures", {}).values()]
-            if fault := next(filter(None, map(users_message, causes)), None):
-                raise InputError(fault) from None
-            write_text(run.error, f"{type(error).__name__}: {error}\n")
-            first = str(error).strip().splitlines()
-            raise RunFailed(
-                f"training failed: {first[-1] if first else type(error).__name__}. The whole error is in "
-                f"{run.error}; the same command continues from the last checkpoint."
-            ) from error
+            raise explained(error, jobs, run, attempts) from error
     if run.fault.exists():
         raise InputError(run.fault.read_text())
     if ended and ended.signal:
         code = signal.Signals[ended.signal].value + 128
-        raise Stopped(f"{ended.signal}: {ended.text}; the same command continues from there", code)
+        raise Stopped("the same command continues from there", code)  # the record's line says what ended, and where
     if ended:
         raise RunFailed(ended.failure)
+
+
+class Attempts:
+    """Attempts at training: Ray makes another itself, unless its workers are to be elsewhere.
+
+    Args:
+        jobs: the stages.
+        run: the run's files.
+        feed: as `fit` is given it.
+    """
+
+    def __init__(self, jobs: Sequence[Job], run: RunFolder, feed: Feed | None) -> None:
+        from pipelines.cluster.failures import Notes, steps_in
+        from pipelines.cluster.waiting import Waiting
+
+        records = [job.place.record for job in jobs]
+        self.jobs, self.run, self.feed, self.began = jobs, run, feed, time.time()
+        self.most = jobs[0].recipe.workers.max_failures
+        self.waiting = Waiting(jobs[0].sizes, jobs[0].recipe.workers, say, lambda: steps_in(records))
+        self.notes = Notes(run.ray / f"failures-{time.time_ns()}.jsonl")
+        self.avoided: dict[str, str] = {}
+        self.kills: dict[str, tuple[int, int]] = {}
+
+    def until_done(self) -> Interrupted | None:
+        """What the workers answer at the end.
+
+        Raises:
+            Exception: what ended them for good.
+        """
+        from pipelines.cluster.failures import count_kills
+
+        self.notes.path.parent.mkdir(parents=True, exist_ok=True)
+        self.kills = count_kills() if self.jobs[0].sizes.count else {}
+        while True:
+            try:
+                return in_thread(self.trainer().fit, self.look).return_value  # type: ignore[attr-defined]
+            except (RunFailed, Stopped):
+                raise
+            except Exception:
+                self.look()
+                if not self.goes_on():
+                    raise
+
+    def trainer(self) -> Any:
+        """Ray's trainer, away from the nodes that do not see the run's data."""
+        from pipelines.cluster.failures import Told
+        from pipelines.cluster.group import trainer
+
+        # Ray's own resume is not used, hence a name of its own: our checkpoints are the state.
+        name, records = f"fit-{time.time_ns()}", [job.place.record for job in self.jobs]
+        told = Told(self.notes.path, records, self.kills)
+        config = {"jobs": pickle.dumps(self.jobs), "avoided": self.avoided, "own_threads": own_threads()}
+        left = self.most - sum(not failure.node for failure in self.notes.failures)
+        return trainer(
+            entry(self.feed), config, self.jobs[0].sizes, name, self.run.ray, max(0, left),
+            told=told, avoided=self.avoided, workers=self.jobs[0].recipe.workers,
+        )  # fmt: skip
+
+    def look(self) -> None:
+        """Tell of failures, and of a wait.
+
+        Raises:
+            RunFailed: the wait was too long.
+        """
+        for failure in self.notes.new():
+            again = "" if failure.final and not failure.node else f"; {self.again(failure)}"
+            if failure.kind != "fault":
+                say(f"{failure.text}{again}")
+        if self.jobs[0].sizes.count:
+            self.waiting.look()
+
+    def again(self, failure: Failure) -> str:
+        """How training goes on after a failure."""
+        where = last_checkpoint(self.jobs)
+        if failure.node:
+            return f"training {where} on other nodes"
+        count = sum(not earlier.node for earlier in self.notes.failures)
+        return f"training {where}, restart {count} of {self.most}" if count <= self.most else "it was the last attempt"
+
+    def goes_on(self) -> bool:
+        """Whether what ended Ray's attempts is no reason to end the training: a node that can be avoided, a wait."""
+        from pipelines.cluster.nodes import AVOIDED, alive
+
+        last = self.notes.failures[-1] if self.notes.failures else None
+        if last and last.node and last.node not in self.avoided:
+            self.avoided[last.node] = last.address
+            AVOIDED.update(self.avoided)
+            return not set(alive()) <= set(self.avoided)
+        return self.waiting.wait is not None and not self.waiting.wait.is_over
+
+    def idle(self) -> bool:
+        """Whether nobody trains, so that nobody would read a request to stop."""
+        return self.waiting.waits
+
+
+def entry(feed: Feed | None) -> Any:
+    """What each worker runs."""
+
+    def enter(config: dict[str, Any]) -> Interrupted | None:
+        # imported in the worker: Ray's controller need not load the models too
+        from pipelines.driver.fit import here
+        from pipelines.training.worker import train_stages
+
+        return train_stages(here(config), **({"feed": feed} if feed else {}))
+
+    return enter
+
+
+def here(config: dict[str, Any]) -> list[Job]:
+    """The jobs as this worker's node takes them: with its own threads, and only where it sees their data.
+
+    Raises:
+        BlindNode: it does not.
+    """
+    import dataclasses
+
+    from pipelines.cluster.group import own_share
+    from pipelines.cluster.nodes import AVOIDED, check_sight
+
+    jobs: list[Job] = pickle.loads(config["jobs"])
+    AVOIDED.update(config["avoided"])
+    if not jobs[0].sizes.count:
+        return jobs
+    run = RunFolder(jobs[0].folder.parent)
+    left = [job for job in jobs if not job.place.outcome.exists()]
+    check_sight([uri for job in left for uri in (job.train, job.val)], [run.recipe])
+    if not config["own_threads"]:
+        return jobs
+    threads = own_share(jobs[0].sizes)
+    return [dataclasses.replace(job, threads=threads) for job in jobs]
+
+
+def own_threads() -> bool:
+    """Whether workers take as many CPU threads as their nodes have: not where the user gives a number.
+
+    Nor in a trial of a study, which shares its nodes with others. In a submitted job Ray itself sets the variable to 1.
+    """
+    import ray
+
+    given = os.environ.get("OMP_NUM_THREADS")
+    if not ray.is_initialized():
+        return not given
+    context = ray.get_runtime_context()
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and given == "1":
+        given = context.runtime_env.get("env_vars", {}).get("OMP_NUM_THREADS")
+    return context.get_actor_id() is None and not given
+
+
+def note_workers(jobs: Sequence[Job]) -> None:
+    """Note in the record that a stage goes on with another number of workers."""
+    for job in jobs:
+        if job.place.outcome.exists() or not any(job.place.checkpoints.glob(CHECKPOINTS)):
+            continue
+        found = checkpoint.newest(job.place.checkpoints, mapped=True)
+        numerics = checkpoint.numerics_of(found) if found else None
+        now = max(1, job.sizes.count)
+        if found and numerics and numerics.world != now:
+            text = f"from here on {now} worker(s), before that {numerics.world}: the same batches, rounded otherwise"
+            with Record(job.place.record) as record:
+                record.add("note", int(found["step"]), text=text)
+
+
+def explained(error: Exception, jobs: Sequence[Job], run: RunFolder, attempts: Attempts) -> Exception:
+    """What ended the workers for good, said to the user; the whole of it is written next to the run."""
+    causes = [error, *getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    if fault := next(filter(None, map(users_message, causes)), None):
+        return InputError(fault)
+    if run.fault.exists():
+        return InputError(run.fault.read_text())
+    last = attempts.notes.failures[-1] if attempts.notes.failures else None
+    write_text(run.error, f"{type(error).__name__}: {error}\n" + (f"\n{last.whole}\n" if last else ""))
+    if last and last.node:
+        return InputError(f"no node sees the run's data: {last.text}. Put `data` and `output` where all nodes see them")
+    after = f"The whole error is in {run.error}; the same command {last_checkpoint(jobs)}."
+    hung = hangs(jobs, attempts.began)
+    if hung:
+        minutes = jobs[0].recipe.workers.hang_minutes
+        return RunFailed(f"training failed: workers made no progress for {minutes:g} min (workers.hang_minutes), and "
+                         f"were ended; where they were: {', '.join(map(str, hung))}. {after}")  # fmt: skip
+    if last:
+        from pipelines.cluster.nodes import LACKS_MEMORY
+
+        cure = f" {LACKS_MEMORY}." if last.kind == "memory" else ""
+        return RunFailed(f"training failed: {last.text}.{cure} {after}")
+    lines = str(error).strip().splitlines()
+    return RunFailed(f"training failed: {lines[-1] if lines else type(error).__name__}. {after}")
+
+
+def hangs(jobs: Sequence[Job], began: float) -> list[Path]:
+    """Notes of workers that hung since a time."""
+    return [path for job in jobs for path in job.place.hangs() if path.stat().st_mtime >= began]
+
+
+def last_checkpoint(jobs: Sequence[Job]) -> str:
+    """From where training goes on."""
+    if any(any(job.place.checkpoints.glob(CHECKPOINTS)) for job in jobs):
+        return "continues from the last checkpoint"
+    return "begins again: no checkpoint was written yet"
+
+
+def say(text: str) -> None:
+    """A line on the screen, next to those of the record."""
+    print(f"{'workers':>18}  {text}", flush=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipelines.driver.weights import Weights
 from pipelines.recipes.model import how, meta_model
 from pipelines.recipes.recipe import Recipe, flatten
 from pipelines.runs.folder import RunFolder, StageFolder
+from pipelines.runs.record import read_record
 from pipelines.runs.results import About, Outcome, Result
 from pipelines.runs.screen import FollowedStage
 from pipelines.training.job import Job
@@ -28,11 +30,11 @@ def make_jobs(
     weights: Weights,
     sample: Callable[[Path], None] = lambda path: None,
 ) -> tuple[list[Job], list[FollowedStage]]:
-    """What the workers do of the stages that are not done, and how the driver follows and finishes each.
+    """Jobs for the workers, one for each stage that is not done, and how the driver follows and finishes it.
 
     Args:
         weights: of the backbone, for the first stage.
-        sample: notes what the machine does in a stage's system.jsonl.
+        sample: notes how busy the machine is, in a stage's system.jsonl.
     """
     jobs, followed = [], []
     run = RunFolder(folder)
@@ -69,17 +71,19 @@ def make_job(
 def finish_stage(recipe: Recipe, plan: PlannedStage, place: StageFolder) -> None:
     """Turn a stage's outcome into its result, which ends it for good."""
     outcome, val = Outcome.read(place.outcome), plan.val
+    lines = [line for line in read_record(place.record)[0] if line["kind"] == "val" and line["step"] == outcome.step]
     Result(
         stage=plan.stage.name, rows=plan.train.rows, steps=outcome.step, val_rows=val.rows if val else None,
         miou_before=outcome.before, miou=outcome.after, best=outcome.best if val else None,
         best_step=outcome.best_step if val else None, images_per_s=outcome.images_per_s,
         checkpoint=str(place.checkpoint(outcome.step)), best_checkpoint=str(place.best) if val else None,
         protocol=how(recipe), time=int(time.time() * 1000),
+        classes=plan.train.classes, iou=lines[-1]["iou"] if lines else (),
     ).write(place.result)  # fmt: skip
 
 
 def about_stage(recipe: Recipe, plan: PlannedStage, digest: str | None) -> About:
-    """What the tracker says of a stage: parameters, cost card, where rows and weights come from."""
+    """What MLflow is told of a stage: parameters, cost card, origin of rows and weights, the machines of a cluster."""
     train, val = plan.train, plan.val
     cost = measure(meta_model(recipe, len(train.classes)), recipe.view.crop)
     params = flatten(dataclasses.asdict(plan.stage), "stage") | {f"cost.{k}": v for k, v in card(cost).items()}
@@ -89,4 +93,22 @@ def about_stage(recipe: Recipe, plan: PlannedStage, digest: str | None) -> About
     params |= {"classes": len(train.classes), "steps": plan.steps, "backbone.weights.sha256": digest}
     note = f"mIoU in percent: {how(recipe)}, every row of {plan.stage.val}."
     tags = {"mlflow.note.content": note} if val else {}
-    return About(params, tags, list(train.classes), how(recipe), plan.steps)
+    return About(params, tags | nodes_tag(), list(train.classes), how(recipe), plan.steps)
+
+
+def nodes_tag() -> dict[str, str]:
+    """The machines of a cluster of several nodes; a single one is described by its run's own tags."""
+    import ray
+
+    if not ray.is_initialized():
+        return {}
+    kinds = Counter(kind_of(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    several = kinds.total() > 1
+    return {"hardware.nodes": ", ".join(f"{number} x ({kind})" for kind, number in kinds.items())} if several else {}
+
+
+def kind_of(resources: Mapping[str, float]) -> str:
+    """A node in words, from what Ray counts of it."""
+    models = [key.partition(":")[2] for key in resources if key.startswith("accelerator_type:")]
+    gpus = f", {resources['GPU']:.0f} GPU {' '.join(models)}".rstrip() if resources.get("GPU") else ""
+    return f"{resources.get('CPU', 0):.0f} CPU, {resources.get('memory', 0) / 2**30:.0f} GiB{gpus}"

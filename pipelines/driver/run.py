@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipelines.cluster.early import start_early
-from pipelines.cluster.nodes import check_nodes
+from pipelines.cluster.nodes import check_nodes, output_folder
 from pipelines.cluster.session import quiet, ray_cluster
-from pipelines.cluster.sizes import Sizes
-from pipelines.driver.checks import check_model, check_share
+from pipelines.cluster.sizes import Sizes, joins
+from pipelines.driver.checks import check_known_share, check_model, check_share
 from pipelines.driver.fit import fit
+from pipelines.driver.guard import check_guard
 from pipelines.driver.jobs import make_jobs
+from pipelines.driver.opening import warn_without_validation
 from pipelines.driver.planned import PlannedStage, plan_stages
-from pipelines.driver.weights import Weights, localise
+from pipelines.driver.weights import Weights, check_weights, localise
 from pipelines.feed.batches import BLOCK_ROWS
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.mlflow_client import System, default_uri
+from pipelines.runs.mlflow_faults import check_address
 from pipelines.runs.results import Result, finished, table
 from pipelines.runs.run import Timeline, check_views, keep_recipe, locked, settle
 from pipelines.runs.screen import shown
@@ -30,7 +33,7 @@ from pipelines.runs.tracker import Tracker
 if TYPE_CHECKING:
     from pipelines.training.stage import Feed
 
-SAMPLE = "sample:"
+SAMPLE = Recipe.data
 
 
 def run_recipe(recipe: Recipe, feed: Feed | None = None) -> list[Result]:
@@ -45,26 +48,32 @@ def run_recipe(recipe: Recipe, feed: Feed | None = None) -> list[Result]:
     Raises:
         InputError, DataError, SetupError: bad input, found before a worker starts.
         RunFailed: the training failed.
-        Stopped: SIGTERM or Ctrl-C ended it, resumable.
+        Stopped: SIGTERM or Ctrl-C ended it; the same call continues.
     """
-    output = Path(recipe.output).expanduser().resolve()
+    output = output_folder(recipe.output)
     folder = output / "runs" / str(recipe.name)
     timeline = Timeline()
+    needs_ray = not (recipe.workers.count == 0 and recipe.feed == "torch")
+    if not needs_ray and recipe.workers.feed_tasks:
+        check_guard()
     check_model(recipe)
+    check_address(recipe.tracking or default_uri(output))
     with locked(folder), contextlib.ExitStack() as session:
         settle(recipe, folder)
         if results := finished(recipe, folder):
-            print(f"run {recipe.name} is finished, nothing to do; `name=OTHER` trains anew. It lies in {folder}")
+            print(f"{recipe.name} is finished, nothing to do; `name=OTHER` trains again. It is in {folder}")
             print(table(results))
             return results
         check_views(folder)
+        warn_without_validation(recipe)
+        with timeline.part("checks of the weights"):
+            check_known_share(recipe)
+            weights = find_start(recipe, output)
         with timeline.part("checks of the shards"):
+            say("shards", "are checked")
             planned = None if recipe.data == SAMPLE else plan_stages(recipe, recipe.data, folder)
-        needs_ray = not (recipe.workers.count == 0 and recipe.feed == "torch" and planned)
         with timeline.part("start of Ray"):
-            sizes = session.enter_context(
-                ray_cluster(recipe.workers, partial(store_bytes, recipe), early=start_early) if needs_ray else alone()
-            )
+            sizes = session.enter_context(ray_for(recipe) if needs_ray else alone(recipe))
         if planned is None:
             from pipelines.shards.sample import sample_shards
 
@@ -72,13 +81,16 @@ def run_recipe(recipe: Recipe, feed: Feed | None = None) -> list[Result]:
                 planned = plan_stages(recipe, str(sample_shards(output)), folder)
         with timeline.part("checks of the cluster"):
             check_share(recipe, sizes)
-            weights = localise(recipe.backbone.weights, output)
             if needs_ray:
-                check_nodes(folder, recipe.tracking or default_uri(output))
+                splits = [uri for plan in planned for uri in (plan.train_uri, plan.val_uri)]
+                check_nodes(folder, recipe.tracking or default_uri(output), splits)
             keep_recipe(recipe, folder)
+        tracker = Tracker(recipe, output, folder)
         with timeline.part("MLflow"):
-            tracker = Tracker(recipe, output, folder)
+            say("MLflow", "is opened")
+            tracker.resume()
         with timeline.part("training"):
+            say("workers", "start") if needs_ray else say("training", "begins, in this process")
             train_stages(recipe, planned, folder, sizes, weights, tracker, feed)
         results = finished(recipe, folder)
         with timeline.part("end of Ray"):
@@ -89,11 +101,35 @@ def run_recipe(recipe: Recipe, feed: Feed | None = None) -> list[Result]:
     return results
 
 
+def say(what: str, happens: str) -> None:
+    """Tell what happens before the first line of the record, in its columns."""
+    print(f"{what:>18}  {happens}", flush=True)
+
+
+def find_start(recipe: Recipe, output: Path) -> Weights:
+    """The backbone's weights, brought to this machine and compared with the trunk.
+
+    Raises:
+        InputError: there are none, or they do not fit.
+    """
+    if recipe.backbone.weights is not None:
+        say("weights", f"{recipe.backbone.weights} are compared with {recipe.backbone.name}")
+    weights = localise(recipe.backbone.weights, output)
+    check_weights(recipe, weights)
+    return weights
+
+
+def ray_for(recipe: Recipe) -> contextlib.AbstractContextManager[Sizes]:
+    """The Ray session of a run."""
+    say("Ray", "is joined" if joins() else "starts")
+    return ray_cluster(recipe.workers, partial(store_bytes, recipe), early=start_early)
+
+
 @contextlib.contextmanager
-def alone() -> Iterator[Sizes]:
-    """This process only, without a Ray session."""
+def alone(recipe: Recipe) -> Iterator[Sizes]:
+    """This process only, with loader processes where the recipe asks for them, without a Ray session."""
     quiet()
-    yield Sizes(0, int(torch.cuda.is_available()), 1.0, 0, 1.0)
+    yield Sizes(0, int(torch.cuda.is_available()), 1.0, recipe.workers.feed_tasks or 0, 1.0)
 
 
 def store_bytes(recipe: Recipe, sizes: Sizes) -> int:
@@ -118,8 +154,7 @@ def train_stages(
         InputError: a worker found its input at fault.
         RunFailed: the workers failed for good, or the loss stopped being finite.
     """
-    tracker.resume()
     with tracker.sending([plan.stage.name for plan in planned]):
-        jobs, followed = make_jobs(recipe, planned, folder, sizes, weights, System(tracker.uri).sample)
+        jobs, followed = make_jobs(recipe, planned, folder, sizes, weights, System().sample)
         with shown(followed):
             fit(jobs, folder, feed)

@@ -1,9 +1,16 @@
-"""Weights of a backbone, brought to this machine."""
+"""Weights of a backbone: brought to this machine, and compared with the trunk before anything starts."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import shutil
+import socket
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +18,11 @@ import pyarrow.fs
 
 from pipelines.base.errors import InputError
 from pipelines.base.files import replacing
+from pipelines.base.text import first_sentence, nearest
+from pipelines.recipes.recipe import Recipe
+
+HUB = "hub:"
+PROBE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -21,22 +33,40 @@ class Weights:
     sha256: str | None = None
 
 
+def find_weights(weights: str | None) -> None:
+    """Make sure that a local file of weights is there; what is elsewhere is looked at later.
+
+    Raises:
+        InputError: it is not.
+    """
+    if weights is None or weights == HUB or "://" in weights:
+        return
+    path = Path(weights).expanduser().resolve()
+    if path.is_dir():
+        raise InputError(f"backbone.weights = {weights!r}: a folder; name the file in it")
+    if not path.is_file():
+        there = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise InputError(
+            f"backbone.weights = {weights!r}: no such file{nearest(path.name, there)} Give a path, a URI, `{HUB}` for "
+            "timm's download, or null for random weights."
+        )
+
+
 def localise(weights: str | None, output: Path) -> Weights:
-    """The weights that a recipe names, on this machine; `hub:` is handed to timm as it is.
+    """The weights that a recipe names, on this machine; timm is left to download those of `hub:`.
 
     Raises:
         InputError: nothing there.
     """
-    if weights is None or weights == "hub:":
+    if weights is None or weights == HUB:
         return Weights() if weights is None else Weights("hub", "timm hub")
+    find_weights(weights)
     if "://" not in weights:
         path = Path(weights).expanduser().resolve()
     else:
         path = output / "weights" / weights.split("://", 1)[1].replace("/", "_")
         if not path.exists():
             fetch(weights, path)
-    if not path.is_file():
-        raise InputError(f"backbone.weights = {weights!r}: no such file. Give a path, a URI, `hub:` or null.")
     with path.open("rb") as file:
         return Weights(str(path), hashlib.file_digest(file, "sha256").hexdigest())
 
@@ -48,4 +78,70 @@ def fetch(uri: str, path: Path) -> None:
         with replacing(path) as temporary, system.open_input_stream(inner) as source, temporary.open("wb") as sink:
             shutil.copyfileobj(source, sink)
     except (OSError, ValueError) as error:
-        raise InputError(f"backbone.weights = {uri!r} cannot be read: {error}") from None
+        raise InputError(
+            f"backbone.weights = {uri!r} cannot be read: {error}. Allowed are a path, a file://, s3:// or gs:// URI, "
+            f"`{HUB}` for timm's download, and null for random weights."
+        ) from None
+
+
+def check_weights(recipe: Recipe, weights: Weights) -> None:
+    """Make sure that weights fit the recipe's trunk; those of `hub:` are downloaded to this machine's cache.
+
+    Raises:
+        InputError: they do not fit, or cannot be read.
+    """
+    if weights.path == "hub":
+        download(recipe)
+    elif weights.path is not None:
+        from pipelines.driver.misfit import misfit, unreadable
+        from pipelines.recipes.model import meta_model
+        from segmodels.backbone import load_weights
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # onto the meta device nothing is copied
+            try:
+                load_weights(meta_model(recipe, 2).backbone, weights.path)
+            except ValueError as error:
+                raise InputError(misfit(recipe, weights.path, str(error))) from None
+            except Exception as error:  # whatever a file that is none of PyTorch's raises
+                raise InputError(unreadable(weights.path, error)) from None
+
+
+def download(recipe: Recipe) -> None:
+    """Let timm download the trunk's weights.
+
+    Raises:
+        InputError: timm has none, or cannot be reached.
+    """
+    from segmodels.backbone import build_backbone
+
+    parts = dataclasses.asdict(recipe.backbone) | {"weights": "hub"}
+    del parts["neck"]
+    try:
+        with hub():
+            build_backbone(**parts)
+    except ValueError as error:
+        raise InputError(f"backbone.weights = {HUB!r}: {error}") from None
+    except Exception as error:  # of the network, of the hub
+        raise InputError(
+            f"backbone.weights = {HUB!r}: timm cannot download the weights of {recipe.backbone.name}: "
+            f"{first_sentence(error)}. Give a file, or null for random weights."
+        ) from None
+
+
+@contextlib.contextmanager
+def hub() -> Iterator[None]:
+    """Where HuggingFace's hub cannot be reached, its client looks only into its cache, without a minute of retries."""
+    from huggingface_hub import constants
+
+    place = urllib.parse.urlsplit(constants.ENDPOINT)
+    before = constants.HF_HUB_OFFLINE
+    if not urllib.request.getproxies():
+        try:
+            socket.create_connection((place.hostname or "", place.port or 443), PROBE_S).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from pipelines.cluster.folder import short_sockets
 from pipelines.cluster.inside_ray import FEED, end_data_threads, hook
+from pipelines.cluster.nodes import AVOIDED, avoid
 from pipelines.feed.batch import Batch, make_batch
 from pipelines.feed.plan import SamplePlan, read_blocks, read_sample
 
@@ -58,7 +61,7 @@ def under_way(batches: Generator[Batch]) -> Iterator[Iterator[Batch]]:
 
 
 def block_steps(plan: SamplePlan) -> int:
-    """Steps whose batches lie in one block."""
+    """Steps whose batches are in one block."""
     return max(1, BLOCK_ROWS // plan.share)
 
 
@@ -96,6 +99,7 @@ def executions(plan: SamplePlan, tasks: int, task_cpus: float) -> Generator[Batc
             num_cpus=task_cpus,
             runtime_env={"env_vars": hook(FEED)},
             compute=ray.data.TaskPoolStrategy(size=tasks),
+            label_selector=avoid(AVOIDED),
         )
         context = data.context  # its own: other data of this process keep theirs
         context.execution_options.preserve_order = True  # without it nothing is reproducible
@@ -143,6 +147,8 @@ def collate(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tenso
 def torch_batches(plan: SamplePlan, tasks: int) -> Generator[Batch]:
     """The same batches through a torch DataLoader."""
     options: dict[str, Any] = {"multiprocessing_context": "forkserver", "prefetch_factor": 4} if tasks else {}
+    with short_sockets():
+        get_temp_dir()  # chosen once, by the first who asks
     loader = torch.utils.data.DataLoader(
         Positions(plan),
         batch_sampler=[list(plan.positions(t)) for t in range(plan.start, plan.steps)],

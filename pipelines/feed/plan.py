@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from datasets.sample import keep_freed_memory
+from datasets.sample import DataError, keep_freed_memory
 from datasets.shards import Shards
 from datasets.transforms import TrainView, epoch_order, sample_seed
+from pipelines.cluster.nodes import blind
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,29 @@ def read_sample(
 
 
 def read_blocks(table: pa.Table, plan: SamplePlan, per_block: int) -> Iterator[pa.Table]:
-    """Ray Data's task: steps in, blocks of `per_block` steps' views out, one on its way while the next is read."""
+    """Ray Data's task: steps in, blocks of `per_block` steps' views out, one on its way while the next is read.
+
+    Raises:
+        BlindNode: the task's node does not see the shards, which the worker's does.
+    """
+    see(plan.shards)
     steps = table["step"].to_pylist()
     for first in range(0, len(steps), per_block):
         yield read_block([p for step in steps[first : first + per_block] for p in plan.positions(step)], plan)
+
+
+def see(uri: str) -> None:
+    """Open the shards; an error of theirs is said as the node's.
+
+    Raises:
+        BlindNode: there are none.
+    """
+    try:
+        open_shards(uri)
+        return
+    except (DataError, OSError) as error:
+        why = str(error)
+    raise blind(uri, why)  # out here, where it does not stand for an error of the input
 
 
 def read_block(positions: Sequence[int], plan: SamplePlan) -> pa.Table:

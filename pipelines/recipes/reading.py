@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from pipelines.base.errors import InputError
+from datasets.sample import DataError
+from datasets.strict_yaml import strict_yaml
+from datasets.text import read_text
+from pipelines.base.errors import InputError, SetupError
+from pipelines.base.files import write_text
 from pipelines.base.text import nearest
+from pipelines.recipes.bundled import names_in
 from pipelines.recipes.recipe import Recipe, check, fingerprint
+from pipelines.recipes.written import allows_null, as_written, inner, kind_at, wants_text
 
 RECIPES = Path(__file__).parent
+
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+NAMED = ("backbone", "head", "aux")  # `head=fcn` is short for `head={name: fcn}`
 
 
 def load_recipe(source: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
@@ -34,19 +43,39 @@ def load_recipe(source: str | Path, overrides: typing.Sequence[str] = ()) -> Rec
     return recipe
 
 
-def read_page(path: Path, wanted: str) -> dict[str, Any]:
-    """The mapping that a YAML file holds; `wanted` ends the message when it holds something else.
+def read_page(path: Path, wanted: str, kind: Any = Recipe) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Args:
+        path: of the file, in any encoding.
+        wanted: ends the message when it holds something else.
+        kind: the dataclass that it describes: where this wants text, `no` and `12` are text.
 
     Raises:
-        InputError: not YAML, or no mapping.
+        InputError: not YAML, a key that is given twice, or no mapping.
     """
     try:
-        page = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from None
+        page = parse(read_text(path), str(path), kind)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(page, dict):
         raise InputError(f"{path} holds {type(page).__name__}, {wanted}")
     return page
+
+
+def parse(text: str, name: str, kind: Any) -> Any:
+    """What a text in YAML means, for a type hint.
+
+    Args:
+        text: the page.
+        name: of the page, for messages.
+        kind: the type hint.
+    """
+    try:
+        return as_written(kind, strict_yaml(text, name), strict_yaml(text, name, as_written=True))
+    except DataError as error:
+        cure = ' Text that ends with a colon needs quotes, such as "hub:".' if "mapping values" in str(error) else ""
+        raise InputError(f"{error}{cure}") from None
 
 
 def make_recipe(page: dict[str, Any]) -> Recipe:
@@ -67,11 +96,32 @@ def find_page(source: str, bundled: Path, what: str) -> Path:
     Raises:
         InputError: no such file.
     """
-    for path in (Path(source), bundled / source, bundled / f"{source}.yaml"):
+    for path in (Path(source).expanduser(), bundled / source, bundled / f"{source}.yaml"):
         if path.is_file():
             return path
-    known = sorted(str(path.relative_to(bundled).with_suffix("")) for path in bundled.rglob("*.yaml"))
-    raise InputError(f"no {what} {source!r}{nearest(source, known)} Bundled: {', '.join(known)}; or give a path.")
+    door = {"recipe": "train", "study": "ablate"}[what]
+    raise InputError(
+        f"no {what} {source!r}{nearest(source, names_in(bundled))} Give the path of a YAML file, or a bundled name: "
+        f"`python -m pipelines.{door} --list` shows them."
+    )
+
+
+def copy_page(source: str, bundled: Path, what: str, target: Path) -> None:
+    """Copy a bundled page, with its comments, to a file that does not exist yet.
+
+    Raises:
+        InputError: no such page, or the file exists.
+        SetupError: the file cannot be written.
+    """
+    text = find_page(source, bundled, what).read_text(encoding="utf-8")
+    if target.is_dir():
+        raise InputError(f"--copy: {target} is a folder; name a file in it, such as {target / 'my.yaml'}")
+    if target.exists():
+        raise InputError(f"--copy: {target} exists already; name a file that does not, or remove it")
+    try:
+        write_text(target, text)
+    except OSError as error:
+        raise SetupError(f"--copy: cannot write {target}: {error.strerror}. Give another place") from None
 
 
 def apply_override(page: dict[str, Any], override: str) -> None:
@@ -80,14 +130,15 @@ def apply_override(page: dict[str, Any], override: str) -> None:
 
 
 def read_override(override: str) -> tuple[str, Any]:
-    """Key and value of `a.b=value`."""
+    """Key and value of `a.b=value`; a value that is to be text is taken as it stands, but for quotes around it."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise InputError(f"override {override!r} is not of the form key=value, e.g. head.rank=32")
-    try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"override {override!r} cannot be applied: {error}") from None
+    kind = kind_at(Recipe, key)
+    if not wants_text(inner(kind)) or text.strip()[:1] in ('"', "'"):
+        return key, parse(text, f"override {override!r}", kind)
+    empty = not text.strip() or (allows_null(kind) and text.strip() in ("null", "~"))
+    return key, None if empty else text.strip()
 
 
 def set_key(page: dict[str, Any], key: str, value: Any) -> None:
@@ -98,11 +149,15 @@ def set_key(page: dict[str, Any], key: str, value: Any) -> None:
     """
     *parents, last = key.split(".")
     node: Any = page
+    if not parents:
+        value = with_name(key, value)
     try:
-        for part in parents:
+        for depth, part in enumerate(parents):
             if isinstance(node, dict):
                 if node.get(part) is None:
                     node[part] = {}
+                if depth == 0:
+                    node[part] = with_name(part, node[part])
                 node = node[part]
             else:
                 node = node[position(node, part, key)]
@@ -111,10 +166,15 @@ def set_key(page: dict[str, Any], key: str, value: Any) -> None:
         raise InputError(f"override {f'{key}={value}'!r} cannot be applied: {error}") from None
 
 
+def with_name(key: str, value: Any) -> Any:
+    """A part of the model that is given only by its name, as a mapping; any other value as it is."""
+    return {"name": value} if key in NAMED and isinstance(value, str) else value
+
+
 def position(entries: Any, part: str, key: str) -> int:
     """Place of a list entry given by number or by its `name`."""
     if not isinstance(entries, list):
-        raise InputError(f"override {key!r}: nothing lies below {part!r}, whose parent is the value {entries!r}")
+        raise InputError(f"override {key!r}: nothing is below {part!r}, whose parent is the value {entries!r}")
     names = [entry.get("name", "") if isinstance(entry, dict) else "" for entry in entries]
     if part in names:
         return names.index(part)
@@ -131,11 +191,10 @@ def convert(kind: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return convert_table(kind, value, key)
     if origin in (typing.Union, types.UnionType):
-        inner = next(arg for arg in args if arg is not type(None))
-        return None if value is None else convert(inner, value, key)
+        return None if value is None else convert(inner(kind), value, key)
     if origin is Literal:
         if value not in args or isinstance(value, bool):
-            raise InputError(f"{key} = {value!r}: allowed are {', '.join(map(repr, args))}")
+            raise InputError(f"{key} = {shown(value)}: allowed are {', '.join(map(repr, args))}")
         return value
     if origin is tuple:
         return convert_tuple(args, value, key)
@@ -150,6 +209,8 @@ def convert_table(kind: Any, value: Any, key: str) -> Any:
     """A dataclass from a mapping; unknown and missing keys are errors."""
     if not isinstance(value, dict):
         raise wrong(key, value, f"a mapping with the keys {', '.join(f.name for f in dataclasses.fields(kind))}")
+    if kind is Recipe:
+        value = {name: with_name(name, given) for name, given in value.items()}
     hints = typing.get_type_hints(kind)
     for name in value:
         if name not in hints:
@@ -180,8 +241,14 @@ def convert_scalar(kind: type, value: Any, key: str) -> Any:
             return number
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise wrong(key, value, {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind])
+    raise wrong(key, value, WORDS[kind])
 
 
 def wrong(key: str, value: Any, wanted: str) -> InputError:
-    return InputError(f"{key or 'the recipe'} = {value!r} is {type(value).__name__}: give {wanted}")
+    """What to say of a value of another type than is wanted."""
+    return InputError(f"{key or 'the recipe'} = {shown(value)}: give {wanted}")
+
+
+def shown(value: Any) -> str:
+    """A value as YAML has it, in one line."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)

@@ -43,141 +43,161 @@ PLACED_WORKERS = {
 }
 
 
+def key(about: str, default: Any = dataclasses.MISSING) -> Any:
+    """A field of a recipe: what it means, for `train --keys`, and its default; a table's is made again each time."""
+    if callable(default):
+        return field(default_factory=default, metadata={"about": about})
+    return field(default=default, metadata={"about": about})
+
+
 @dataclass(frozen=True)
 class Backbone:
-    """`output_stride`: hrnet_w48 takes 4 alone, wideresnet38 8, df1 and df2 32; the others 8, 16 or 32.
+    """The trunk: a network that is trained for classification, and gives the features."""
 
-    `weights`: null (random), a path or URI of a state dict, or `hub:` for timm's download. `multi_grid`: dilations of
-    the blocks of a ResNet's last stage, such as [2, 8, 16] at output stride 8 (EMANet); null for 2, 4, 4.
-    `neck`: `jpu` makes a map at stride 8 of a trunk at output stride 32; null for none.
-    """
-
-    name: str = "resnet50s"
-    output_stride: Literal[8, 16, 32, 4] = 8
-    weights: str | None = None
-    multi_grid: tuple[int, ...] | None = None
-    neck: str | None = None
+    name: str = key("a trunk; `python -m segmodels backbones` lists them", "resnet50s")
+    output_stride: Literal[8, 16, 32, 4] = key(
+        "pixels per cell of the last map; hrnet_w48 takes only 4, wideresnet38 only 8, df1 and df2 only 32", 8
+    )
+    weights: str | None = key(
+        "where the trunk starts: path or URI of a state dict, `hub:` for timm's download, null for random weights", None
+    )
+    multi_grid: tuple[int, ...] | None = key(
+        "dilations of the blocks of a ResNet's last stage, such as [2, 8, 16] at output stride 8 (EMANet); null for "
+        "[2, 4, 4]",
+        None,
+    )
+    neck: str | None = key("`jpu` makes a map at stride 8 of a trunk at output stride 32; null for none", None)
 
 
 @dataclass(frozen=True)
 class Optim:
-    """SGD. `lr` is the trunk's rate; head and aux run at `lr * head_lr_scale`. `warmup` in steps.
+    """Stochastic gradient descent, its rate decayed to 0 by a power of the steps that are left."""
 
-    `freeze_norm`: batch norms keep their running statistics and normalise by them (finetuning with few images).
-    `ema`: decay of a running average of the weights, such as 0.999, below it in the first steps; validated, kept and
-    handed on instead of the weights themselves. 0 for none.
-    """
-
-    lr: float = 0.01
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    decay_norm_and_bias: bool = True
-    power: float = 0.9
-    warmup: int = 0
-    head_lr_scale: float = 10.0
-    freeze_norm: bool = False
-    ema: float = 0.0
+    lr: float = key("learning rate of the trunk; head and aux learn at lr * head_lr_scale", 0.01)
+    momentum: float = key("of SGD, 0 to below 1", 0.9)
+    nesterov: bool = key("Nesterov's momentum", False)
+    weight_decay: float = key("L2 penalty", 1e-4)
+    decay_norm_and_bias: bool = key("whether the weights of norms and biases decay too", True)
+    power: float = key("of the decay of the rate: lr * (1 - step / steps) ** power", 0.9)
+    warmup: int = key("steps in which the rate rises to lr", 0)
+    head_lr_scale: float = key("rate of head and aux as a multiple of the trunk's", 10.0)
+    freeze_norm: bool = key(
+        "pretrained batch norms keep their running statistics and normalise by them; for finetuning with few images",
+        False,
+    )
+    ema: float = key(
+        "decay of a running average of the weights, such as 0.999, lower in the first steps; the average is validated, "
+        "kept and handed on instead of the weights; 0 for none",
+        0.0,
+    )
 
 
 @dataclass(frozen=True)
 class View:
-    """Training view: `scale` range, then pad and crop to `crop` (height, width) pixels; `flip` probability."""
+    """What training sees of an image: scaled, padded and cropped, flipped, its colours changed."""
 
-    crop: tuple[int, int] = (512, 512)
-    scale: tuple[float, float] = (0.5, 2.0)
-    flip: float = 0.5
-    rotate: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
+    crop: tuple[int, int] = key("height and width of the training crop, in pixels", (512, 512))
+    scale: tuple[float, float] = key("range of factors by which an image is scaled before it is cropped", (0.5, 2.0))
+    flip: float = key("probability of a flip from left to right", 0.5)
+    rotate: float = key("largest rotation to either side, in degrees", 0.0)
+    brightness: float = key("largest change of brightness, as a share", 0.0)
+    contrast: float = key("largest change of contrast, as a share", 0.0)
+    saturation: float = key("largest change of saturation, as a share", 0.0)
+    hue: float = key("largest change of hue, as a share", 0.0)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training. `train`, `val`: folders of shards below `data`, or URIs. Exactly one of `epochs` and `steps`.
+    """One training; a recipe's stages follow each other, each from the weights of the one before."""
 
-    `val_every` in epochs; 0 validates before and after alone. `lr` replaces `optim.lr` in this stage.
-    """
-
-    name: str
-    train: str
-    val: str | None = None
-    epochs: float | None = None
-    steps: int | None = None
-    lr: float | None = None
-    warmup: int | None = None
-    val_every: float = 1.0
+    name: str = key("the stage's folder, and its name in overrides: stages.NAME.lr=0.01")
+    train: str = key("shards to train on: a folder below `data`, or a URI")
+    val: str | None = key("shards to validate on; null for none, then there is no score", None)
+    epochs: float | None = key("how often all images are seen; give epochs or steps", None)
+    steps: int | None = key("batches; give epochs or steps", None)
+    lr: float | None = key("replaces optim.lr in this stage", None)
+    warmup: int | None = key("replaces optim.warmup in this stage", None)
+    val_every: float = key("epochs between validations; 0 validates only before and after", 1.0)
 
 
 @dataclass(frozen=True)
 class InferenceSpec:
-    """How a model predicts on whole images. `window` defaults to the crop, `stride` to 2/3 of the window.
+    """How a model predicts on whole images."""
 
-    `batch`: images of one size that are predicted at once.
-    """
-
-    mode: Literal["whole", "slide"] = "whole"
-    window: tuple[int, int] | None = None
-    stride: tuple[int, int] | None = None
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    batch: int = 8
+    mode: Literal["whole", "slide"] = key(
+        "the image at once, or in sliding windows whose probabilities are averaged", "whole"
+    )
+    window: tuple[int, int] | None = key("height and width of a sliding window, in pixels; null for view.crop", None)
+    stride: tuple[int, int] | None = key("pixels between windows; null for 2/3 of the window", None)
+    scales: tuple[float, ...] = key("scales of the image that are averaged", (1.0,))
+    flip: bool = key("average with the flipped image", False)
+    batch: int = key("images of one size that are predicted at once", 8)
 
 
 @dataclass(frozen=True)
 class Workers:
-    """`count`: train workers (null: one per GPU of the cluster, else 1; 0: this process, no Ray).
+    """Who trains, and how it computes."""
 
-    `micro_batch`: most images that one worker holds at once; gradients accumulate up to the global batch.
-    `channels_last`: null means on GPUs; dilated convolutions on CPUs are many times slower with it.
-    `feed_tasks`: Ray Data tasks (or loader processes) that decode for each worker. `max_failures`: restarts.
-    `hang_minutes`: a worker without progress for so long is ended and replaced; above the longest compilation.
-    """
-
-    count: int | None = None
-    gpus: Literal[0, 1] | None = None
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    channels_last: bool | None = None
-    compile: bool = False
-    micro_batch: int | None = None
-    feed_tasks: int | None = None
-    max_failures: int = 3
-    hang_minutes: float = 30.0
+    count: int | None = key(
+        "train workers: null for one per GPU of the cluster, without GPUs one; 0 for this process, without Ray where "
+        "feed=torch",
+        None,
+    )
+    gpus: Literal[0, 1] | None = key("GPUs of each worker; null for 1 where there are any", None)
+    precision: Literal["auto", "bf16", "fp32"] = key("of the network; auto is bf16 on GPUs that have it", "auto")
+    channels_last: bool | None = key(
+        "memory layout; null for GPUs only: dilated convolutions on CPUs are many times slower with it", None
+    )
+    compile: bool = key("torch.compile", False)
+    micro_batch: int | None = key(
+        "most images that a worker holds at once; gradients add up to the batch; null for its whole share", None
+    )
+    feed_tasks: int | None = key(
+        "Ray Data tasks, or loader processes of feed=torch, that decode for each worker; null for a share of the cores",
+        None,
+    )
+    max_failures: int = key("how often dead workers are replaced", 3)
+    hang_minutes: float = key(
+        "a worker without progress for so long is ended and replaced; more than the longest compilation takes", 30.0
+    )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole experiment. `batch` is global; `output` holds runs, the sample and the MLflow store.
+    """A whole experiment: a chain of stages."""
 
-    `loss`: output of the model -> term -> weight, or a mapping of `weight` and the term's options.
-    `inference` is how `evaluate` predicts; `validation` how the stages do meanwhile (null: the same way).
-    """
-
-    stages: tuple[Stage, ...]
-    name: str | None = None
-    published: str | None = None
-    seed: int = 0
-    data: str = "sample:"
-    batch: int = 16
-    backbone: Backbone = field(default_factory=Backbone)
-    head: dict[str, Any] = field(default_factory=lambda: {"name": "fcn"})
-    aux: dict[str, Any] | None = None
-    loss: dict[str, dict[str, Any]] = field(default_factory=lambda: {"logits": {"cross_entropy": 1.0}})
-    optim: Optim = field(default_factory=Optim)
-    view: View = field(default_factory=View)
-    inference: InferenceSpec = field(default_factory=InferenceSpec)
-    validation: InferenceSpec | None = None
-    workers: Workers = field(default_factory=Workers)
-    feed: Literal["ray", "torch"] = "ray"
-    tracking: str | None = None
-    experiment: str = "context-heads"
-    output: str = "~/context-heads"
-    overlays: int = 4
-    log_every: int = 10
-    keep_last: int = 2
-    checkpoint_minutes: float = 10.0
+    stages: tuple[Stage, ...] = key("the trainings, one after the other")
+    name: str | None = key("the run's folder below output/runs; null for the page's name and a hash", None)
+    published: str | None = key("the published table that this is to meet: PAPER/TABLE", None)
+    seed: int = key("of fresh weights, of the order of images, of their views", 0)
+    data: str = key("folder or URI of the shards; `sample:` for the bundled sample", "sample:")
+    batch: int = key("images of a step, of all workers together", 16)
+    backbone: Backbone = key("the trunk, or only its name", Backbone)
+    head: dict[str, Any] = key(
+        "name and keywords of the head, or only its name; `python -m segmodels NAME` shows them",
+        lambda: {"name": "fcn"},
+    )
+    aux: dict[str, Any] | None = key(
+        "likewise for a second head on an earlier `stage` (1 to 4), only in training", None
+    )
+    loss: dict[str, dict[str, Any]] = key(
+        "output of the model -> term -> weight, or a mapping of `weight` and the term's options; `python -m segmodels "
+        "losses` lists them",
+        lambda: {"logits": {"cross_entropy": 1.0}},
+    )
+    optim: Optim = key("the optimizer, SGD", Optim)
+    view: View = key("what training sees of an image", View)
+    inference: InferenceSpec = key("how `evaluate` predicts", InferenceSpec)
+    validation: InferenceSpec | None = key("how the stages predict when they validate; null for the same way", None)
+    workers: Workers = key("who trains, and how it computes", Workers)
+    feed: Literal["ray", "torch"] = key("Ray Data or a torch DataLoader; both give the same batches", "ray")
+    tracking: str | None = key("address of MLflow; null for MLFLOW_TRACKING_URI, else output/mlflow.db", None)
+    experiment: str = key("experiment of MLflow", "context-heads")
+    output: str = key("folder for runs, the sample and the local MLflow store", "~/context-heads")
+    overlays: int = key("validation images whose prediction is drawn at each validation", 4)
+    log_every: int = key("steps between two lines of the record", 10)
+    keep_last: int = key("checkpoints of a stage that stay", 2)
+    checkpoint_minutes: float = key("most minutes between two checkpoints", 10.0)
 
 
 def check(recipe: Recipe) -> None:
@@ -218,6 +238,7 @@ def check(recipe: Recipe) -> None:
     demand("name" in recipe.head, "head lacks its name, e.g. {name: fcn}")
     demand(recipe.aux is None or "name" in recipe.aux, "aux lacks its name, e.g. {name: fcn, stage: 3}")
     demand((recipe.workers.count or 0) >= 0, f"workers.count = {recipe.workers.count}: 0 or more, or null")
+    check_split(recipe.batch, recipe.workers.count or 1)
     demand((recipe.workers.micro_batch or 1) >= 1, "workers.micro_batch: 1 or more, or null")
     demand(recipe.workers.hang_minutes > 0, f"workers.hang_minutes = {recipe.workers.hang_minutes}: above 0")
     places = [recipe.data, recipe.tracking, recipe.backbone.weights]
@@ -228,6 +249,17 @@ def check(recipe: Recipe) -> None:
             f"{hide_secret(str(place))} holds a user or password, which would be logged. {CURE}",
         )
     demand(recipe.log_every >= 1 and recipe.keep_last >= 1, "log_every and keep_last must be 1 or more")
+
+
+def check_split(batch: int, workers: int) -> None:
+    """The batch must fall into equal parts.
+
+    Raises:
+        InputError: it does not.
+    """
+    if batch % workers:
+        fits = [n for n in range(1, batch + 1) if batch % n == 0]
+        raise InputError(f"batch = {batch} cannot be split over {workers} workers; workers.count may be {fits}")
 
 
 def to_page(recipe: Recipe) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class StageFolder:
         return self.path / "overlays" / name / f"step-{step:08d}.png"
 
     def hang(self, rank: int) -> Path:
-        """Where a worker stood when it made no progress."""
+        """Where a worker was when it made no progress."""
         return self.path / f"hang-worker{rank}.txt"
 
     def hangs(self) -> list[Path]:

@@ -1,4 +1,4 @@
-"""MLflow, and the only importer of it: a client, experiments, runs, parameters."""
+"""MLflow, and the only importer of it: a client, experiments, runs, parameters, metrics."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import contextlib
 import logging
 import math
 import os
-import subprocess
+import shlex
+import socket
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-from pipelines.base.addresses import CURE, hide_secret, holds_secret
-from pipelines.base.door import ROOT
-from pipelines.base.errors import SetupError
+from pipelines.base.errors import InputError, SetupError
+from pipelines.runs.local_store import artifact_location, bring_along, sqlite_uri, without_stray_folder
+from pipelines.runs.mlflow_faults import PORTS, check_address, explain, first_line
+from pipelines.runs.provenance import provenance
 from pipelines.runs.record import append
 
 SYSTEM_S = 5.0
+ANSWER_S = 5.0  # how long a server's port may take to answer
 PARENT = "mlflow.parentRunId"  # the tag by which its page nests runs
+NOTE = "mlflow.note.content"  # the tag that its page shows as the run's description
 KEY = "context_heads.key"  # and the one that names a run before its server does
+TEXT_CHARS = 5000  # of a tag
 PARAM_CHARS = 6000  # MLflow cuts longer values silently; whole values are in recipe.yaml
 
 
@@ -34,48 +42,117 @@ class Point(NamedTuple):
 
 def default_uri(output: Path) -> str:
     """MLFLOW_TRACKING_URI, else an sqlite file below the output folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(output / "mlflow.db")
 
 
-@contextlib.contextmanager
-def open_client(uri: str) -> Iterator[Any]:
-    """A client of the tracking server, and within the body what shows whether it answers.
+def connect(uri: str, say: Callable[[str], None] = lambda text: None) -> Any:
+    """A client of the store at an address, once that answers.
+
+    Args:
+        say: is told what was done to a local store that was moved.
 
     Raises:
-        SetupError: the server does not answer, or its address holds a secret.
+        Exception: what MLflow or the network raise; `explain` says what that means.
     """
     # a server that is away should cost seconds: the record keeps everything, and the next try comes soon
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    knock(uri)
     import mlflow
 
-    for name in ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor", "alembic"):
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors come as exceptions too
+    for name in ("mlflow.system_metrics.system_metrics_monitor", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    if holds_secret(uri):
-        raise SetupError(f"MLflow's address {hide_secret(uri)} holds a user or password. {CURE}")
+    if told := bring_along(uri):
+        say(told)
+    with without_stray_folder(uri):
+        return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def knock(uri: str) -> None:
+    """See whether anything answers at a server's port: MLflow would try for up to two minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    parts = urlsplit(uri)
+    scheme = parts.scheme.partition("+")[0]
+    if scheme not in PORTS or not parts.hostname or (scheme.startswith("http") and urllib.request.getproxies()):
+        return
+    socket.create_connection((parts.hostname, parts.port or PORTS[scheme]), ANSWER_S).close()
+
+
+@contextlib.contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """A body that needs MLflow to answer.
+
+    Raises:
+        SetupError: it does not, or not as it should; with the cure.
+    """
     try:
-        yield mlflow.MlflowClient(tracking_uri=uri)
+        yield
+    except (InputError, SetupError):
+        raise
     except Exception as error:
-        raise SetupError(
-            f"MLflow at {uri} cannot be used: {first_line(error)} Start the server, or unset "
-            "MLFLOW_TRACKING_URI (and the recipe's `tracking`) to log into a local sqlite file."
-        ) from error
+        raise SetupError(explain(uri, error)) from error
 
 
-def find_experiment(client: Any, name: str, uri: str, output: Path) -> str:
-    """Id of an experiment, created when missing; artifacts of a local store are next to it."""
+@contextlib.contextmanager
+def open_client(uri: str) -> Iterator[Any]:
+    """A client of the store at an address, and within the body what shows whether it answers.
+
+    Raises:
+        SetupError: the store does not answer, or MLflow can never be at its address.
+    """
+    check_address(uri)
+    with answering(uri):
+        yield connect(uri)
+
+
+def find_experiment(client: Any, name: str, uri: str, say: Callable[[str], None] = lambda text: None) -> str:
+    """Id of an experiment, created when missing and restored when deleted; of a local store with artifacts next to it.
+
+    Args:
+        say: is told of a restored one.
+    """
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    place = (output / "mlartifacts" / name).as_uri() if uri.startswith("sqlite:") else None
-    return client.create_experiment(name, artifact_location=place)
+    if found is None:
+        return client.create_experiment(name, artifact_location=artifact_location(uri, name))
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+        say(f"the experiment {name!r} was deleted there; it is restored, with the runs that went with it")
+    return found.experiment_id
 
 
-def create_run(client: Any, experiment: str, name: str, tags: dict[str, str], params: Mapping[str, Any]) -> str:
+def find_run(client: Any, run: str, say: Callable[[str], None] = lambda text: None) -> Any:
+    """A run by its id, restored when deleted; None where the store does not have it, or no longer.
+
+    Args:
+        say: is told of a restored one.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_run(run)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    if found.info.lifecycle_stage == "deleted":
+        experiment = client.get_experiment(found.info.experiment_id)
+        if experiment.lifecycle_stage == "deleted":
+            find_experiment(client, experiment.name, "", say)
+        else:
+            say(f"the run {found.info.run_name!r} was deleted there; it is restored, since it goes on")
+        client.restore_run(run)
+    return found
+
+
+def create_run(client: Any, experiment: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
     """A new run with its parameters, or the one that a server which died meanwhile had begun. Returns its id."""
     run = begun(client, experiment, name, tags)
-    run = run or client.create_run(experiment, run_name=name, tags=tags | git_tags()).info.run_id
+    run = run or client.create_run(experiment, run_name=name, tags={**provenance(), **tags}).info.run_id
     send_params(client, run, params)
     return run
 
@@ -110,28 +187,53 @@ def send_metrics(client: Any, run: str, points: Iterable[Point]) -> None:
         client.log_batch(run, metrics=metrics[first : first + 1000])
 
 
+def set_tags(client: Any, run: str, tags: Mapping[str, str | None]) -> None:
+    """Set tags of a run, cut to what MLflow takes; None removes one that is there."""
+    there = client.get_run(run).data.tags if None in tags.values() else {}
+    for key, value in tags.items():
+        if value is not None:
+            client.set_tag(run, key, value[:TEXT_CHARS])
+        elif key in there:
+            client.delete_tag(run, key)
+
+
+def look_at(uri: str, experiment: str | None = None, run: str | None = None) -> str:
+    """What opens the page of a run, or of the store: a link, after the command that serves a local store.
+
+    MLflow 3 shows an experiment as one of language models unless the link says what it is.
+    """
+    page = f"/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning" if experiment and run else ""
+    if uri.startswith(("http:", "https:")):
+        return uri.rstrip("/") + page
+    if uri.startswith("databricks"):
+        return uri
+    return f"uv run mlflow ui --backend-store-uri {shlex.quote(uri)}\n  then open  http://127.0.0.1:5000{page}"
+
+
 class System:
     """What this machine does meanwhile, by MLflow's own monitors, kept in a record of its own."""
 
-    def __init__(self, uri: str) -> None:
-        """Args:
-        uri: of the run's MLflow; without one MLflow would make a store in the current folder. Nothing is sent there.
-        """
+    def __init__(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self.monitors = SystemMetricsMonitor("", tracking_uri=uri).monitors  # CPU, memory, disk, network, GPUs
+        # Nothing is sent: without this address, where nobody listens, MLflow would make a store in the current folder.
+        self.monitors = SystemMetricsMonitor("", tracking_uri="http://127.0.0.1:9").monitors  # CPU, memory, …, GPUs
         self.taken = 0.0
 
     def sample(self, path: Path) -> None:
-        """Append a line to the record at `path`, at most every `SYSTEM_S` seconds."""
+        """Append a line to the record at `path`, at most every `SYSTEM_S` seconds; a monitor that fails is left out."""
         if time.monotonic() - self.taken < SYSTEM_S:
             return
         self.taken = time.monotonic()
         values: dict[str, float] = {}
-        for monitor in self.monitors:
-            monitor.collect_metrics()
-            values |= monitor.aggregate_metrics()
-            monitor.clear_metrics()
+        for monitor in list(self.monitors):
+            try:
+                monitor.collect_metrics()
+                values |= monitor.aggregate_metrics()
+                monitor.clear_metrics()
+            except Exception as error:  # whatever a driver can raise
+                self.monitors.remove(monitor)
+                print(f"warning: {type(monitor).__name__} fails, it is left out: {first_line(error)}", file=sys.stderr)
         now = int(time.time() * 1000)
         with path.open("a") as file:
             append(file, {"kind": "system", "step": now // 1000, "time": now, "values": values})
@@ -140,23 +242,3 @@ class System:
 def cut(text: str) -> str:
     """A parameter's value as MLflow takes it; longer ones end with where the whole value is."""
     return text if len(text) <= PARAM_CHARS else f"{text[: PARAM_CHARS - 30]}… (whole in params.json)"
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def git_tags() -> dict[str, str]:
-    """The commit of the code, and whether files differ from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return {"mlflow.source.git.commit": commit, "git.uncommitted_changes": str(dirty)} if commit else {}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import sys
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ import numpy as np
 from pipelines.base import pictures
 from pipelines.runs.folder import StageFolder
 from pipelines.runs.mlflow_client import Point, send_metrics
-from pipelines.runs.results import About
+from pipelines.runs.mlflow_faults import first_line
+from pipelines.runs.results import About, f1_of, mean_of, percent
 
 METRICS = {
     "train": {"loss": "train/loss", "lr": "train/lr", "epoch": "train/epoch", "images_per_s": "speed/images_per_s",
@@ -21,10 +25,31 @@ METRICS = {
 }  # fmt: skip
 
 
-def metric_names(classes: Sequence[str]) -> list[str]:
-    """Names of the classes' IoU as MLflow takes them: it refuses all but letters, digits and a few signs."""
-    plain = [re.sub(r"[^\w.\- ]", "_", name).strip(".")[:200] or "_" for name in classes]
-    return [f"{name} {i}" if plain.count(name) > 1 else name for i, name in enumerate(plain)]
+def metric_names(names: Iterable[str]) -> list[str]:
+    """Names as MLflow takes them in those of metrics, each its own: it refuses all but letters, digits, few signs.
+
+    Two names that MLflow or its database would take for one (a comma and a semicolon, both replaced; upper and lower
+    case in MySQL) get numbers.
+    """
+    plain = [plain_name(name) for name in names]
+    folded = [name.casefold() for name in plain]
+    taken = {name for name in folded if folded.count(name) == 1}
+    pairs = enumerate(zip(plain, folded, strict=True))
+    return [name if fold in taken else numbered(name, i, taken) for i, (name, fold) in pairs]
+
+
+def plain_name(name: str) -> str:
+    """A name with _ for each sign that a metric may not have; composed, since accents of their own are such signs."""
+    composed = unicodedata.normalize("NFC", name)
+    return re.sub(r"[^\w.\- ]", "_", composed).strip(". ")[:200] or "_"
+
+
+def numbered(name: str, number: int, taken: set[str]) -> str:
+    """The name with a number that nobody else has, `number` if possible; it is taken from now on."""
+    while f"{name} {number}".casefold() in taken:
+        number += 1
+    taken.add(f"{name} {number}".casefold())
+    return f"{name} {number}"
 
 
 def send_lines(client: Any, run: str, place: StageFolder, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -50,24 +75,47 @@ def values_of(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]
     elif line["kind"] == "train":  # up to 0.3.5 a record has no terms
         values |= {f"train/loss/{term}": v for term, v in line.get("terms", {}).items()}
     elif line["kind"] == "val":
+        f1 = f1_of(line["iou"])
         values |= {f"val/IoU/{name}": v for name, v in zip(names, line["iou"], strict=True)}
+        values |= {f"val/F1/{name}": v for name, v in zip(names, f1, strict=True)} | {"val/mF1": mean_of(f1)}
         return {k: v * 100 for k, v in values.items() if v is not None}
     return {k: v for k, v in values.items() if v is not None}
 
 
 def send_validation(client: Any, run: str, place: StageFolder, line: Mapping[str, Any], about: About) -> None:
-    """Overlays, confusion matrix and IoU bars of one validation; sent again they take the place of the first."""
-    classes, step = about.classes, f"step-{line['step']:08d}"
-    how = f"{line['rows']} rows, {about.protocol}"
-    title = f"{place.path.name}, step {line['step']}: mIoU {line['miou'] * 100:.2f} %\n{how}"
+    """Overlays, confusion matrix, IoU bars and a table of one validation; sent again they replace the first."""
+    step = f"step-{line['step']:08d}"
+    title = (
+        f"{place.path.name}, step {line['step']}: mIoU {percent(line['miou'])} %\n{line['rows']} rows, {about.protocol}"
+    )
     for picture in line["overlays"]:
         client.log_artifact(run, str(place.path / picture), f"overlays/{Path(picture).parent.name}")
     counts = np.load(place.path / line["counts"])
-    client.log_figure(run, pictures.confusion_figure(counts, classes, title), f"confusion/{step}.png")
-    client.log_figure(run, pictures.iou_figure(line["iou"], classes, title), f"iou/{step}.png")
-    percent = [None if v is None or v != v else round(v * 100, 2) for v in line["iou"]]
-    table = {"class": list(classes), "IoU_percent": percent, "true_pixels": counts.sum(1).tolist(),
-             "predicted_pixels": counts.sum(0).tolist()}  # fmt: skip
+    iou = [float("nan") if value is None else value for value in line["iou"]]
+    send_figure(client, run, f"confusion/{step}.png", lambda: pictures.confusion_figure(counts, about.classes, title))
+    send_figure(client, run, f"iou/{step}.png", lambda: pictures.iou_figure(iou, about.classes, title))
     name = f"iou_table/{step}.json"
     if name not in {file.path for file in client.list_artifacts(run, "iou_table")}:  # it would be added to
-        client.log_table(run, data=table, artifact_file=name)
+        client.log_table(run, data=table_of(about.classes, line["iou"], counts), artifact_file=name)
+
+
+def send_figure(client: Any, run: str, name: str, draw: Callable[[], Any]) -> None:
+    """A figure; one that cannot be drawn costs a line on the screen, not what comes after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(name).name
+        try:
+            draw().savefig(path)
+        except Exception as error:  # whatever matplotlib can raise
+            print(f"warning: {name} cannot be drawn, MLflow does without: {first_line(error)}", file=sys.stderr)
+            return
+        client.log_artifact(run, str(path), str(Path(name).parent))
+
+
+def table_of(classes: Sequence[str], iou: Sequence[float | None], counts: np.ndarray) -> dict[str, list[Any]]:
+    """Scores and pixels of each class, column by column."""
+
+    def column(values: Sequence[float | None]) -> list[float | None]:
+        return [None if v is None or v != v else round(v * 100, 2) for v in values]
+
+    return {"class": list(classes), "IoU_percent": column(iou), "F1_percent": column(f1_of(iou)),
+            "true_pixels": counts.sum(1).tolist(), "predicted_pixels": counts.sum(0).tolist()}  # fmt: skip

@@ -1,9 +1,9 @@
-"""What is noted of a stage before, at and after its training; and the results of a run as a table."""
+"""Notes on a stage before, during and after its training; and the results of a run as a table."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,7 @@ from pipelines.runs.folder import RunFolder, StageFolder
 
 
 class Noted:
-    """A frozen dataclass that is kept as JSON; fields that a version does not know are passed over."""
+    """A frozen dataclass that is kept as JSON; fields that this version does not know are ignored."""
 
     def write(self, path: Path) -> None:
         """Write it; afterwards the file is whole, or as it was."""
@@ -53,7 +53,11 @@ class Outcome(Noted):
 
 @dataclass(frozen=True)
 class Result(Noted):
-    """What came of a stage: rows, steps, mIoU (0 to 1) with its protocol, speed, checkpoints; `time` in ms."""
+    """The result of a stage: rows, steps, mIoU (0 to 1) with its protocol, speed, checkpoints; `time` in ms.
+
+    `iou` are those of the classes that `miou` is the mean of, None for one that is absent; results of versions up to
+    0.3.5 have neither `classes` nor `iou`.
+    """
 
     stage: str
     rows: int
@@ -68,6 +72,8 @@ class Result(Noted):
     best_checkpoint: str | None
     protocol: str
     time: int
+    classes: Sequence[str] = ()
+    iou: Sequence[float | None] = ()
 
 
 def finished(recipe: Recipe, folder: Path) -> list[Result]:
@@ -77,25 +83,58 @@ def finished(recipe: Recipe, folder: Path) -> list[Result]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The results for people: rows, steps, mIoU before and after with its protocol, speed, checkpoint."""
-
-    def percent(value: float | None) -> str:
-        return "–" if value is None else f"{value * 100:.2f}"
-
+    """The results for people: rows, steps, mIoU before and after with its protocol, speed, checkpoint; then classes."""
     head = ["stage", "rows trained on", "steps", "val rows", "mIoU before", "mIoU after", "images/s", "checkpoint"]
     rows = [
         [r.stage, str(r.rows), str(r.steps), str(r.val_rows or "–"), percent(r.miou_before), percent(r.miou),
          f"{r.images_per_s:.1f}", r.checkpoint]
         for r in results
     ]  # fmt: skip
-    shown = padded([head, *rows])
-    lines = ["  ".join(cells).rstrip() for cells in shown]
-    lines.insert(1, "  ".join("-" * len(cell) for cell in shown[0]))
-    lines.append(
+    note = (
         f"mIoU in percent, of the stage's last weights on every val row, {results[0].protocol}, from one confusion "
         "matrix over the split; – where the stage has no rows that it may be scored on."
     )
-    return "\n" + "\n".join(lines)
+    return "\n".join(["", *lined(head, rows), note, *class_tables(results)])
+
+
+def lined(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Lines of a table, its head underlined.
+
+    Args:
+        right: columns that are flush right.
+    """
+    shown = padded([head, *rows], right)
+    lines = ["  ".join(cells).rstrip() for cells in shown]
+    return [lines[0], "  ".join("-" * len(cell) for cell in shown[0]), *lines[1:]]
+
+
+def class_tables(results: Sequence[Result]) -> Iterator[str]:
+    """IoU and F1 of each class: a table for each list of classes, with columns for each stage that was scored on it."""
+    for classes in dict.fromkeys(tuple(r.classes) for r in results if r.iou):
+        scored = [r for r in results if r.iou and tuple(r.classes) == classes]
+        heads = [f"{r.stage} {score}" for r in scored for score in ("IoU", "F1")]
+        columns = [column for r in scored for column in (list(r.iou), f1_of(r.iou))]
+        rows = [[name, *map(percent, values)] for name, *values in zip(classes, *columns, strict=True)]
+        mean = ["mean", *(percent(mean_of(column)) for column in columns)]
+        yield ""
+        yield from lined(["class", *heads], [*rows, mean], range(1, 1 + len(columns)))
+        yield "IoU and F1 (Dice) in percent; – for a class that is in neither truth nor prediction."
+
+
+def percent(value: float | None) -> str:
+    """A share in percent; a dash where there is none."""
+    return "–" if value is None or value != value else f"{value * 100:.2f}"
+
+
+def f1_of(iou: Sequence[float | None]) -> list[float | None]:
+    """F1 (Dice) of classes from their IoU: with the same pixels counted, F1 = 2 IoU / (1 + IoU)."""
+    return [None if value is None or value != value else 2 * value / (1 + value) for value in iou]
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are there."""
+    known = [value for value in values if value is not None and value == value]
+    return sum(known) / len(known) if known else None
 
 
 def final_weights(stage: StageFolder) -> Path:

@@ -12,14 +12,14 @@ from pipelines.base.polling import Polling
 from pipelines.base.text import clock
 from pipelines.runs.folder import StageFolder
 from pipelines.runs.record import read_record
-from pipelines.runs.results import About
+from pipelines.runs.results import About, percent
 
 POLL_S = 0.3
 
 
 @dataclass(frozen=True)
 class FollowedStage:
-    """A stage to follow: its folder, what its lines need, what to do when it ends, and what to sample meanwhile."""
+    """A stage to follow: its folder, what its lines need, what to do when it ends, and what to sample until then."""
 
     place: StageFolder
     about: About
@@ -32,7 +32,7 @@ class Screen:
 
     def __init__(self, stages: Sequence[FollowedStage]) -> None:
         self.stages = list(stages)
-        # what a record holds before this training was shown by the one before it
+        # lines that are in a record before this training were shown by an earlier one
         self.shown = {stage.place: size(stage.place.record) for stage in stages}
 
     def look(self) -> None:
@@ -78,7 +78,7 @@ def describe(stage: str, line: Mapping[str, Any], about: About) -> str:
         )
     if line["kind"] == "val":
         return (
-            f"{head}  step {line['step']:>5}/{about.steps}  val mIoU {line['miou'] * 100:.2f} %  pixel accuracy "
-            f"{line['accuracy'] * 100:.2f} %  ({line['rows']} rows, {about.protocol})"
+            f"{head}  step {line['step']:>5}/{about.steps}  val mIoU {percent(line['miou'])} %  pixel accuracy "
+            f"{percent(line['accuracy'])} %  ({line['rows']} rows, {about.protocol})"
         )
     return f"{head}  {line.get('text', '')}"

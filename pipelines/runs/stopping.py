@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+from pipelines.base.errors import Stopped
 from pipelines.base.files import write_text
 from pipelines.base.polling import Polling
 from pipelines.runs.folder import RunFolder
@@ -20,10 +21,17 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def stoppable(folder: Path) -> Iterator[None]:
+def stoppable(folder: Path, idle: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """While the body trains, SIGTERM and the first Ctrl-C leave a note for the workers; the second leaves at once.
 
     Where signals cannot be caught, outside of the main thread, nothing changes.
+
+    Args:
+        folder: of the run.
+        idle: whether there is no worker now that could read the note; then the first signal leaves at once, too.
+
+    Raises:
+        Stopped: a signal came while nobody trained.
     """
     note = RunFolder(folder).stop
     note.unlink(missing_ok=True)
@@ -32,9 +40,13 @@ def stoppable(folder: Path) -> Iterator[None]:
         name = signal.Signals(number).name
         if number == signal.SIGINT and note.exists():
             raise KeyboardInterrupt
+        if idle():
+            raise Stopped(f"{name}: stopped while no worker trained; the same command goes on", number + 128)
         write_text(note, name)
         print(
-            f"\n{name}: ending with a checkpoint; Ctrl-C (again) leaves at once, without", file=sys.stderr, flush=True
+            f"\n{name}: ending with a checkpoint; Ctrl-C again leaves at once, without a checkpoint",
+            file=sys.stderr,
+            flush=True,
         )
 
     if threading.current_thread() is not threading.main_thread():
@@ -69,10 +81,14 @@ def asked_to_stop(note: Path | None) -> Iterator[Callable[[], int]]:
         yield lambda: asked[0]
 
 
-def in_thread(call: Callable[[], T]) -> T:
+def in_thread(call: Callable[[], T], look: Callable[[], object] = lambda: None) -> T:
     """Result of a call made in another thread, so that this one stays free for signals; its exception is raised here.
 
     Ray's `fit` would install a handler of its own for Ctrl-C, which ends the workers without a checkpoint.
+
+    Args:
+        call: what is called.
+        look: called here again and again meanwhile; what it raises leaves the call to itself.
     """
     box: dict[str, Any] = {}
 
@@ -86,6 +102,7 @@ def in_thread(call: Callable[[], T]) -> T:
     thread.start()
     while thread.is_alive():
         thread.join(0.2)  # a join without end would hold signals back
+        look()
     if "error" in box:
         raise box["error"]
     return box["value"]

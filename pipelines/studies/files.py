@@ -1,4 +1,4 @@
-"""What a study leaves: its table as text, Markdown and a page, its pictures, and which trial did best."""
+"""What a study writes: its table as text, Markdown, HTML and JSON, its plots, and the name of the best trial."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.base.errors import InputError
-from pipelines.base.files import write_text
+from pipelines.base.files import to_json, write_text
 from pipelines.driver.planned import PlannedStage
 from pipelines.recipes.model import how
 from pipelines.studies.plots import draw
 from pipelines.studies.study import StudyPlan, Trial
-from pipelines.studies.table import build, html, markdown, text
+from pipelines.studies.table import build, html, markdown, numbers, text
 from pipelines.studies.trial import TrialContext, row_of
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What is published of a study's variants, in percent, and where; empty where nothing is."""
+    """Published numbers of a study's variants, in percent, and where they are printed; empty where there are none."""
 
     values: Mapping[str, float | None]
     label: str
@@ -50,14 +50,14 @@ def write_files(
     place: TrialContext,
     trials: Sequence[Trial],
     protocol: str | Mapping[str, str],
-    numbers: Numbers,
+    published: Numbers,
     caption: str,
     confidence: float,
 ) -> tuple[dict[str, Path], str | None]:
-    """Table and pictures of what has ended so far; prints the table.
+    """Write table and plots of the trials that have ended so far; print the table.
 
     Returns:
-        The files by their names as artifacts, and the best trial's name where one was scored.
+        The files by their names as artifacts, and the name of the trial with the highest mIoU where one was scored.
     """
     rows = [row_of(t.variant, t.seed, t.recipe, place.trial(t.name)) for t in trials]
     study, folder = plan.study, place.study
@@ -67,13 +67,13 @@ def write_files(
         rows,
         protocol,
         baseline=study.baseline,
-        published=numbers.values,
-        published_as=numbers.label,
+        published=published.values,
+        published_as=published.label,
         curve=study.curve,
         notes=" ".join(filter(None, [study.notes.strip(), caption])),
         confidence=confidence,
     )
-    forms = {"txt": text, "md": markdown, "html": html}
+    forms = {"txt": text, "md": markdown, "html": html, "json": lambda table: to_json(numbers(table), indent=1)}
     for suffix, form in forms.items():
         write_text(folder.table(suffix), form(table))
     print("\n" + text(table), flush=True)
@@ -84,14 +84,14 @@ def write_files(
 
 
 def settings_of(plan: StudyPlan, place: TrialContext, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
-    """What each variant sets; of a search each trial's point, and the share of the steps that a part reached."""
+    """The settings of each variant; of a search each trial's point, and the share of the steps that a part reached."""
     if plan.study.search is None:
         return {name: variant.set for name, variant in plan.study.variants.items()}
     return {trial.name: place.point(trial.name) | place.share(trial.name) for trial in trials}
 
 
 def protocol_of(planned: Sequence[PlannedStage], trial: Trial) -> str:
-    """How the scores of a study came about: split, rows, way to predict, length of the training."""
+    """How the scores of a study were measured: split, rows, way to predict, length of the training."""
     split, rows = [(stage.stage.val, stage.val.rows) for stage in planned if stage.val][-1]
     steps = " + ".join(f"{stage.steps} steps of {trial.recipe.batch} ({stage.stage.name})" for stage in planned)
     return f"{split}, {rows} rows, {how(trial.recipe)}; {steps}"

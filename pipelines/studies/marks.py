@@ -1,4 +1,4 @@
-"""What plots are made of: a dot with its interval, axes of numbers or names, labels that do not lie on each other."""
+"""Parts of plots: a dot with its interval, axes of numbers or names, labels that do not cover each other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.base.files import replacing
+from pipelines.base.pictures import drawable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +21,11 @@ DIAMOND = {"linestyle": "none", "marker": "D", "markersize": 6, "markerfacecolor
 DPI = 120
 WIDE = 20  # a ratio of the greatest value to the least that asks for a logarithmic axis
 PLACES = ((7, 5, "left", "bottom"), (7, -5, "left", "top"), (-7, 5, "right", "bottom"), (-7, -5, "right", "top"))
+
+
+def literal(text: str) -> str:
+    """A study's own words as matplotlib shows them letter by letter: two dollar signs would make mathematics of it."""
+    return drawable(text).replace("$", r"\$")
 
 
 def save(path: Path, figure: Figure) -> str:
@@ -38,12 +44,12 @@ def dot(axes: Any, x: float, y: float, interval: Interval, *, across: bool = Fal
 
 
 def finish(axes: Any, title: str, under: str, *, grid: bool = True, width: int = 95) -> None:
-    """Title, what stands under it in lines of `width` letters, and a grid behind everything."""
+    """Title, the text below it in lines of `width` letters, and a grid behind everything."""
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if grid:
         axes.grid(color=GRID)
-    axes.set_title("\n".join([title, *textwrap.wrap(under, width)]), fontsize=9, loc="left")
+    axes.set_title("\n".join(map(literal, [title, *textwrap.wrap(under, width)])), fontsize=9, loc="left")
 
 
 def is_number(value: Any) -> bool:
@@ -86,7 +92,7 @@ def same_height(panels: Sequence[Any]) -> None:
 
 
 def label(figure: Figure, axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Name points where there is room; a name that finds none lies beside its point all the same."""
+    """Name points where there is room; a name that finds none is next to its point anyway."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
@@ -97,7 +103,7 @@ def label(figure: Figure, axes: Any, points: Sequence[tuple[float, float, str]])
         best = None
         for dx, dy, across, up in PLACES:
             text = axes.annotate(
-                name, (x, y), (dx, dy), textcoords="offset points", ha=across, va=up, fontsize=8, color=DARK
+                literal(name), (x, y), (dx, dy), textcoords="offset points", ha=across, va=up, fontsize=8, color=DARK
             )
             box = text.get_window_extent()
             clash = sum(box.overlaps(other) for other in taken) + (box.x0 < frame.x0 or box.x1 > frame.x1)

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.base.pictures import new_figure
 from pipelines.scoring.intervals import Interval, pareto
-from pipelines.studies.marks import DARK, DIAMOND, MEASURED, PAPER, axis, column, dot, finish, label, same_height, save
+from pipelines.studies.marks import (
+    DARK,
+    DIAMOND,
+    MEASURED,
+    PAPER,
+    axis,
+    column,
+    dot,
+    finish,
+    label,
+    literal,
+    same_height,
+    save,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,12 +55,12 @@ def results(table: StudyTable) -> list[tuple[Line, Interval]]:
 
 
 def under(table: StudyTable) -> str:
-    """The small print of a plot: what bars are, and how mIoU was measured."""
+    """The small print of a plot: the meaning of the bars, and how mIoU was measured."""
     return f"measured: {conditions(table)}; bars: {table.confidence:.0%} t-intervals over the seeds"
 
 
 def conditions(table: StudyTable) -> str:
-    """How the scores came about; where variants differ, which do."""
+    """How the scores were measured, with the variants that differ in it."""
     return table.protocol + "".join(f"; but {name}: {protocol}" for name, protocol in table.others.items())
 
 
@@ -62,24 +75,24 @@ def gains(table: StudyTable) -> Figure | None:
         dot(axes, gain.mean * 100, place, gain, across=True)
     printed = [(line.published_gain, i) for i, (line, _) in enumerate(lines) if line.published_gain is not None]
     if printed:
-        axes.plot(*zip(*printed, strict=True), **DIAMOND, label=f"published: {table.published_as}", zorder=4)
+        axes.plot(*zip(*printed, strict=True), **DIAMOND, label=literal(f"published: {table.published_as}"), zorder=4)
         axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.4 * len(lines))), frameon=False)
-    axes.set_yticks(range(len(lines)), [line.variant for line, _ in lines])
+    axes.set_yticks(range(len(lines)), [literal(line.variant) for line, _ in lines])
     axes.set_ylim(len(lines) - 0.4, -0.6)
-    axes.set_xlabel(f"gain over {table.baseline}, percentage points of mIoU, paired by seed")
+    axes.set_xlabel(f"gain over {literal(str(table.baseline))}, percentage points of mIoU, paired by seed")
     finish(axes, table.title, under(table))
     return figure
 
 
 def curve(table: StudyTable) -> Figure | None:
-    """mIoU over the values of the study's key; published values in a panel of their own, of the same height."""
+    """mIoU over the values of the study's key; published values in a panel of their own, with the same span of mIoU."""
     key = table.curve
     found = [(line, mean) for line, mean in results(table) if key in line.settings]
     if key is None or len(found) < 2:
         return None
     places, scale = axis([line.settings[key] for line, _ in found])
     points = sorted(zip(places, found, strict=True), key=lambda point: point[0])
-    ticks = [str(line.settings[key]) for _, (line, _) in points]
+    ticks = [literal(str(line.settings[key])) for _, (line, _) in points]
     printed = [(x, line.published) for x, (line, _) in points if line.published is not None]
     figure, panels = new_panels(2 if printed else 1)
     panels[0].plot([x for x, _ in points], [mean.mean * 100 for _, (_, mean) in points], color=MEASURED, alpha=0.4)
@@ -95,14 +108,14 @@ def curve(table: StudyTable) -> Figure | None:
         leaning = {"rotation": 25, "ha": "right"} if max(map(len, ticks)) > LONG else {}
         panel.set_xticks([x for x, _ in points], ticks, **leaning)
         panel.minorticks_off()
-        panel.set_xlabel(key)
+        panel.set_xlabel(literal(key))
     panels[0].set_ylabel("mIoU, percent")
     finish(panels[0], table.title, under(table), width=60)
     return figure
 
 
 def parallel(table: StudyTable) -> Figure | None:
-    """A line per variant through the keys that all set and that vary, to its mIoU, which is its colour too."""
+    """A line per variant through the keys that all set and that vary, to its mIoU, which also gives its colour."""
     found = results(table)
     keys = dict.fromkeys(key for line, _ in found for key in line.settings)
     shared = [key for key in keys if all(key in line.settings for line, _ in found)]
@@ -121,9 +134,9 @@ def parallel(table: StudyTable) -> Figure | None:
     for x, (_, ticks) in enumerate(columns):
         axes.axvline(x, color=DARK, linewidth=0.8, zorder=3)
         for height, name in ticks:
-            text = axes.text(x + 0.02, height, name, fontsize=8, va="center", zorder=4)
+            text = axes.text(x + 0.02, height, literal(name), fontsize=8, va="center", zorder=4)
             text.set_path_effects([withStroke(linewidth=3, foreground="white")])
-    axes.set_xticks(range(len(columns)), [*varied, "mIoU, percent"])
+    axes.set_xticks(range(len(columns)), [*map(literal, varied), "mIoU, percent"])
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.75)
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -132,7 +145,7 @@ def parallel(table: StudyTable) -> Figure | None:
 
 
 def front(table: StudyTable, key: str) -> Figure | None:
-    """Measured mIoU over a cost; grey are the variants that another beats in both."""
+    """Measured mIoU over a cost; variants that another one beats in both are grey."""
     name, divisor, less = COSTS[key]
     costs = [(line.variant, mean, line.summary.costs[key]) for line, mean in results(table) if line.summary]
     found = [(variant, mean, value / divisor) for variant, mean, value in costs if value is not None]

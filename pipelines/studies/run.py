@@ -10,19 +10,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pipelines.base.addresses import locate
 from pipelines.base.errors import RunFailed, Stopped
 from pipelines.base.files import write_text
 from pipelines.cluster.inside_ray import start_actors
-from pipelines.cluster.nodes import check_nodes
+from pipelines.cluster.nodes import check_nodes, output_folder
 from pipelines.cluster.session import ray_cluster
-from pipelines.cluster.sizes import joins, machine, totals
-from pipelines.driver.checks import check_share
+from pipelines.cluster.sizes import joins, machine, placed, possible, totals
+from pipelines.driver.checks import check_known_share, check_share
 from pipelines.driver.run import SAMPLE, store_bytes
-from pipelines.driver.weights import localise
+from pipelines.driver.weights import check_weights, localise
 from pipelines.recipes.reading import load_recipe, make_recipe
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.folder import StudyFolder
 from pipelines.runs.mlflow_client import default_uri
+from pipelines.runs.mlflow_faults import check_address
 from pipelines.runs.run import check_views, keep_recipe, locked, settle
 from pipelines.studies.fair import check_fair, check_models, check_samples, corners, expand
 from pipelines.studies.files import Numbers, protocol_of, published_of, write_files
@@ -69,12 +71,17 @@ def run_study(plan: StudyPlan, at_once: int | None = None, confidence: float = 0
     check_fair(plan, trials)
     numbers = published_of(plan)
     base = make_recipe(plan.page | {"seed": plan.study.seeds[0], "name": "base"})
-    output = Path(base.output).expanduser().resolve()
+    output = output_folder(base.output)
+    check_address(base.tracking or default_uri(output))
     folder = output / "studies" / plan.name
     with locked(folder), contextlib.ExitStack() as session:
         for trial in trials:
             settle(trial.recipe, StudyFolder(folder).trial(trial.name).path)
         check_trials(folder)
+        for recipe in {repr(trial.backbone): trial for trial in (base, *(trial.recipe for trial in trials))}.values():
+            check_weights(recipe, localise(recipe.backbone.weights, output))
+        for recipe in (base, *(trial.recipe for trial in trials)):
+            check_known_share(recipe)
         checked = None if base.data == SAMPLE else check(plan, base, trials, numbers, base.data)
         slots = at_once or slots_of(base.workers, *machine())
         session.enter_context(
@@ -87,11 +94,13 @@ def run_study(plan: StudyPlan, at_once: int | None = None, confidence: float = 0
         # in a local session Ray's CPUs are bookkeeping, and the machine's cores decide
         at_once = at_once if os.environ.get("RAY_ADDRESS") else slots
         sizes, at_once = room(base.workers, **totals(), wanted=at_once)
+        if joins():
+            sizes = placed(sizes, possible(), at_once)
         for trial in checked.trials:
             check_share(trial.recipe, sizes)
-        for weights in {recipe.backbone.weights for recipe in (base, *(trial.recipe for trial in checked.trials))}:
-            localise(weights, output)
-        check_nodes(folder, base.tracking or default_uri(output))
+        splits = [locate(checked.root, uri) for recipe in (base, *(trial.recipe for trial in checked.trials))
+                  for stage in recipe.stages for uri in (stage.train, stage.val) if uri]  # fmt: skip
+        check_nodes(folder, base.tracking or default_uri(output), splits)
         place = TrialContext(folder, checked.root, output, sizes)
         write_text(StudyFolder(folder).page, to_yaml(plan))
         failed = run_trials(checked, place, at_once, confidence)
@@ -159,7 +168,7 @@ def run_trials(checked: Checked, place: TrialContext, at_once: int, confidence: 
     if asked:
         code = getattr(signal, asked).value + 128
         raise Stopped(f"{asked}: the study stopped, its trials wrote checkpoints; the same command goes on", code)
-    print(f"\n{place.study.table('html')}\nLook at it:  uv run mlflow ui --backend-store-uri {tracker.uri}")
+    print(f"\n{place.study.table('html')}\nLook at it:  {tracker.ui_command()}")
     ends = {trial.name: ended(trial.recipe, place.trial(trial.name)) for trial in trials}
     return [name for name, end in ends.items() if end and end.status == "failed"]
 

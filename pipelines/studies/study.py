@@ -150,7 +150,7 @@ def load_study(
         InputError: no such file, an unknown key, or a plan that cannot be.
     """
     path = find_page(str(source), STUDIES, "study")
-    study = cast(Study, convert(Study, read_page(path, f"a study is a mapping of keys; see {STUDIES}"), ""))
+    study = cast(Study, convert(Study, read_page(path, f"a study is a mapping of keys; see {STUDIES}", Study), ""))
     if seeds is not None:
         if seeds < 1:
             raise InputError(f"--seeds {seeds}: one or more")

@@ -1,4 +1,4 @@
-"""A study's results as one table: published and measured side by side, gains with intervals, costs beside them.
+"""A study's results as one table: published next to measured numbers, gains with intervals, and costs.
 
 Published numbers have columns of their own and never enter a mean. mIoU is a fraction in rows and percent in tables;
 gains are in percentage points.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.base.text import padded
+from pipelines.runs.mlflow_lines import metric_names
 from pipelines.scoring.intervals import Interval, Summary, summarise
 
 PUBLISHED = ("published", "gain published", "difference of gains")  # left out where nothing is published
@@ -32,7 +33,7 @@ WORDS = ("variant", "settings", "verdict", "note")  # columns of text, flush lef
 
 @dataclass(frozen=True)
 class Line:
-    """One variant: its settings (dotted key -> value), what is published of it in percent, what was measured."""
+    """One variant: its settings (dotted key -> value), its published number in percent, its measurements."""
 
     variant: str
     settings: Mapping[str, Any]
@@ -43,7 +44,7 @@ class Line:
 
 @dataclass(frozen=True)
 class StudyTable:
-    """Everything that table and plots show; `others` are the variants whose protocol is not `protocol`. See `build`."""
+    """All that table and plots show; `others` are variants with another protocol than `protocol`. See `build`."""
 
     title: str
     lines: tuple[Line, ...]
@@ -73,10 +74,10 @@ def build(
 
     Args:
         title: of the study.
-        variants: name -> settings, dotted keys with their values. One without a trial has a line all the same.
+        variants: name -> settings, dotted keys with their values. A variant without a trial has a line too.
         rows: one trial each, see `intervals.summarise`.
-        protocol: how the measured mIoU came about: split, rows, whole or slide, scales, flip, length of training. One
-            for all, or one for each variant, by name.
+        protocol: how mIoU was measured: split, rows, whole or slide, scales, flip, length of training. One for all,
+            or one for each variant, by name.
         baseline: the variant that gains are measured against. Without one, lines are sorted, the best first.
         published: name -> percent, as printed.
         published_as: where that is printed and under which protocol.
@@ -140,7 +141,7 @@ def cells(table: StudyTable) -> list[dict[str, str]]:
 
 
 def columns_of(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The columns of `cells`; of a search that has not begun the two that every table has."""
+    """The columns of `cells`; before a search has begun, the two that every table has."""
     return list(rows[0]) if rows else ["variant", "measured"]
 
 
@@ -189,7 +190,7 @@ def cost(key: str, value: float | None) -> str:
 
 
 def caption(table: StudyTable) -> list[str]:
-    """What a reader must know to trust the table, a sentence or paragraph each."""
+    """What a reader must know to trust the table, one paragraph each."""
     level = f"{table.confidence:.0%}".replace("%", " %")
     other = "".join(f" But {name}: {protocol}." for name, protocol in table.others.items())
     parts = [f"Measured: mIoU in percent, {table.protocol}.{other} ± is half of the {level} t-interval over the seeds."]
@@ -206,6 +207,48 @@ def caption(table: StudyTable) -> list[str]:
             "both of one training crop; images/s of training, the median of trials that may have shared their machine."
         )
     return [*parts, *([table.notes.strip()] if table.notes.strip() else [])]
+
+
+def numbers(table: StudyTable) -> dict[str, Any]:
+    """The table for programs: mIoU in percent, gains in percentage points, null where there is no number."""
+    return {
+        "title": table.title, "protocol": table.protocol, "other_protocols": dict(table.others),
+        "baseline": table.baseline, "confidence": table.confidence, "published_as": table.published_as,
+        "variants": [line_numbers(line) for line in table.lines],
+    }  # fmt: skip
+
+
+def line_numbers(line: Line) -> dict[str, Any]:
+    """One variant: its mean over the seeds and the half width of its interval, and the same of its gain."""
+    own = line.summary
+    mean, gain = (own.mean, own.gain) if own else (None, None)
+    return {
+        "variant": line.variant, "settings": dict(line.settings), "seeds": mean.n if mean else 0,
+        "mIoU": hundred(mean.mean if mean else None), "mIoU_half_width": hundred(mean.half if mean else None),
+        "gain": hundred(gain.mean if gain else None), "gain_half_width": hundred(gain.half if gain else None),
+        "verdict": own.verdict if own else "no trial", "note": own.note if own else "",
+        "published": line.published, "published_gain": line.published_gain, "costs": dict(own.costs) if own else {},
+    }  # fmt: skip
+
+
+def hundred(value: float | None) -> float | None:
+    """A share in percent."""
+    return None if value is None else value * 100
+
+
+def metrics_of(page: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a study, of a table as `numbers` gives it: `mIoU/VARIANT`, `gain/VARIANT` and their half widths.
+
+    No metric is the score of a single seed where there are several, so that none is taken for the study's result.
+    """
+    lines = page["variants"]
+    names = metric_names([line["variant"] for line in lines])
+    return {
+        f"{key}/{name}": float(line[key])
+        for key in ("mIoU", "mIoU_half_width", "gain", "gain_half_width", "seeds")
+        for name, line in zip(names, lines, strict=True)
+        if line[key] is not None
+    }
 
 
 def text(table: StudyTable) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 
 from pipelines.base import pictures
+from pipelines.base.text import Progress
 from pipelines.feed.plan import open_shards
+from pipelines.feed.validation import validation_batches
 from pipelines.recipes.model import inference_of
 from pipelines.runs.record import Record
 from pipelines.scoring.validate import validate
@@ -37,8 +40,9 @@ def score(learner: Learner, step: int, record: Record, beat: Callable[[], None] 
     beat()
     share_buffers(shown, learner.world)
     counts = validate(
-        shown, str(job.val), inference, learner.device, learner.rank, learner.world, learner.precision, spec.batch, beat
-    )
+        shown, str(job.val), inference, learner.device, learner.rank, learner.world, learner.precision, spec.batch,
+        told(learner, spec.batch, step, record, beat),
+    )  # fmt: skip
     result = scores(torch.from_numpy(counts))
     learner.progress = learner.progress.scored(step, result.miou)
     if learner.rank == 0:
@@ -51,6 +55,20 @@ def score(learner: Learner, step: int, record: Record, beat: Callable[[], None] 
             counts=str(matrix), overlays=overlays, rows=len(open_shards(str(job.val))),
         )  # fmt: skip
     ray.train.report({"step": step, "miou": result.miou})
+
+
+def told(learner: Learner, batch: int, step: int, record: Record, beat: Callable[[], None]) -> Callable[[], None]:
+    """A beat that also notes every few seconds how far the validation of this worker is; the screen shows it."""
+    mine = validation_batches(open_shards(str(learner.job.val)), batch)[learner.rank :: learner.world]
+    done = itertools.accumulate(map(len, mine), initial=0)
+    images = "images" if learner.world == 1 else "images of this worker's share"
+    progress = Progress(sum(map(len, mine)), images, lambda line: record.add("progress", step, text=f"val{line}"))
+
+    def both() -> None:
+        beat()
+        progress.reach(next(done, 0))
+
+    return both
 
 
 def validation_steps(job: Job) -> set[int]:

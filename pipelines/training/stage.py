@@ -87,7 +87,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
 def told_of_hangs(job: Job) -> str:
     """What the record says of workers that hung in an earlier attempt; empty where none did."""
     hung = ", ".join(map(str, job.place.hangs()))
-    return f". Workers hung and were replaced; where they stood: {hung}" if hung else ""
+    return f". Workers hung and were replaced; where they were: {hung}" if hung else ""
 
 
 def not_finite(plan: SamplePlan, done: int, losses: np.ndarray) -> str:

@@ -70,7 +70,7 @@ def test_an_absent_class_is_null_in_strict_json(best, val, tmp_path, opened):
     place = found["classes"].index(ABSENT)
     assert [found[key][place] for key in ("iou", "f1", "precision", "recall")] == [None] * 4
     assert f"{ABSENT:>20}  absent  absent\n" in shown
-    assert f"{found['mean_f1'] * 100:.4f} %" in shown
+    assert f"{found['mean_f1'] * 100:.2f} %" in shown
     background = f"{found['iou'][0] * 100:6.2f}  {found['f1'][0] * 100:6.2f}"
     assert f"{found['classes'][0]:>20}  {background}\n" in shown
     assert sorted(path.name for path in out.iterdir()) == ["confusion.png", "iou.png", "scores.json"]

@@ -1,15 +1,205 @@
-"""What is settled before a worker starts: where weights and shards are, and what is done already."""
+"""What is found before Ray starts: where weights and shards are, whether they fit, and what is done already."""
 
 import hashlib
+import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
+import torch
 
 from pipelines.base.addresses import locate
+from pipelines.base.door import ROOT
 from pipelines.base.errors import InputError
+from pipelines.driver.checks import check_known_share
 from pipelines.driver.run import run_recipe
-from pipelines.driver.weights import Weights, localise
+from pipelines.driver.weights import Weights, check_weights, localise
 from pipelines.recipes.reading import load_recipe
+from segmodels.backbone import build_backbone
+
+
+@pytest.fixture
+def refused(monkeypatch, tmp_path):
+    """Runs a recipe that must be refused before Ray starts, without a trace; returns the message."""
+
+    def run(page, *overrides):
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.db")}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pipelines.driver.run.ray_cluster", lambda *_, **__: pytest.fail("Ray starts"))
+            patch.setattr("pipelines.driver.run.alone", lambda *_: pytest.fail("the training starts"))
+            with pytest.raises(InputError) as caught:
+                run_recipe(load_recipe(page, overrides))
+        assert not list((tmp_path / "out/runs").glob("*"))
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.db")} == before
+        return str(caught.value)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    """The state dict of a small trunk."""
+    return build_backbone("test_resnet", 32).trunk.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda s: {f"encoder.{k}": v for k, v in s.items()},
+            "0 of the 75 entries.*Without the prefix 'encoder.'.* 75",
+        ),
+        (lambda s: dict(list(s.items())[:20]), r"17 of the 75 entries.*lacks 'layer\d.*; did you mean 'layer"),
+        (lambda s: s | {"conv1.0.weight": torch.zeros(1)}, r"74 of the 75.*'conv1.0.weight' has the shape \[1\]"),
+        (lambda s: s | {"decoder.weight": torch.zeros(1)}, r"75 of the 75.*1 more, such as \['decoder.weight'\]"),
+        (
+            lambda s: build_backbone("resnet18", 32).trunk.state_dict(),
+            "resnet18 fits best, with 100 of 100: set backbone",
+        ),
+        (lambda s: [1, 2], "no state dict that PyTorch reads: 'list' object"),
+    ],
+)
+def test_weights_that_do_not_fit_are_compared_with_the_trunk(change, message, trunk, recipe_file, refused, tmp_path):
+    torch.save(change(trunk), tmp_path / "w.pth")
+    told = refused(recipe_file(), "workers.count=1", "feed=ray", f"backbone.weights={tmp_path / 'w.pth'}")
+    assert re.search(message, told), told
+
+
+def test_files_that_are_no_weights_are_named(recipe_file, refused, tmp_path):
+    page = recipe_file()
+    for name, content, message in (
+        ("page.pth", b"<html>not found</html>", "(22 bytes) is no state dict that PyTorch reads"),
+        ("empty.pth", b"", "(0 bytes) is no state dict"),
+        ("weights.zip", b"x", "a file ending in .pth, .pt"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert message in refused(page, f"backbone.weights={tmp_path / name}")
+    assert "no such file; did you mean 'page.pth'?" in refused(page, f"backbone.weights={tmp_path / 'pages.pth'}")
+    assert "a folder; name the file" in refused(page, f"backbone.weights={tmp_path}")
+    assert "Allowed are a path" in refused(page, "backbone.weights=http://127.0.0.1:9/w.pth")
+
+
+def test_weights_that_fit_pass_with_and_without_their_usual_wrapping(trunk, recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file())
+    for name, content in (
+        ("a.pth", trunk),
+        ("b.pth", {"state_dict": {f"module.{key}": value for key, value in trunk.items()}}),
+        ("c.pth", trunk | {"fc.weight": torch.zeros(3)}),
+    ):
+        torch.save(content, tmp_path / name)
+        check_weights(recipe, localise(str(tmp_path / name), tmp_path))
+
+
+def test_a_download_that_timm_cannot_make_is_refused_at_once(recipe_file, monkeypatch, refused):
+    assert "timm has no df1 to download" in refused(
+        recipe_file(backbone={"name": "df1", "output_stride": 32}), "backbone.weights=hub:"
+    )
+    monkeypatch.setenv("HF_HUB_CACHE", "/nonexistent")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    message = refused(recipe_file(), "backbone.weights=hub:")
+    assert "timm cannot download the weights of test_resnet" in message
+    assert "Give a file, or null" in message
+
+
+@pytest.fixture
+def changed(shards, tmp_path):
+    """Shards whose manifests are changed, by split."""
+
+    def change(**splits):
+        root = tmp_path / "changed"
+        for split in ("train", "val"):
+            shutil.copytree(shards / "voc12" / split, root / "voc12" / split)
+            path = root / "voc12" / split / "manifest.json"
+            content = json.loads(path.read_text())
+            path.write_text(json.dumps(content | (splits[split](content) if split in splits else {})))
+        return str(root)
+
+    return change
+
+
+def unlabelled(content):
+    return {"histogram": [0] * len(content["classes"]) + [sum(content["histogram"])]}
+
+
+def test_a_split_without_a_labelled_pixel_is_refused(changed, recipe_file, refused):
+    root = changed(val=unlabelled)
+    message = refused(recipe_file(data=root))
+    assert "stage first: " in message
+    assert (
+        "voc12/val has no labelled pixel: all pixels of its 11 masks are ignored, so nothing can be scored" in message
+    )
+    shutil.rmtree(root)
+    assert "voc12/train has no labelled pixel" in refused(recipe_file(data=changed(train=unlabelled)))
+
+
+def test_one_class_alone_is_refused(changed, recipe_file, refused):
+    only = lambda content: {"classes": content["classes"][:1], "palette": content["palette"][:1]}  # noqa: E731
+    assert "has only the class 'background'" in refused(recipe_file(data=changed(train=only, val=only)))
+
+
+def test_class_weights_must_be_as_many_as_the_classes(recipe_file, refused):
+    loss = {"logits": {"cross_entropy": {"class_weights": [1.0, 2.0]}}, "aux": {"cross_entropy": 0.4}}
+    message = refused(recipe_file(loss=loss))
+    assert "loss.logits.cross_entropy.class_weights has 2 numbers, but " in message
+    assert "voc12/train has 21 classes: background, aeroplane" in message
+
+
+def test_a_batch_that_workers_cannot_share_is_refused_before_ray_starts(recipe_file, refused):
+    head = {"name": "psp", "channels": 8}  # whose norms see one value per channel of one image
+    message = refused(recipe_file(head=head, batch=2, workers={"count": 2, "gpus": 0}, feed="ray"))
+    assert "workers.micro_batch" in message
+    check_known_share(load_recipe(recipe_file(batch=2, workers={"count": 1, "gpus": 0})))
+
+
+def test_without_any_validation_one_line_says_so(recipe_file, capsys):
+    run_recipe(load_recipe(recipe_file(stages=[{"name": "first", "train": "voc12/train", "steps": 2}])))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "validation" in line]
+    assert line.startswith("warning: no stage has validation shards, so there will be no score, no best checkpoint")
+
+
+SCRIPT = """\
+from pipelines.driver.guard import check_guard
+
+def train():
+    check_guard()
+
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "refused"),
+    [
+        ("train()", True),
+        ("for _ in range(1):\n    train()", True),
+        ('if __name__ == "__main__":\n    train()', False),
+        ("import threading\nthreading.Thread(target=train).start()", False),
+    ],
+)
+def test_a_script_without_a_main_guard_is_told_to_have_one(last, refused, tmp_path):
+    """Each loader process would import the script, and train again."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(last))
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == refused, done.stderr
+    if refused:
+        assert "script.py, line " in done.stderr
+        assert ": each loader process (feed=torch, workers.feed_tasks) imports this script again" in done.stderr
+        assert 'Put what the script does below `if __name__ == "__main__":`' in done.stderr
+
+
+def test_the_guard_is_asked_for_where_this_process_starts_loader_processes(recipe_file, monkeypatch):
+    asked = []
+    monkeypatch.setattr("pipelines.driver.run.check_guard", lambda: asked.append(1))
+    run_recipe(load_recipe(recipe_file(), ["stages.first.steps=2", "workers.feed_tasks=1"]))
+    assert asked == [1]
+    run_recipe(load_recipe(recipe_file(), ["stages.first.steps=2", "name=other"]))
+    assert asked == [1]
 
 
 def test_weights_come_from_a_path_or_a_uri_with_their_hash(tmp_path):

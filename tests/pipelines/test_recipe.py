@@ -7,11 +7,18 @@ import yaml
 
 from pipelines.base.errors import InputError
 from pipelines.driver.checks import check_model
-from pipelines.recipes.reading import RECIPES, apply_override, convert, load_recipe
+from pipelines.recipes.bundled import listing
+from pipelines.recipes.keys import describe_keys
+from pipelines.recipes.reading import RECIPES, apply_override, convert, copy_page, load_recipe, read_override
 from pipelines.recipes.recipe import (
     PLACED,
     PLACED_WORKERS,
+    Backbone,
+    InferenceSpec,
+    Optim,
     Recipe,
+    Stage,
+    View,
     Workers,
     computed_part,
     fingerprint,
@@ -19,6 +26,7 @@ from pipelines.recipes.recipe import (
     to_page,
     to_yaml,
 )
+from pipelines.studies.study import STUDIES
 
 BUNDLED = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
 
@@ -46,7 +54,7 @@ def test_bundled_recipe_builds_and_survives_a_round_trip(name, tmp_path, hollow)
     [
         ("otpim.lr=1", "unknown key 'otpim'; did you mean 'optim'"),
         ("optim.larning=1", "unknown key 'optim.larning'"),
-        ("batch=many", "batch = 'many' is str: give a whole number"),
+        ("batch=many", "batch = 'many': give a whole number"),
         ("batch=true", "give a whole number"),
         ("batch=0", "batch = 0"),
         ("seed=-1", "seed = -1: 0 to"),
@@ -54,7 +62,7 @@ def test_bundled_recipe_builds_and_survives_a_round_trip(name, tmp_path, hollow)
         ("stages.1.lr=-0.1", "lr = -0.1: 0 or more"),
         ("optim.momentum=1", "optim.momentum = 1.0: 0 to below 1"),
         ("overlays=-1", "overlays = -1: 0"),
-        ("view.crop=[512]", "view.crop = [512] is list: give a list of 2"),
+        ("view.crop=[512]", "view.crop = [512]: give a list of 2"),
         ("backbone.output_stride=7", "allowed are 8, 16, 32"),
         ("workers.precision=fp8", "allowed are 'auto', 'bf16', 'fp32'"),
         ("optim.lr=.nan", "give a number"),
@@ -63,6 +71,11 @@ def test_bundled_recipe_builds_and_survives_a_round_trip(name, tmp_path, hollow)
         ("stages.0.steps=4", "give epochs or steps"),
         ("nothing", "not of the form key=value"),
         ("view.flip=2", "a probability"),
+        ("workers.count=3", "batch = 16 cannot be split over 3 workers; workers.count may be [1, 2, 4, 8, 16]"),
+        ("batch=no", "batch = false: give a whole number"),
+        ("data=", "data = null: give text"),
+        ("head={name: fcn, name: ocr}", "'name' is given twice"),
+        ("head=[", "override 'head=[': no YAML"),
     ],
 )
 def test_a_wrong_override_is_named(override, message):
@@ -98,6 +111,114 @@ def test_an_override_reaches_its_key():
     assert isinstance(recipe.stages[0].epochs, float)
 
 
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("backbone.weights=hub:", "hub:"),
+        ("backbone.weights=null", None),
+        ("data=sample:", "sample:"),
+        ("output=/a b/50 % #1?", "/a b/50 % #1?"),
+        ("name=no", "no"),
+        ("name=12", "12"),
+        ("name='null'", "null"),
+        ("experiment=null", "null"),
+        ("feed=torch", "torch"),
+        ("tracking=http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("stages.aug.name=on", "on"),
+        ("head=fcn", "fcn"),
+        ("head.rank=4", 4),
+        ("view.crop=[64, 32]", [64, 32]),
+        ("optim={lr: 1}", {"lr": 1}),
+    ],
+)
+def test_an_override_is_what_its_key_wants(override, value):
+    assert read_override(override) == (override.partition("=")[0], value)
+
+
+def test_parts_of_the_model_take_a_name_alone():
+    recipe = load_recipe("sample", ["head=ocr", "head.channels=32", "aux=psp", "backbone=resnet18"])
+    assert recipe.head == {"name": "ocr", "channels": 32}
+    assert recipe.aux == {"name": "psp"}
+    assert recipe.backbone == Backbone("resnet18")
+
+
+PAGE = """\
+name: 12
+experiment: off
+data: 1_000
+backbone: resnet18
+head: fcn
+aux: no
+stages:
+  - {name: on, train: 2024-01-01, val: null, steps: 4}
+"""
+
+
+def test_words_and_numbers_of_yaml_are_text_where_a_page_wants_text(tmp_path):
+    path = tmp_path / "page.yaml"
+    path.write_text(PAGE.replace("aux: no\n", ""))
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.experiment, recipe.data) == ("12", "off", "1_000")
+    assert recipe.stages == (Stage(name="on", train="2024-01-01", steps=4),)
+    assert (recipe.backbone.name, recipe.head, recipe.aux) == ("resnet18", {"name": "fcn"}, None)
+    path.write_text(PAGE)
+    with pytest.raises(InputError, match="aux = false: give a mapping"):
+        load_recipe(path)
+
+
+def test_a_page_of_powershell_is_read(tmp_path):
+    path = tmp_path / "page.yaml"
+    path.write_bytes(to_yaml(load_recipe("sample")).replace("\n", "\r\n").encode("utf-16"))
+    assert load_recipe(path) == load_recipe("sample")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch: 4\nseed: 1\nbatch: 2\n", r"'batch' is given twice, in lines 1 and 3"),
+        ("optim: {lr: 1, power: 1, lr: 2}", r"'lr' is given twice"),
+        ("backbone:\n  weights: hub:\n", r'needs quotes, such as "hub:"'),
+        ("- 1", r"holds list, a recipe is a mapping"),
+        ("a: [", r"no YAML"),
+    ],
+)
+def test_a_page_that_cannot_be_meant_is_refused(text, message, tmp_path):
+    path = tmp_path / "page.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_recipe(path)
+
+
+def test_every_key_is_explained():
+    told = describe_keys()
+    for kind in (Recipe, Stage, Backbone, Optim, View, InferenceSpec, Workers):
+        for field in dataclasses.fields(kind):
+            assert len(field.metadata["about"]) > 5, field.name
+            assert f"{field.name}: " in told
+    assert "stages.NAME.train: text (must be given)" in told
+    assert "backbone.output_stride: 4, 8, 16 or 32 = 8" in told
+    assert "workers.count: a whole number, or null = null" in told
+    assert "loss: a mapping = {logits: {cross_entropy: 1.0}}" in told
+
+
+def test_every_bundled_page_is_listed_with_what_it_is():
+    lines = listing(RECIPES).splitlines()
+    assert [line.split()[0] for line in lines] == [name.removesuffix(".yaml") for name in BUNDLED]
+    assert all(len(line.split(maxsplit=1)[1]) > 10 for line in lines)
+    assert "  sample/rank                     RecoNet rank on the bundled sample" in listing(STUDIES).splitlines()
+
+
+def test_a_page_is_copied_whole_and_never_over_another(tmp_path):
+    copy_page("own/small", RECIPES, "recipe", tmp_path / "my.yaml")
+    assert (tmp_path / "my.yaml").read_bytes() == (RECIPES / "own/small.yaml").read_bytes()
+    with pytest.raises(InputError, match="exists already"):
+        copy_page("sample", RECIPES, "recipe", tmp_path / "my.yaml")
+    with pytest.raises(InputError, match="is a folder"):
+        copy_page("sample", RECIPES, "recipe", tmp_path)
+    with pytest.raises(InputError, match="did you mean 'own/small'"):
+        copy_page("own/smal", RECIPES, "recipe", tmp_path / "other.yaml")
+
+
 def test_an_override_below_a_missing_table_makes_it():
     page = {"stages": [{"name": "a", "train": "x", "steps": 1}]}
     apply_override(page, "optim.lr=0.5")
@@ -127,7 +248,7 @@ def test_every_key_is_decided_to_change_numbers_or_not():
 def test_missing_recipe_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'fcn/camvid_resnet50s'"):
         load_recipe("fcn/camvid_resnet50")
-    with pytest.raises(InputError, match=r"no recipe 'xyzzy'\. Bundled: .*sample.*; or give a path"):
+    with pytest.raises(InputError, match=r"no recipe 'xyzzy'\. Give the path .*train --list"):
         load_recipe("xyzzy")
 
 
@@ -150,7 +271,7 @@ def test_the_paper_schedule_is_the_papers():
 
 
 def test_null_where_a_value_must_stand():
-    with pytest.raises(InputError, match="batch = None"):
+    with pytest.raises(InputError, match="batch = null: give"):
         load_recipe("sample", ["batch=null"])
     with pytest.raises(InputError, match="lacks the key"):
         convert(type(load_recipe("sample")), {}, "")

@@ -82,11 +82,11 @@ def test_finetuning_from_coco_beats_finetuning_from_scratch_at_equal_steps(chain
     (scratch,) = run_recipe(load_recipe(tmp_path / "scratch.yaml"))
     with capsys.disabled():
         print(
-            f"\nVOC finetuning, {scratch['steps']} steps, val mIoU: {finetuned['miou'] * 100:.2f} % from COCO, "
-            f"{scratch['miou'] * 100:.2f} % from scratch"
+            f"\nVOC finetuning, {scratch.steps} steps, val mIoU: {finetuned['miou'] * 100:.2f} % from COCO, "
+            f"{scratch.miou * 100:.2f} % from scratch"
         )
-    assert scratch["steps"] == finetuned["steps"]
-    assert finetuned["miou"] > scratch["miou"] + 0.10
+    assert scratch.steps == finetuned["steps"]
+    assert finetuned["miou"] > scratch.miou + 0.10
 
 
 def test_without_anything_that_ray_keeps_private_the_chain_computes_the_same(chain):

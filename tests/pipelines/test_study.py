@@ -12,7 +12,8 @@ import yaml
 
 from datasets.sample import DataError
 from pipelines.base.door import ROOT
-from pipelines.base.errors import InputError, SetupError
+from pipelines.base.errors import InputError
+from pipelines.base.files import to_json, write_text
 from pipelines.cluster.sizes import Sizes
 from pipelines.recipes.reading import load_recipe
 from pipelines.recipes.recipe import Workers
@@ -22,6 +23,7 @@ from pipelines.runs.results import About, Result
 from pipelines.studies.fair import check_fair, check_models, check_samples, covered, expand
 from pipelines.studies.files import settings_of
 from pipelines.studies.study import load_study, to_yaml, variants_of
+from pipelines.studies.table import build, numbers
 from pipelines.studies.trial import Points, TrialContext, end, ended, row_of
 
 PAGE = {
@@ -124,7 +126,7 @@ def test_the_command_line_reaches_all_variants_and_the_page_that_is_kept(study_f
         ({"variants": {"a b": {"set": {"batch": 2}}}, "baseline": None}, "variant 'a b': letters"),
         ({"variants": {"a": {"set": {"seed": 2}}}, "baseline": None}, "variant 'a' sets seed"),
         ({"recipe": "reconet/camvid_resnet50"}, "no recipe .* did you mean 'reconet/camvid_resnet50s'"),
-        ({"set": {"head.channels.0": 2}}, "nothing lies below|cannot be applied"),
+        ({"set": {"head.channels.0": 2}}, "nothing is below|cannot be applied"),
         ({"stop_early": {"grace": 1.5}}, "grace = 1.5: a share"),
         ({"stop_early": {"reduction": 1}}, "reduction = 1.0: above 1"),
         ({"stop_early": {"grace": 0.5}}, "no stage validates before its end.*stages.first.val_every=1"),
@@ -216,10 +218,10 @@ def test_variants_that_see_other_samples_are_said_so_in_the_caption(study_file, 
 @pytest.mark.parametrize(
     ("workers", "cluster", "at_once", "size"),
     [
-        (Workers(count=2, gpus=1), {"cores": 64, "gpus": 8, "logical": 64.0}, 4, (2, 1, 0.94, 7)),
+        (Workers(count=2, gpus=1), {"cores": 64, "gpus": 8, "logical": 64.0}, 4, (2, 1, 1.0, 6)),
         (Workers(count=2, gpus=0), {"cores": 2, "gpus": 0, "logical": 5.0}, 1, (2, 0, 1.0, 1)),
         (Workers(count=1, gpus=0), {"cores": 2, "gpus": 0, "logical": 6.0}, 2, (1, 0, 1.0, 1)),
-        (Workers(count=None, gpus=None), {"cores": 32, "gpus": 4, "logical": 32.0}, 1, (4, 1, 0.96, 7)),
+        (Workers(count=None, gpus=None), {"cores": 32, "gpus": 4, "logical": 32.0}, 1, (4, 1, 1.0, 6)),
     ],
 )
 def test_trials_at_once_follow_from_the_cluster_and_fit_into_it(workers, cluster, at_once, size):
@@ -577,6 +579,10 @@ def test_mlflow_nests_stages_only_where_there_are_several_and_knows_how_trials_e
             tracker.add(trial)
         tracker.deliver()
     assert not tracker.trackers  # all had arrived before
+    rows = [{"variant": name, "seed": seed, "status": "done", "miou": first + 0.2 * seed}
+            for name, first in (("one", 0.4), ("bad", 0.3)) for seed in (0, 1)]  # fmt: skip
+    page = numbers(build("Width", {"one": {}, "bad": {}}, rows, "voc12 val", baseline="bad"))
+    (place.folder / "table.json").write_text(to_json(page))
     tracker.close({}, "one-seed0", "FINISHED")
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'out/mlflow.db'}")
     runs = {run.info.run_id: run for run in client.search_runs(["1"])}
@@ -592,12 +598,94 @@ def test_mlflow_nests_stages_only_where_there_are_several_and_knows_how_trials_e
     done = json.loads((place.trial("one-seed0") / "first/done.json").read_text())
     score = done["miou"] * 100
     assert found["one-seed0"].data.metrics["mIoU"] == found["one-seed0"].data.metrics["val/mIoU"] == score
-    assert found[plan.name].data.metrics["best/mIoU"] == score
+    assert found["one-seed0"].data.metrics["final/mIoU"] == score
+    assert found[plan.name].data.metrics == pytest.approx({  # best seeds are none of a study's numbers
+        "mIoU/one": 50.0, "mIoU/bad": 40.0, "mIoU_half_width/one": 127.062, "mIoU_half_width/bad": 127.062,
+        "gain/one": 10.0, "gain_half_width/one": 0.0, "seeds/one": 2, "seeds/bad": 2})  # fmt: skip
     assert "train/loss" in found["one-seed0"].data.metrics
     assert "train/loss" not in found["two-seed0"].data.metrics
     tags = found[plan.name].data.tags
     assert tags["best.run"] == found["one-seed0"].info.run_id
     assert checkpoint.load(Path(tags["best.checkpoint"].removeprefix("file://")))["step"] == done["best_step"]
+
+
+@pytest.mark.slow
+def test_a_study_that_began_without_mlflow_is_sent_by_replay(study_file, shards, tmp_path, capsys, monkeypatch):
+    import mlflow
+
+    from pipelines.studies.files import Numbers, write_files
+    from pipelines.studies.tracker import StudyTracker
+
+    plan = load_study(study_file({"tracking": "http://127.0.0.1:9"}, seeds=[0]))
+    trials = expand(plan)
+    place = TrialContext(tmp_path / "out/studies/width", str(shards), tmp_path / "out", Sizes(0, 0, 1.0, 0, 1.0))
+    tracker = StudyTracker(plan, trials[0].recipe, place)
+    write_text(place.study.page, to_yaml(plan))
+    with tracker.sending():
+        train_here(plan, place, trials[0])
+        tracker.add(trials[0])
+    train_here(plan, place, trials[1], stop=True)
+    tracker.add(trials[1])
+    files, best = write_files(plan, place, trials, "voc12 val", Numbers({}, ""), "", 0.95)
+    tracker.close(files, best, "FINISHED")
+    told = capsys.readouterr().err
+    assert told.count("warning: MLflow at http://127.0.0.1:9 cannot be used") == 1
+    assert "lacks parts of the study (2 trial(s) and the table)" in told
+    assert f"python -m pipelines.replay {place.folder}" in told
+
+    uri = f"sqlite:///{tmp_path / 'out/mlflow.db'}"
+    for folder in (place.folder, place.trial(trials[0].name)):  # a trial is sent with its study
+        monkeypatch.setattr(sys, "argv", ["replay", str(folder), "--tracking", uri])
+        importlib.import_module("pipelines.replay").main()
+    shown = capsys.readouterr().out
+    assert f"{uri} has everything of width: 2 trial(s) sent" in shown
+    assert "has everything of width, and had it before" in shown
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    found = {run.info.run_name: run for run in client.search_runs(["1"])}
+    assert {name: run.info.status for name, run in found.items()} == {
+        plan.name: "FINISHED", "narrow-seed0": "FINISHED", "wide-seed0": "KILLED"}  # fmt: skip
+    parent = found[plan.name]
+    assert {run.data.tags.get("mlflow.parentRunId") for run in found.values()} == {None, parent.info.run_id}
+    assert found["wide-seed0"].data.tags["variant"] == "wide"
+    assert parent.data.tags["best.trial"] == "narrow-seed0"
+    assert parent.data.metrics["mIoU/narrow"] == found["narrow-seed0"].data.metrics["mIoU"]
+    assert "mIoU/wide" not in parent.data.metrics
+    artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"table.html", "table.json", "study.yaml", "best_trial.json"} <= artifacts
+    for name in ("table.json", "mlflow.json"):
+        json.loads((place.folder / name).read_text(), parse_constant=lambda word: 1 / 0)
+
+
+def test_a_study_of_an_output_that_was_moved_is_the_same_run(study_file, tmp_path):
+    from pipelines.studies.tracker import StudyTracker
+
+    plan = load_study(study_file())
+    base = expand(plan)[0].recipe
+    ids = []
+    for output in (tmp_path / "out", tmp_path / "moved"):
+        if ids:
+            (tmp_path / "out").rename(output)
+        place = TrialContext(output / "studies/width", "", output, Sizes(0, 0, 1.0, 0, 1.0))
+        tracker = StudyTracker(plan, base, place)
+        tracker.connect()
+        ids.append(tracker.run_id)
+    assert ids[0] == ids[1]
+    tracker.client.delete_run(tracker.run_id)
+    again = StudyTracker(plan, base, place)
+    again.connect()
+    assert again.run_id == ids[0]
+    assert again.ui_command().endswith(f"/#/experiments/1/runs/{ids[0]}?workflowType=machine_learning")
+
+    try:
+        raise RuntimeError("no node is left")
+    except RuntimeError:
+        again.close({}, None, "FAILED")
+    run = again.client.get_run(again.run_id)
+    assert (run.info.status, run.data.tags["error"]) == ("FAILED", "no node is left")
+    assert "error.txt" in [file.path for file in again.client.list_artifacts(again.run_id)]
+    with StudyTracker(plan, base, place).sending():
+        run = again.client.get_run(again.run_id)
+        assert (run.info.status, "error" in run.data.tags) == ("RUNNING", False)
 
 
 def test_a_server_that_dies_while_a_studys_run_is_created_leaves_one_run_of_it(study_file, tmp_path, monkeypatch):
@@ -617,9 +705,10 @@ def test_a_server_that_dies_while_a_studys_run_is_created_leaves_one_run_of_it(s
 
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "log_batch", answer_lost)
-        with pytest.raises(SetupError, match="gone"):
-            StudyTracker(plan, base, place)
+        with pytest.raises(ConnectionError, match="gone"):
+            StudyTracker(plan, base, place).connect()
     again = StudyTracker(plan, base, place)
+    again.connect()
     (run,) = again.client.search_runs(["1"])
     assert run.info.run_id == again.run_id
     assert run.data.params["recipe"] == plan.study.recipe

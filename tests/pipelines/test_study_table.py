@@ -1,13 +1,15 @@
 """The study's table against numbers worked out by hand, and its plots."""
 
+import json
 import re
 
 import cv2
 import numpy as np
 import pytest
 
+from pipelines.base.files import to_json
 from pipelines.studies import marks, plots
-from pipelines.studies.table import build, cells, html, markdown, text
+from pipelines.studies.table import build, cells, html, markdown, metrics_of, numbers, text
 
 PROTOCOL = "camvid val, 101 rows, whole, scales 1.0, no flip"
 
@@ -180,6 +182,40 @@ def test_parallel_coordinates_need_two_keys():
     assert plots.parallel(build("t", same, rows, PROTOCOL)) is None
     some = {"a": {"x": 1, "y": "p"}, "b": {"x": 2, "z": "q"}}  # named variants, not points of one space
     assert plots.parallel(build("t", some, rows, PROTOCOL)) is None
+
+
+def test_names_are_labels_letter_by_letter(tmp_path):
+    """Two dollar signs are no mathematics, and a sign that no font has is no error."""
+    space = {name: {"view.way": way, "optim.lr": lr} for name, way, lr in
+             (("a$_$b", "$5_$10", 0.1), ("US$ and CA$", "\\alpha^", 0.2), ('"道路", grün/%', "{}_$", 0.4))}  # fmt: skip
+    rows = [
+        trial(name, seed, 0.4 + 0.1 * seed + 0.01 * i, gmacs=1.0 + i) for i, name in enumerate(space) for seed in (0, 1)
+    ]
+    table = build("1$_ and 5$_ 研究", space, rows, "val of $_$", baseline="a$_$b", published=dict.fromkeys(space, 80.0),
+                  published_as="Table $1_$", curve="view.way")  # fmt: skip
+    assert set(plots.draw(table, tmp_path)) == {"gains", "curve", "parallel", "pareto-gmacs"}
+    figure = plots.gains(table)
+    figure.draw_without_rendering()
+    shown = [text._preprocess_math(text.get_text()) for text in figure.axes[0].get_yticklabels()]
+    assert shown == [("US$ and CA$", False), ('"□□", grün/%', False)]
+    assert list(metrics_of(numbers(table)))[:3] == ["mIoU/a___b", "mIoU/US_ and CA_", "mIoU/_道路__ grün__"]
+
+
+def test_numbers_are_json_that_every_reader_takes():
+    page = json.loads(to_json(numbers(example())), parse_constant=lambda name: 1 / 0)
+    a, b, _, d, e = page["variants"]
+    assert (page["baseline"], page["protocol"]) == ("a", PROTOCOL)
+    assert b | {"costs": None} == {
+        "variant": "b", "settings": {"head.rank": 32}, "seeds": 3, "mIoU": pytest.approx(52.0),
+        "mIoU_half_width": pytest.approx(26.172, abs=1e-3), "gain": pytest.approx(2.0),
+        "gain_half_width": pytest.approx(2.484, abs=1e-3), "verdict": "no difference shown", "note": "",
+        "published": 81.2, "published_gain": 1.2, "costs": None}  # fmt: skip
+    assert (a["gain"], d["mIoU"], d["seeds"], e["verdict"]) == (None, None, 0, "no trial")
+    metrics = metrics_of(page)
+    assert {key for key in metrics if key.endswith("/b")} == {
+        "mIoU/b", "mIoU_half_width/b", "gain/b", "gain_half_width/b", "seeds/b"}  # fmt: skip
+    assert {key for key in metrics if key.endswith(("/a", "/e"))} == {
+        "mIoU/a", "mIoU_half_width/a", "seeds/a", "seeds/e"}  # fmt: skip
 
 
 def test_axes_of_parallel_coordinates():

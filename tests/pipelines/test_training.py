@@ -235,7 +235,7 @@ def test_a_signal_writes_a_checkpoint_and_the_same_command_ends_at_the_same_weig
     before = signal.getsignal(number)
     run_recipe(load_recipe(page, ["name=whole"]))
     folder = tmp_path / "out/runs/tiny"
-    with stop_at(folder / "first", 3, number), pytest.raises(Stopped, match="its checkpoint written") as caught:
+    with stop_at(folder / "first", 3, number), pytest.raises(Stopped, match="same command continues") as caught:
         run_recipe(load_recipe(page))
     assert caught.value.code == code
     kept = checkpoint.newest(folder / "first/checkpoints")

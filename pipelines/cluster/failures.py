@@ -1,0 +1,194 @@
+"""Why workers ended: what Ray tells of it in pages, in a sentence, and whether another attempt makes sense."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ray.train import UserCallback
+
+from pipelines.base.errors import users_message
+from pipelines.cluster.inside_ray import monitor_kills
+from pipelines.cluster.nodes import on_each_node
+from pipelines.runs.record import read_record
+
+# what Ray's memory monitor, CUDA, PyTorch and Python say; Ray's list of possible causes of a crash uses other words
+SHORT = re.compile(
+    r"OutOfMemoryError|running low on memory|memory usage threshold|out of memory|MemoryError|can't allocate memory",
+    re.I,
+)
+BLIND = re.compile(r"BlindNode: (\S+) <(\w+)> ([^\n]+)")
+DIED = re.compile(r"ActorDiedError|WorkerCrashedError|NodeDiedError|ActorUnavailableError")
+PARTED = re.compile(
+    r"Connection (?:closed|reset) by peer|Broken pipe|remote process exited|ncclRemoteError|NCCL error", re.I
+)
+LOST = re.compile(
+    r"node (?:has )?died|node was terminated|raylet (?:has )?died|missed too many heart|node is dead", re.I
+)
+GRACE_S = 20.0  # that nodes have to tell what their kernels did
+VMSTAT = Path("/proc/vmstat")
+CGROUP = Path("/sys/fs/cgroup/memory.events")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an attempt at training ended.
+
+    `kind`: memory, blind (a node that does not see its data), fault (of the input), died, or raised (any other
+    exception). `text` is a sentence, `whole` all that Ray says; `node` and `address` are those of a blind one.
+    `final`: another attempt of the same kind would end the same way.
+    """
+
+    kind: str
+    text: str
+    node: str = ""
+    address: str = ""
+    final: bool = False
+    whole: str = ""
+
+
+class Ended(RuntimeError):
+    """Ends Ray's attempts: another would end as this one did, or has to be made elsewhere."""
+
+
+class Told(UserCallback):
+    """Runs in Ray Train's controller: notes each failure for the driver, and ends attempts that make no sense.
+
+    Args:
+        notes: the file of notes, on the controller's machine, which is the driver's.
+        records: of the stages, by which progress is told.
+        kills: how often memory ran out on each node before, as `count_kills` gives it.
+    """
+
+    def __init__(self, notes: Path, records: Sequence[Path], kills: Mapping[str, tuple[int, int]]) -> None:
+        self.notes, self.records, self.kills = notes, list(records), dict(kills)
+        self.steps = steps_in(self.records)
+
+    def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:
+        """What Ray calls with the errors, by rank."""
+        steps = steps_in(self.records)
+        failure = judge(worker_exceptions, self.killers(worker_exceptions), steps > self.steps)
+        failure = replace(failure, whole="\n\n".join(f"worker {r}: {whole(e)}" for r, e in worker_exceptions.items()))
+        self.steps = steps
+        with self.notes.open("a") as file:
+            file.write(json.dumps(asdict(failure)) + "\n")
+        if failure.final:
+            raise Ended(failure.text)
+
+    def killers(self, errors: Mapping[int, Exception]) -> list[str]:
+        """Who killed processes for want of memory since the last look, where workers ended without a word."""
+        texts = [whole(error) for error in errors.values()]
+        if not any(DIED.search(text) or PARTED.search(text) for text in texts):
+            return []
+        now, found = count_kills(), []
+        for node, counts in now.items():
+            before = self.kills.get(node, counts)
+            found += [f"the kernel of {node}"] if counts[0] > before[0] else []
+            found += [f"Ray's memory monitor on {node}"] if counts[1] > before[1] else []
+        self.kills |= now
+        return found
+
+
+def judge(errors: Mapping[int, Exception], killers: Sequence[str], advanced: bool) -> Failure:
+    """What the errors of an attempt's workers mean.
+
+    Args:
+        errors: by rank.
+        killers: who killed processes for want of memory meanwhile.
+        advanced: whether the attempt came further than the one before.
+    """
+    texts = {rank: whole(error) for rank, error in sorted(errors.items())}
+    for text in texts.values():
+        if found := BLIND.search(text):
+            address, node, what = found.groups()
+            return Failure("blind", f"node {address} does not see {what}", node, address, final=True)
+    for error in errors.values():
+        if message := users_message(error):
+            return Failure("fault", message, final=True)
+    if killers:
+        text = f"a worker ended for want of memory: {' and '.join(killers)} killed processes"
+        return Failure("memory", text, final=not advanced)
+    for rank, text in texts.items():
+        if SHORT.search(text):
+            return Failure("memory", memory_text(rank, text), final=not advanced)
+    for rank, text in texts.items():
+        if DIED.search(text):
+            return Failure("died", died_text(rank, text))
+    rank, text = next(iter(texts.items()))
+    if PARTED.search(text):
+        return Failure("died", f"worker {rank} lost the connection to another, whose process or node ended")
+    return Failure("raised", f"worker {rank}: {last_line(text)}")
+
+
+def memory_text(rank: int, text: str) -> str:
+    """What ended a worker for want of memory, in a sentence."""
+    lines = [line.strip() for line in text.splitlines() if SHORT.search(line)]
+    return f"worker {rank} ended for want of memory: {lines[0][:300].rstrip('. ')}"
+
+
+def died_text(rank: int, text: str) -> str:
+    """What is known of a worker that ended without a word, in a sentence."""
+    where = re.search(r"\bip: (\S+)", text)
+    how = "its node was lost" if LOST.search(text) else "it crashed, or was killed from outside, and left no message"
+    return f"worker {rank}{f' on {where[1]}' if where else ''} died: {how}"
+
+
+def whole(error: BaseException | None) -> str:
+    """An error with those that it stands for, as text."""
+    parts: list[str] = []
+    while error is not None and len(parts) < 10:
+        parts.append(f"{type(error).__name__}: {error}")
+        inner = (getattr(error, name, None) for name in ("health_check_failure", "_base_exc", "cause"))
+        error = next((e for e in inner if isinstance(e, BaseException)), None) or error.__cause__ or error.__context__
+    return "\n".join(parts)
+
+
+def last_line(text: str) -> str:
+    """The last line of a text that says something."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no message")
+
+
+def steps_in(records: Iterable[Path]) -> int:
+    """How much training the records hold; what is repeated after a failure is not written again."""
+    return sum(line["kind"] in ("train", "val") for path in records for line in read_record(path)[0])
+
+
+def kernel_kills() -> int:
+    """Processes that this machine's kernel has killed for want of memory so far, in this container and outside."""
+    counts = [0]
+    for path in (VMSTAT, CGROUP):
+        with contextlib.suppress(OSError):
+            counts += [int(count) for count in re.findall(r"^oom_kill (\d+)$", path.read_text(), re.M)]
+    return max(counts)
+
+
+def kills_here() -> tuple[int, int]:
+    """How often the kernel, and how often Ray's memory monitor, has killed for want of memory on this machine."""
+    return kernel_kills(), monitor_kills()
+
+
+def count_kills() -> dict[str, tuple[int, int]]:
+    """The same of each node of the cluster; nothing where nodes do not answer."""
+    try:
+        return on_each_node(kills_here, seconds=GRACE_S)
+    except Exception:  # a node that is short of memory cannot even say so
+        return {}
+
+
+class Notes:
+    """The driver's end of what `Told` writes: each failure once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.offset = path, 0
+        self.failures: list[Failure] = []
+
+    def new(self) -> list[Failure]:
+        """Those that were not given yet."""
+        lines, self.offset = read_record(self.path, self.offset)
+        found = [Failure(**line) for line in lines]
+        self.failures += found
+        return found
