@@ -55,7 +55,9 @@ def connect(**options: Any) -> None:
 
 def excludes() -> list[str]:
     """What of the working directory is not sent to a cluster, as lines of a .gitignore: all but the code."""
-    return ["/*", *(f"!/{name}" for name in OURS), "*.*", "!.", *(f"!*{ending}" for ending in SENT), "__pycache__"]
+    code = [f"!*{ending}" for ending in SENT]
+    beside = [f"/*{ending}" for ending in SENT]
+    return ["/*", *(f"!/{name}" for name in OURS), "*.*", "!.", *code, *beside, "__pycache__"]
 
 
 def check_code(root: Path, most: int = MOST_CODE) -> None:

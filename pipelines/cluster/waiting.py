@@ -15,13 +15,12 @@ from pipelines.recipes.recipe import Workers
 QUIET_S = 10.0  # of waiting before the first line
 TELL_S = 60.0  # between two lines
 LOOK_S = 2.0  # between two looks
-DEFAULT_MINUTES = 30.0
 PENDING = ("PENDING", "RESCHEDULING")
 
 
 def limit(workers: Workers) -> float:
     """Seconds that a run waits for room."""
-    return 60.0 * float(getattr(workers, "wait_minutes", DEFAULT_MINUTES))
+    return 60.0 * workers.wait_minutes
 
 
 class Wait:

@@ -40,6 +40,7 @@ PLACED_WORKERS = {
     "feed_tasks": "nothing",
     "max_failures": "nothing",
     "hang_minutes": "nothing",
+    "wait_minutes": "nothing",
 }
 
 
@@ -160,6 +161,7 @@ class Workers:
     hang_minutes: float = key(
         "a worker without progress for so long is ended and replaced; more than the longest compilation takes", 30.0
     )
+    wait_minutes: float = key("how long a run waits for room on a cluster, and for nodes that it asked for", 30.0)
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,7 @@ def check(recipe: Recipe) -> None:
     check_split(recipe.batch, recipe.workers.count or 1)
     demand((recipe.workers.micro_batch or 1) >= 1, "workers.micro_batch: 1 or more, or null")
     demand(recipe.workers.hang_minutes > 0, f"workers.hang_minutes = {recipe.workers.hang_minutes}: above 0")
+    demand(recipe.workers.wait_minutes > 0, f"workers.wait_minutes = {recipe.workers.wait_minutes}: above 0")
     places = [recipe.data, recipe.tracking, recipe.backbone.weights]
     places += [uri for stage in recipe.stages for uri in (stage.train, stage.val)]
     for place in places:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def address(tmp_path_factory):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         head.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def answers(url):

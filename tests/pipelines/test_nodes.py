@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import secrets
+import shutil
 import signal
 import socket
 import stat
@@ -176,7 +177,17 @@ def test_what_ray_raises_on_joining_is_said_with_the_address(monkeypatch):
 def test_only_the_code_is_sent():
     left_out = _get_excludes(ROOT, joining.excludes())
     sent = ("datasets", "datasets/shards.py", "pipelines/recipes/sample.yaml", "segmodels/heads/catalog.py", ".")
-    kept = (".git", ".venv", "data", "mine", "tests", "uv.lock", "datasets/mine/x.jpg", "pipelines/__pycache__")
+    kept = (
+        ".git",
+        ".venv",
+        "data",
+        "mine",
+        "tests",
+        "uv.lock",
+        "cluster.yaml",
+        "datasets/x.jpg",
+        "pipelines/__pycache__",
+    )
     assert [name for name in sent if left_out(ROOT / name)] == []
     assert [name for name in kept if not left_out(ROOT / name)] == []
 
@@ -278,7 +289,6 @@ from pipelines.cluster.session import ray_cluster
 from pipelines.recipes.recipe import Workers
 with ray_cluster(Workers(count=2, gpus=0)) as sizes:
     head = next(node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
-    other = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != head)
     sent = ray.get(ray.remote(num_cpus=1)(lambda: sorted(os.listdir())).remote())
     from ray._private.state import actors
     on = {actor["Name"]: actor["Address"]["NodeID"] == head for actor in actors().values() if actor["Name"]}
@@ -299,7 +309,7 @@ def test_a_growing_cluster_is_asked_for_a_node_gets_the_code_alone_and_gives_the
     with socket.create_server(("127.0.0.1", 0)) as probe:
         gcs = f"127.0.0.1:{probe.getsockname()[1]}"
     page = {
-        "cluster_name": "fake", "max_workers": 1, "idle_timeout_minutes": 0.02, "auth": {}, "upscaling_speed": 1.0,
+        "cluster_name": "fake", "max_workers": 1, "idle_timeout_minutes": 0.15, "auth": {}, "upscaling_speed": 1.0,
         "provider": {"type": "fake_multinode", "gcs_address": gcs, "use_node_id_as_ip": True,
                      "disable_node_updaters": True, "disable_launch_config_check": True},
         "head_node_type": "ray.head.default",
@@ -344,6 +354,7 @@ def test_a_growing_cluster_is_asked_for_a_node_gets_the_code_alone_and_gives_the
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         head.wait(60)
+        shutil.rmtree(short, ignore_errors=True)
 
 
 def script(code, environment):
