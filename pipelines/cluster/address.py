@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from pipelines.base.errors import SetupError
@@ -27,7 +28,7 @@ def check_address(given: str) -> None:
         given: RAY_ADDRESS.
 
     Raises:
-        SetupError: it names something else than a cluster, nobody answers, or the cluster refuses this machine.
+        SetupError: it does not name a cluster, nothing answers, or the cluster refuses this machine.
     """
     if "://" in given:
         raise other_kind(given)
@@ -38,6 +39,11 @@ def check_address(given: str) -> None:
         raise SetupError(
             "RAY_ADDRESS = auto: no Ray cluster runs on this machine. Start one (`ray start --head`), name another "
             f"(RAY_ADDRESS=HOST:6379), {ALONE}"
+        )
+    if not has_token():
+        raise SetupError(
+            "RAY_AUTH_MODE = token, and there is no token: put the cluster's into ~/.ray/auth_token, name its file in "
+            "RAY_AUTH_TOKEN_PATH, or, for a cluster without one, unset RAY_AUTH_MODE"
         )
     host, port = parts(address)
     knock(address, host, port)
@@ -65,7 +71,18 @@ def other_kind(given: str) -> SetupError:
             f"RAY_ADDRESS = {given} is Ray Client's, which Ray Train cannot be driven through. Run on one of the "
             f"cluster's machines with RAY_ADDRESS=HOST:6379, or submit a job: `{SUBMIT} …`, {ALONE}"
         )
-    return SetupError(f"RAY_ADDRESS = {given}: {kind}:// is no cluster's address; give HOST:6379, {ALONE}")
+    return SetupError(f"RAY_ADDRESS = {given}: {kind}:// is not a cluster's address; give HOST:6379, {ALONE}")
+
+
+def has_token() -> bool:
+    """Whether there is a token where this environment asks for one; without it Ray aborts the process."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return True
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    try:
+        return bool((Path(named) if named else Path.home() / ".ray/auth_token").read_text().strip())
+    except OSError:
+        return False
 
 
 def parts(address: str) -> tuple[str, int]:
@@ -76,25 +93,25 @@ def parts(address: str) -> tuple[str, int]:
     """
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
-        raise SetupError(f"RAY_ADDRESS = {address} is no HOST:PORT, such as 10.0.0.5:6379; correct it, {ALONE}")
+        raise SetupError(f"RAY_ADDRESS = {address} is not HOST:PORT, such as 10.0.0.5:6379; correct it, {ALONE}")
     return host.strip("[]"), int(port)
 
 
 def knock(address: str, host: str, port: int) -> None:
-    """Make sure that somebody listens.
+    """Make sure that something listens.
 
     Raises:
-        SetupError: nobody does, or nobody has that name.
+        SetupError: nothing does, or there is no machine of that name.
     """
     for left in reversed(range(TRIES)):
         try:
             socket.create_connection((host, port), timeout=TRY_S).close()
             return
         except socket.gaierror as error:
-            why = f"no machine has the name {host!r} ({error.strerror})"
+            why = f"there is no machine named {host!r} ({error.strerror})"
             break
         except OSError as error:
-            why = f"nobody listens there ({error.strerror or error})"
+            why = f"nothing listens there ({error.strerror or error})"
             if left:
                 time.sleep(PAUSE_S)
     raise SetupError(
@@ -127,16 +144,16 @@ def check_cluster(given: str, cluster: Cluster) -> None:
             )
     if cluster.here is False:
         raise SetupError(
-            f"RAY_ADDRESS = {given}: this machine is none of the cluster's nodes ({', '.join(cluster.nodes[:4])}). "
+            f"RAY_ADDRESS = {given}: this machine is not one of the cluster's nodes ({', '.join(cluster.nodes[:4])}). "
             f"Join it (`ray start --address={given}`), run on one of them, or submit a job: `{SUBMIT} …`"
         )
 
 
 def within(call: Callable[[], T], seconds: float) -> T:
-    """What a call returns that has so many seconds; signals are answered meanwhile.
+    """The result of a call within a time limit; signals are handled while it runs.
 
     Raises:
-        TimeoutError: it needs longer.
+        TimeoutError: it took longer.
     """
     box: list[T] = []
     errors: list[BaseException] = []

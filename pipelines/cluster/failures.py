@@ -1,4 +1,4 @@
-"""Why workers ended: what Ray tells of it in pages, in a sentence, and whether another attempt makes sense."""
+"""Why workers ended: what Ray tells of it in pages, in a sentence, and whether another attempt could succeed."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Failure:
 
 
 class Ended(RuntimeError):
-    """Ends Ray's attempts: another would end as this one did, or has to be made elsewhere."""
+    """Ends Ray's attempts: another would fail the same way, or has to be made elsewhere."""
 
 
 class Told(UserCallback):
-    """Runs in Ray Train's controller: notes each failure for the driver, and ends attempts that make no sense.
+    """Runs in Ray Train's controller: notes each failure for the driver, and ends attempts that are pointless.
 
     Args:
         notes: the file of notes, on the controller's machine, which is the driver's.
@@ -80,7 +80,7 @@ class Told(UserCallback):
             raise Ended(failure.text)
 
     def killers(self, errors: Mapping[int, Exception]) -> list[str]:
-        """Who killed processes for want of memory since the last look, where workers ended without a word."""
+        """What killed processes since the last look because memory ran out, where workers died without a message."""
         texts = [whole(error) for error in errors.values()]
         if not any(DIED.search(text) or PARTED.search(text) for text in texts):
             return []
@@ -98,7 +98,7 @@ def judge(errors: Mapping[int, Exception], killers: Sequence[str], advanced: boo
 
     Args:
         errors: by rank.
-        killers: who killed processes for want of memory meanwhile.
+        killers: what killed processes during the attempt because memory ran out.
         advanced: whether the attempt came further than the one before.
     """
     texts = {rank: whole(error) for rank, error in sorted(errors.items())}
@@ -110,7 +110,7 @@ def judge(errors: Mapping[int, Exception], killers: Sequence[str], advanced: boo
         if message := users_message(error):
             return Failure("fault", message, final=True)
     if killers:
-        text = f"a worker ended for want of memory: {' and '.join(killers)} killed processes"
+        text = f"a worker ran out of memory: {' and '.join(killers)} killed processes"
         return Failure("memory", text, final=not advanced)
     for rank, text in texts.items():
         if SHORT.search(text):
@@ -125,13 +125,13 @@ def judge(errors: Mapping[int, Exception], killers: Sequence[str], advanced: boo
 
 
 def memory_text(rank: int, text: str) -> str:
-    """What ended a worker for want of memory, in a sentence."""
+    """How a worker ran out of memory, in a sentence."""
     lines = [line.strip() for line in text.splitlines() if SHORT.search(line)]
-    return f"worker {rank} ended for want of memory: {lines[0][:300].rstrip('. ')}"
+    return f"worker {rank} ran out of memory: {lines[0][:300].rstrip('. ')}"
 
 
 def died_text(rank: int, text: str) -> str:
-    """What is known of a worker that ended without a word, in a sentence."""
+    """What is known of a worker that died without a message, in a sentence."""
     where = re.search(r"\bip: (\S+)", text)
     how = "its node was lost" if LOST.search(text) else "it crashed, or was killed from outside, and left no message"
     return f"worker {rank}{f' on {where[1]}' if where else ''} died: {how}"
@@ -158,7 +158,7 @@ def steps_in(records: Iterable[Path]) -> int:
 
 
 def kernel_kills() -> int:
-    """Processes that this machine's kernel has killed for want of memory so far, in this container and outside."""
+    """Processes that this machine's kernel has killed so far because memory ran out, in this container or outside."""
     counts = [0]
     for path in (VMSTAT, CGROUP):
         with contextlib.suppress(OSError):
@@ -167,7 +167,7 @@ def kernel_kills() -> int:
 
 
 def kills_here() -> tuple[int, int]:
-    """How often the kernel, and how often Ray's memory monitor, has killed for want of memory on this machine."""
+    """How often the kernel, and how often Ray's memory monitor, has killed processes on this machine for memory."""
     return kernel_kills(), monitor_kills()
 
 

@@ -234,7 +234,7 @@ def on_head(call: Callable[[], R], seconds: float = 60.0) -> R:
 
 @private(otherwise=lambda: None)
 def start_actors() -> None:
-    """Start two actors of Ray Data's that it would start one after the other, in mid-training.
+    """Start two actors of Ray Data's that it would otherwise start one after the other during training.
 
     They outlive the trainings, and are no children of theirs, whose imports they would repeat. They stay for as long as
     the cluster does, and a node that holds one is never idle: so they are the head's.

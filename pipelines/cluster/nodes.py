@@ -15,15 +15,15 @@ from pipelines.base.errors import InputError, SetupError
 T = TypeVar("T")
 LOOK_S = 180.0  # that a node has for a look, the start of a process included
 LACKS_MEMORY = (
-    "What takes less memory, by the recipe's keys: workers.micro_batch (fewer images at once), batch, a smaller "
-    "view.crop, workers.feed_tasks, inference.batch, or fewer workers (workers.count); else larger machines"
+    "To use less memory, lower one of these keys of the recipe: workers.micro_batch (images at once), batch, "
+    "view.crop, workers.feed_tasks, inference.batch, workers.count; or take machines with more memory"
 )
 AVOIDED: dict[str, str] = {}  # nodes that this process' tasks keep away from: id -> address
 NODE_ID = "ray.io/node-id"  # the label by which Ray names a node
 
 
 class BlindNode(RuntimeError):
-    """A node does not see what the others do: another may. Not an error of the input, which would end the run."""
+    """A node does not see what others see. This is not an error of the input, which would end the run."""
 
 
 def check_workers() -> None:
@@ -51,10 +51,10 @@ def count_alive() -> int:
 
 
 def on_each_node(look: Callable[..., T], *words: Any, seconds: float = LOOK_S) -> dict[str, T]:
-    """What a function returns on each node, by the node's address; a node that leaves meanwhile is left out.
+    """What a function returns on each node, by the node's address; a node that leaves before it answers is left out.
 
     Raises:
-        SetupError: a node does not answer in time, or kills the task for want of memory.
+        SetupError: a node does not answer in time, or has no memory left.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
@@ -71,8 +71,7 @@ def on_each_node(look: Callable[..., T], *words: Any, seconds: float = LOOK_S) -
             raise
         except ray.exceptions.OutOfMemoryError as error:
             raise SetupError(
-                f"node {name} is short of memory: Ray ended a task there that only looked around. "
-                f"{first_line(error)} {LACKS_MEMORY}"
+                f"node {name} is out of memory: Ray killed even a small task there. {first_line(error)} {LACKS_MEMORY}"
             ) from None
         except ray.exceptions.RayError as error:
             if id_ in alive():

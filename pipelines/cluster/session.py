@@ -1,4 +1,4 @@
-"""Starts or joins Ray, and settles how many workers and feeding tasks the machines at hand carry."""
+"""Starts or joins Ray, and settles how many workers and feeding tasks the machines carry."""
 
 from __future__ import annotations
 

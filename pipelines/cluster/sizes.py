@@ -1,4 +1,4 @@
-"""How many workers and feeding tasks the machines at hand carry, node by node."""
+"""How many workers and feeding tasks the machines carry, node by node."""
 
 from __future__ import annotations
 

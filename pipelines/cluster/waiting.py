@@ -68,7 +68,7 @@ class Wait:
 
 
 def free() -> str:
-    """CPUs and GPUs of the cluster that nobody holds, for people."""
+    """The cluster's free CPUs and GPUs, for people."""
     import ray
 
     left = ray.available_resources()
@@ -161,7 +161,7 @@ class Waiting:
 
     @property
     def waits(self) -> bool:
-        """Whether nobody trains, for want of room."""
+        """Whether no worker trains because there is no room."""
         return self.wait is not None and self.wait.taken > LOOK_S
 
     def over(self, wait: Wait) -> RunFailed:

@@ -86,17 +86,20 @@ class Attempts:
             Exception: what ended them for good.
         """
         from pipelines.cluster.failures import count_kills
+        from pipelines.cluster.nodes import AVOIDED
 
         self.notes.path.parent.mkdir(parents=True, exist_ok=True)
         self.kills = count_kills() if self.jobs[0].sizes.count else {}
+        AVOIDED.clear()
         while True:
+            before = len(self.notes.failures)
             try:
                 return in_thread(self.trainer().fit, self.look).return_value  # type: ignore[attr-defined]
             except (RunFailed, Stopped):
                 raise
             except Exception:
                 self.look()
-                if not self.goes_on():
+                if not self.goes_on(len(self.notes.failures) > before):
                     raise
 
     def trainer(self) -> Any:
@@ -135,8 +138,12 @@ class Attempts:
         count = sum(not earlier.node for earlier in self.notes.failures)
         return f"training {where}, restart {count} of {self.most}" if count <= self.most else "it was the last attempt"
 
-    def goes_on(self) -> bool:
-        """Whether what ended Ray's attempts is no reason to end the training: a node that can be avoided, a wait."""
+    def goes_on(self, failed: bool) -> bool:
+        """Whether training goes on after Ray's attempts ended: without a node that can be avoided, or after a wait.
+
+        Args:
+            failed: whether workers failed; else Ray found no room for them.
+        """
         from pipelines.cluster.nodes import AVOIDED, alive
 
         last = self.notes.failures[-1] if self.notes.failures else None
@@ -144,10 +151,10 @@ class Attempts:
             self.avoided[last.node] = last.address
             AVOIDED.update(self.avoided)
             return not set(alive()) <= set(self.avoided)
-        return self.waiting.wait is not None and not self.waiting.wait.is_over
+        return not failed and self.waiting.wait is not None and not self.waiting.wait.is_over
 
     def idle(self) -> bool:
-        """Whether nobody trains, so that nobody would read a request to stop."""
+        """Whether no worker runs that could read a request to stop."""
         return self.waiting.waits
 
 

@@ -97,7 +97,7 @@ def read_blocks(table: pa.Table, plan: SamplePlan, per_block: int) -> Iterator[p
 
 
 def see(uri: str) -> None:
-    """Open the shards; an error of theirs is said as the node's.
+    """Open the shards; an error is reported as the node's.
 
     Raises:
         BlindNode: there are none.

@@ -31,7 +31,7 @@ def stoppable(folder: Path, idle: Callable[[], bool] = lambda: False) -> Iterato
         idle: whether there is no worker now that could read the note; then the first signal leaves at once, too.
 
     Raises:
-        Stopped: a signal came while nobody trained.
+        Stopped: a signal came while no worker trained.
     """
     note = RunFolder(folder).stop
     note.unlink(missing_ok=True)
@@ -88,7 +88,7 @@ def in_thread(call: Callable[[], T], look: Callable[[], object] = lambda: None) 
 
     Args:
         call: what is called.
-        look: called here again and again meanwhile; what it raises leaves the call to itself.
+        look: called here repeatedly while it runs; what it raises is raised, and the call goes on by itself.
     """
     box: dict[str, Any] = {}
 

@@ -105,11 +105,11 @@ def test_pythons_own_sockets_get_a_short_folder_too(long_tmpdir, monkeypatch):
         ("http://10.0.0.5:8265", r"is where jobs are submitted.*ray job submit.*HOST:6379"),
         ("https://ray.example", r"is where jobs are submitted"),
         ("ray://10.0.0.5:10001", r"is Ray Client's.*submit a job"),
-        ("redis://10.0.0.5:6379", r"redis:// is no cluster's address"),
-        ("10.0.0.5", r"is no HOST:PORT"),
-        ("10.0.0.5:", r"is no HOST:PORT"),
-        ("10.0.0.5:port", r"is no HOST:PORT"),
-        ("no-such-host.invalid:6379", r"no machine has the name 'no-such-host.invalid'"),
+        ("redis://10.0.0.5:6379", r"redis:// is not a cluster's address"),
+        ("10.0.0.5", r"is not HOST:PORT"),
+        ("10.0.0.5:", r"is not HOST:PORT"),
+        ("10.0.0.5:port", r"is not HOST:PORT"),
+        ("no-such-host.invalid:6379", r"there is no machine named 'no-such-host.invalid'"),
     ],
 )
 def test_an_address_of_another_kind_is_named_with_its_cure(given, message):
@@ -128,7 +128,7 @@ def test_where_nobody_listens_it_takes_seconds_to_say_so(monkeypatch):
     monkeypatch.setattr(address, "PAUSE_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = server.getsockname()[1]
-    with pytest.raises(SetupError, match=r"nobody listens there \(Connection refused\).*unset RAY_ADDRESS"):
+    with pytest.raises(SetupError, match=r"nothing listens there \(Connection refused\).*unset RAY_ADDRESS"):
         address.check_address(f"127.0.0.1:{free}")
 
 
@@ -145,13 +145,29 @@ def test_what_is_silent_is_no_cluster(monkeypatch, port):
         (Cluster(refusal="InvalidAuthToken"), r"asks for its token.*RAY_AUTH_MODE=token.*RAY_AUTH_TOKEN_PATH"),
         (Cluster(ray="2.9.0"), r"the cluster runs Ray 2.9.0, this environment has Ray 2.60.*install Ray 2.9.0 here"),
         (Cluster(python="3.9.1"), r"the cluster runs Python 3.9.1"),
-        (Cluster(nodes=("10.0.0.5",), here=False), r"none of the cluster's nodes \(10.0.0.5\).*ray start --address="),
+        (
+            Cluster(nodes=("10.0.0.5",), here=False),
+            r"not one of the cluster's nodes \(10.0.0.5\).*--address=",
+        ),
     ],
 )
 def test_a_cluster_that_does_not_take_this_process_in_says_why(monkeypatch, port, cluster, message):
     monkeypatch.setattr(address, "greet", lambda place: cluster)
     with pytest.raises(SetupError, match=message):
         address.check_address(f"127.0.0.1:{port}")
+
+
+def test_a_token_that_is_asked_for_and_missing_is_named_before_ray_aborts(monkeypatch, tmp_path, port):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    with pytest.raises(SetupError, match=r"RAY_AUTH_MODE = token, and there is no token.*RAY_AUTH_TOKEN_PATH"):
+        address.check_address(f"127.0.0.1:{port}")
+    monkeypatch.setattr(address, "greet", lambda place: None)
+    (tmp_path / "token").write_text("a" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    address.check_address(f"127.0.0.1:{port}")
 
 
 def test_local_is_no_cluster_and_auto_without_one_is_said(monkeypatch):
@@ -499,9 +515,7 @@ def test_a_node_that_sees_no_data_is_named_and_avoided_and_memory_is_not_tried_f
     with pytest.raises(InputError, match=r"no node sees the run's data: node \S+ does not see /data/voc12/train"):
         run_recipe(load_recipe(recipe_file(name="blind", stages=stages, **changes)), blind_feed)
     nodes.AVOIDED.clear()
-    with pytest.raises(
-        RunFailed, match=r"ended for want of memory: .*40 GiB.*workers.micro_batch.*error.txt"
-    ) as failed:
+    with pytest.raises(RunFailed, match=r"ran out of memory: .*40 GiB.*workers.micro_batch.*error.txt") as failed:
         run_recipe(load_recipe(recipe_file(name="hungry", stages=stages, **changes)), hungry_feed)
     assert "no checkpoint was written yet" in str(failed.value)
     notes = [line for line in read_record(tmp_path / "out/runs/hungry/first/record.jsonl")[0] if line["kind"] == "note"]
@@ -533,7 +547,7 @@ MONITOR = "OutOfMemoryError: 1 worker(s) were killed due to the node running low
 @pytest.mark.parametrize(
     ("errors", "killers", "advanced", "kind", "text", "final"),
     [
-        ({1: RuntimeError(MONITOR)}, [], True, "memory", "worker 1 ended for want of memory: .*23GB used", False),
+        ({1: RuntimeError(MONITOR)}, [], True, "memory", "worker 1 ran out of memory: .*23GB used", False),
         ({1: RuntimeError(MONITOR)}, [], False, "memory", "", True),
         ({0: RuntimeError("CUDA out of memory. Tried to allocate")}, [], False, "memory", "CUDA out of memory", True),
         ({0: RuntimeError(SUDDEN)}, ["the kernel of 10.0.0.3"], False, "memory", "the kernel of 10.0.0.3 killed", True),
