@@ -309,7 +309,7 @@ def test_train_and_evaluate_with_one_score_for_1_2_and_3_workers(pair, shards, t
     assert "data wait" in shown
     best, val = run / "first/best.pt", shards / "voc12/val"
     monkeypatch.setattr("pipelines.cluster.growing.present", lambda: [Node(3.0)])  # an honest third
-    monkeypatch.setattr("pipelines.cluster.growing.to_come", lambda: [])
+    monkeypatch.setattr("pipelines.cluster.growing.to_come", list)
     monkeypatch.setattr("pipelines.cluster.session.machine", lambda: (3, 0))
     scores = {}
     for workers in (1, 3):
