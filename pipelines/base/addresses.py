@@ -18,8 +18,12 @@ def locate(root: str, name: str) -> str:
 
 
 def holds_secret(uri: str | None) -> bool:
-    """Whether a URI has a user or password before its host."""
-    return bool(uri and "://" in uri and "@" in uri.split("://", 1)[1].split("/", 1)[0])
+    """Whether a URI has a user or password before its host; Google's `anonymous` is neither."""
+    if not uri or "://" not in uri:
+        return False
+    kind, _, rest = uri.partition("://")
+    user, at, _ = rest.split("/", 1)[0].rpartition("@")
+    return bool(at) and not (kind in ("gs", "gcs") and user == "anonymous")
 
 
 def hide_secret(uri: str) -> str:
