@@ -297,8 +297,8 @@ def test_a_checkpoint_brings_everything_back(recipe_file, tmp_path):
     seen = []
     original = checkpoint.newest
 
-    def spy(place, mapped=False):  # mapped: the driver's look before the training
-        found = original(place, mapped)
+    def spy(place, mapped=False, **words):  # mapped: the driver's look before the training
+        found = original(place, mapped, **words)
         seen.extend([] if mapped else [found])
         return found
 
