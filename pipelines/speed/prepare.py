@@ -62,11 +62,11 @@ def check(args: argparse.Namespace) -> None:
 def measure(args: argparse.Namespace) -> Report:
     """Draw the release, start Ray, and let both take turns."""
     from datasets.catalog import BENCHMARKS
+    from pipelines.base.machine import cores
     from pipelines.cluster.session import ray_cluster
     from pipelines.recipes.recipe import Workers
     from pipelines.speed.drawn import scratch
     from pipelines.speed.processes import MemoryPeak
-    from pipelines.speed.report import cores
     from pipelines.speed.store import StorePeak
 
     workers = args.workers or cores()

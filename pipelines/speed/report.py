@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from pipelines.base.machine import cores, cpu_model, memory_gib
 from pipelines.base.text import padded
 
 PACKAGES = {
@@ -55,24 +56,6 @@ def header() -> dict[str, str]:
         "gpu": gpu_name(),
         "versions": ", ".join(f"{name} {v}" for name, v in {"python": platform.python_version(), **versions}.items()),
     }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cpu_model() -> str:
-    """The processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def memory_gib() -> float:
-    """Memory of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def gpu_name() -> str:
