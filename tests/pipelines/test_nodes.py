@@ -190,6 +190,14 @@ def test_what_ray_raises_on_joining_is_said_with_the_address(monkeypatch):
         joining.connect()
 
 
+def test_a_submitted_job_takes_pages_along_but_neither_data_nor_runs():
+    left_out = _get_excludes(ROOT, (ROOT / ".rayignore").read_text().split())
+    sent = ("mine.yaml", "pyproject.toml", "pipelines/voc_pretrain.py", "segmodels/heads/catalog.py", "datasets")
+    kept = (".git", ".venv", "data", "runs", "out", "tests", "mlruns", "mlflow.db", "pipelines/__pycache__")
+    assert [name for name in sent if left_out(ROOT / name)] == []
+    assert [name for name in kept if not left_out(ROOT / name)] == []
+
+
 def test_only_the_code_is_sent():
     left_out = _get_excludes(ROOT, joining.excludes())
     sent = ("datasets", "datasets/shards.py", "pipelines/recipes/sample.yaml", "segmodels/heads/catalog.py", ".")
