@@ -22,6 +22,7 @@ from pipelines.training.job import Job
 from segmodels.losses import Objective
 from segmodels.optim import build_sgd, parameter_groups
 from segmodels.segmentor import Segmentor
+from segmodels.sync_norm import synchronised
 
 
 @dataclass
@@ -212,12 +213,20 @@ def resume(learner: Learner) -> None:
 
 
 def distribute(model: Segmentor, world: int, device: torch.device, compiled: bool) -> nn.Module:
-    """DDP around the model where there are several workers; synchronised BatchNorm exactly on CUDA."""
+    """DDP around the model where there are several workers; batch norm over all of them exactly on CUDA.
+
+    No step sends buffers: synchronised norms are equal on all workers, EMANet's bases are averaged by `after_step`, and
+    `share_buffers` comes before each validation.
+    """
     net: nn.Module = model
     if world > 1:
-        if device.type == "cuda":  # SyncBatchNorm does not run on CPUs: there each worker normalises its own share
-            net = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        net = DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
+        on_gpu = device.type == "cuda"
+        net = DistributedDataParallel(
+            synchronised(model) if on_gpu else model,
+            device_ids=[device] if on_gpu else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
     return torch.compile(net) if compiled else net  # type: ignore[return-value]
 
 

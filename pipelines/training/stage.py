@@ -21,7 +21,7 @@ from pipelines.training.learner import make_learner
 from pipelines.training.meter import Meter
 from pipelines.training.pulse import Pulse
 from pipelines.training.score import score, validation_steps
-from pipelines.training.step import train_step
+from pipelines.training.step import rehearse, train_step
 
 Feed = Callable[[SamplePlan, str, int, float], Generator[Batch]]
 
@@ -43,6 +43,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
     context, recipe = ray.train.get_context(), job.recipe
     rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     learner = make_learner(job, rank, world, device)
+    rehearse(learner)
     pulse.beat()  # setting up is progress too: on a busy machine it alone takes half a minute
     plan, validations = learner.plan(), validation_steps(job)
     with (
