@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 import yaml
 from ray._private.runtime_env.packaging import _get_excludes
 
@@ -597,6 +598,30 @@ def test_each_failure_is_noted_once_and_ends_what_would_only_come_again(tmp_path
 
 
 # ---- interfaces, threads, numbers of workers
+
+
+@pytest.mark.parametrize(("device", "fails", "ends"), [("cuda", True, 0), ("cuda", False, 1), ("cpu", True, 1)])
+def test_after_an_error_nothing_waits_for_other_gpus(monkeypatch, device, fails, ends):
+    import ray.train.torch
+    import torch.distributed as dist
+
+    from pipelines.cluster.group import process_group
+
+    asked, ended = {}, []
+    context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr("ray.train.collective.broadcast_from_rank_zero", lambda value: ("127.0.0.1", 1))
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device(device))
+    monkeypatch.setattr(dist, "TCPStore", lambda *args, **options: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.update(options, backend=backend))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append(1))
+    with contextlib.suppress(ValueError), process_group():
+        if fails:
+            raise ValueError("a bad row")
+    assert len(ended) == ends
+    on_gpu = device == "cuda"
+    assert (asked["backend"], asked["device_id"]) == (("nccl", torch.device("cuda")) if on_gpu else ("gloo", None))
 
 
 def test_the_interface_of_an_address_is_named_unless_the_user_did(monkeypatch):
