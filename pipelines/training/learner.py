@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.transforms import TrainView
+from datasets.transforms import TrainView, views_version
 from pipelines.feed.plan import SamplePlan
 from pipelines.recipes.model import build_model, count_norms, frozen_norms
 from pipelines.recipes.recipe import Recipe, Stage, micro_batch
@@ -87,6 +87,7 @@ class Learner:
             classes=job.classes,
             palette=job.palette,
             seen=job.seen,
+            views=views_version(job.recipe.view.rotate),
             numerics=self.numerics,
             optimizer=self.optimizer.state_dict() if resumable else None,
             trained=self.model.state_dict() if resumable and self.average else None,
@@ -157,7 +158,7 @@ def start_weights(model: Segmentor, job: Job) -> str:
     if job.initial is None:
         return f"starts from {'backbone weights ' + job.weights if job.weights else 'random weights'}"
     before = Checkpoint.read(job.initial, mapped=True)  # only the weights leave the file
-    checkpoint.check_views(before.views, job.initial)
+    checkpoint.check_views(before.views, before.recipe.view.rotate, job.initial)
     fresh = checkpoint.initialise(model, before.model, before.classes == job.classes)
     source = f"starts from the weights of {before.stage} (step {before.step})"
     if fresh:
@@ -193,7 +194,7 @@ def resume(learner: Learner) -> None:
     if content is None:
         return
     found = Checkpoint.of(content)
-    checkpoint.check_views(found.views, folder)
+    checkpoint.check_views(found.views, found.recipe.view.rotate, folder)
     if found.numerics:
         checkpoint.check_numerics(found.numerics, learner.numerics, folder)
     learner.shown.load_state_dict(found.model)
