@@ -145,7 +145,8 @@ def ray_for(recipe: Recipe) -> contextlib.AbstractContextManager[Sizes]:
 def alone(recipe: Recipe) -> Iterator[Sizes]:
     """This process only, with loader processes where the recipe asks for them, without a Ray session."""
     quiet()
-    yield Sizes(0, int(torch.cuda.is_available()), 1.0, recipe.workers.feed_tasks or 0, 1.0)
+    gpus = int(torch.cuda.is_available() and recipe.workers.gpus != 0)
+    yield Sizes(0, gpus, 1.0, recipe.workers.feed_tasks or 0, 1.0)
 
 
 def store_bytes(recipe: Recipe, sizes: Sizes) -> int:

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.transforms import TrainView, views_version
+from pipelines.cluster.device import named, settle_precision
+from pipelines.cluster.sizes import several
 from pipelines.feed.plan import SamplePlan
 from pipelines.recipes.model import build_model, count_norms, frozen_norms
 from pipelines.recipes.recipe import Recipe, Stage, micro_batch
@@ -124,6 +126,7 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device) -> Learn
         frozen=frozen_norms(model, recipe, "all" if job.initial else "backbone" if job.weights else ""),
     )  # fmt: skip
     resume(learner)
+    learner.origin += f"; {several(world, 'worker')} on {named(device)}, {precision}"
     if recipe.optim.freeze_norm:
         learner.origin += f"; {told_of_frozen(learner)}"
     learner.net = distribute(model, world, device, recipe.workers.compile)
@@ -142,11 +145,9 @@ def told_of_frozen(learner: Learner) -> str:
 def set_up_process(job: Job, device: torch.device) -> str:
     """Threads and numerics of this process; returns the precision in use, `bf16` or `fp32`."""
     torch.set_num_threads(job.threads)
-    wish = job.recipe.workers.precision
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        return "bf16" if wish == "bf16" or (wish == "auto" and torch.cuda.is_bf16_supported()) else "fp32"
-    return "bf16" if wish == "bf16" else "fp32"
+    return settle_precision(job.recipe.workers.precision, device)
 
 
 def start_weights(model: Segmentor, job: Job) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 
 import numpy as np
 
+from pipelines.cluster.device import device_of
 from pipelines.cluster.inside_ray import one_more
 from pipelines.feed.batch import Batch
 from pipelines.feed.batches import train_batches, under_way
@@ -38,10 +39,9 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
         stopped being finite, or a signal came.
     """
     import ray.train
-    import ray.train.torch
 
     context, recipe = ray.train.get_context(), job.recipe
-    rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
+    rank, world, device = context.get_world_rank(), context.get_world_size(), device_of(job.sizes.gpus)
     learner = make_learner(job, rank, world, device)
     rehearse(learner)
     pulse.beat()  # setting up is progress too: on a busy machine it alone takes half a minute
