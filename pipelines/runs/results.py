@@ -13,7 +13,6 @@ from pipelines.base.text import padded
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.folder import RunFolder, StageFolder
 
-
 TESTED = {
     "mIoU": "miou", "pixel accuracy": "accuracy", "mean accuracy": "mean_accuracy", "fwIoU": "fwiou",
     "mean F1": "mean_f1",
