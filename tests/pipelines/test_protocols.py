@@ -1,25 +1,31 @@
 """Protocols: what their names mean, what they count, and what a stage's end makes of them."""
 
 import json
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pipelines.base.errors import InputError
+from datasets.manifest import read_manifest
+from pipelines.base.errors import InputError, Stopped
+from pipelines.cluster.sizes import Sizes
 from pipelines.driver.checks import check_model
 from pipelines.driver.planned import plan_stages
 from pipelines.driver.run import run_recipe
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.bundled import names_in
-from pipelines.recipes.model import inference_by
+from pipelines.recipes.model import build_model, inference_by
 from pipelines.recipes.protocols import PROTOCOLS, describe
 from pipelines.recipes.reading import RECIPES, load_recipe
 from pipelines.recipes.recipe import fingerprint
+from pipelines.runs.checkpoint import Checkpoint, Progress
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.record import read_record
 from pipelines.scoring.counting import Halted, ImageCounts, Share, at_once, count_images, entries_of
+from pipelines.scoring.evaluation import Wishes, evaluate_here, evaluate_on_ray, plan_evaluation
 from pipelines.training import closing
 from segmodels.inference import Inference, protocol
 from segmodels.metrics import IGNORE, scores
@@ -82,8 +88,6 @@ WAYS = [Inference(), Inference("slide", (16, 24), scales=(0.5, 1.5), flip=True),
 
 
 def test_counts_are_the_same_for_any_share_threads_and_batch(val, recipe_file):
-    from pipelines.recipes.model import build_model
-
     torch.manual_seed(0)
     model = build_model(load_recipe(recipe_file()), 21).eval()
     whole = count_images(model, val, WAYS, CPU, "fp32")
@@ -121,8 +125,6 @@ def test_a_row_that_is_not_read_is_noticed(val, monkeypatch):
 
 
 def test_results_keep_their_order_whichever_thread_ends_first():
-    import time
-
     def work(part, rows):
         time.sleep(0.02 if rows == [0] else 0)
         return rows
@@ -194,13 +196,10 @@ def test_protocols_are_no_part_of_what_a_run_computes(recipe_file):
     assert fingerprint(load_recipe(page)) == fingerprint(load_recipe(page, ["protocols=[single]"]))
 
 
-def test_a_stage_ends_with_its_best_weights_scored_under_each_protocol(recipe_file, tmp_path, capsys, empty_store):
-    import shutil
-
+def test_a_stage_ends_with_its_best_weights_scored_under_each_protocol(recipe_file, tmp_path, capsys):
     import mlflow
 
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    words = [f"output={tmp_path}", "name=ends", "protocols=[single, srnet]", "inference.batch=1"]
+    words = ["name=ends", "protocols=[single, srnet]", "inference.batch=1"]
     (result,) = run_recipe(load_recipe(recipe_file(), words))
     shown = capsys.readouterr().out
     assert set(result.tests) == {"single", "srnet"}
@@ -209,7 +208,7 @@ def test_a_stage_ends_with_its_best_weights_scored_under_each_protocol(recipe_fi
         "slide 32x32 stride 22x22, scales 0.75 1.0 1.25 1.5 1.75 2.0, flip, logits averaged"
     )
     assert result.tests["srnet"]["miou"] != result.tests["single"]["miou"]
-    place = RunFolder(tmp_path / "runs/ends").stage("first")
+    place = RunFolder(tmp_path / "out/runs/ends").stage("first")
     (line,) = [line for line in read_record(place.record)[0] if line["kind"] == "test"]
     assert line["weights"] == result.best_step
     counts = ImageCounts(21, np.load(place.image_counts("srnet")))
@@ -217,7 +216,7 @@ def test_a_stage_ends_with_its_best_weights_scored_under_each_protocol(recipe_fi
     assert scores(counts.total()).miou == result.tests["srnet"]["miou"]
     assert "test srnet: mIoU" in shown
     assert f"first  srnet     {result.tests['srnet']['miou'] * 100:.2f}" in shown
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
     experiments = [e.experiment_id for e in client.search_experiments()]
     runs = {run.info.run_name: run for run in client.search_runs(experiments)}
     metrics = runs["ends/first"].data.metrics
@@ -228,19 +227,12 @@ def test_a_stage_ends_with_its_best_weights_scored_under_each_protocol(recipe_fi
     run = runs["ends/first"].info.run_id
     files = {file.path for file in client.list_artifacts(run, "test/srnet")}
     assert files == {f"test/srnet/{name}" for name in ("confusion.png", "iou.png", "iou_table.json")}
-    table = json.loads((tmp_path / "mlartifacts").rglob("test/srnet/iou_table.json").__next__().read_text())
+    table = json.loads(Path(client.download_artifacts(run, "test/srnet/iou_table.json", str(tmp_path))).read_text())
     assert "IoU_percent" in table["columns"]
 
 
-def test_a_stage_that_was_stopped_while_it_was_scored_is_scored_by_the_same_command(
-    recipe_file, tmp_path, monkeypatch, empty_store
-):
-    import shutil
-
-    from pipelines.base.errors import Stopped
-
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    recipe = load_recipe(recipe_file(), [f"output={tmp_path}", "name=halts", "protocols=[single]"])
+def test_a_stage_that_was_stopped_while_it_was_scored_is_scored_by_the_same_command(recipe_file, monkeypatch):
+    recipe = load_recipe(recipe_file(), ["name=halts", "protocols=[single]"])
 
     def halted(*args):
         raise Halted(15)
@@ -255,14 +247,22 @@ def test_a_stage_that_was_stopped_while_it_was_scored_is_scored_by_the_same_comm
     assert result.tests["single"]["miou"] == pytest.approx(result.best, abs=1e-3)
 
 
-@pytest.mark.ray
-def test_workers_count_what_one_process_counts(ray_session, best_checkpoint, val):
-    from pipelines.cluster.sizes import Sizes
-    from pipelines.runs.checkpoint import Checkpoint
-    from pipelines.scoring.evaluation import Wishes, evaluate_here, evaluate_on_ray, plan_evaluation
+@pytest.fixture
+def best(recipe_file, val, tmp_path):
+    """A checkpoint of random weights."""
+    manifest, recipe = read_manifest(val), load_recipe(recipe_file())
+    torch.manual_seed(0)
+    Checkpoint(
+        model=build_model(recipe, len(manifest.classes)).state_dict(), recipe=recipe, stage="first", step=1,
+        progress=Progress(), classes=manifest.classes, palette=manifest.palette, seen=np.zeros(0, np.int64),
+    ).write(tmp_path / "best.pt")  # fmt: skip
+    return tmp_path / "best.pt"
 
-    checkpoint = Checkpoint.read(best_checkpoint, mapped=True)
-    task = plan_evaluation(best_checkpoint, checkpoint, val, Wishes(["single", "srnet"]))
+
+@pytest.mark.ray
+def test_workers_count_what_one_process_counts(ray_session, best, val):
+    checkpoint = Checkpoint.read(best, mapped=True)
+    task = plan_evaluation(best, checkpoint, val, Wishes(["single", "srnet"]))
     here = evaluate_here(task, checkpoint)
     told = []
     there = evaluate_on_ray(task, Sizes(2, 0, 1.0, 0, 1.0), told.append)
