@@ -242,7 +242,7 @@ def further_numbers(variant: str, more: Further) -> dict[str, Any]:
         name: {label: hundred(cells[variant].mean) for label, cells in classes.items() if variant in cells}
         for name, classes in (more.classes or {}).items()
     }
-    return {"scores": scores, "iou": iou}
+    return {"scores": scores, "iou": iou} if scores else {}
 
 
 def line_numbers(line: Line) -> dict[str, Any]:
@@ -270,13 +270,14 @@ def metrics_of(page: Mapping[str, Any]) -> dict[str, float]:
     """
     lines = page["variants"]
     names = metric_names([line["variant"] for line in lines])
-    compared = ("mIoU", "mIoU_half_width", "gain", "gain_half_width", "seeds")
-    return {
-        f"{key}/{name}": float(value)
+    found = {
+        f"{key}/{name}": line[key]
+        for key in ("mIoU", "mIoU_half_width", "gain", "gain_half_width", "seeds")
         for name, line in zip(names, lines, strict=True)
-        for key, value in ({key: line[key] for key in compared} | line.get("scores", {})).items()
-        if value is not None
     }
+    for name, line in zip(names, lines, strict=True):
+        found |= {f"{key}/{name}": value for key, value in line.get("scores", {}).items()}
+    return {key: float(value) for key, value in found.items() if value is not None}
 
 
 def text(table: StudyTable) -> str:

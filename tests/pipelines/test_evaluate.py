@@ -11,10 +11,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from datasets.manifest import read_manifest
 from datasets.shards import Shards
 from pipelines import evaluate
+from pipelines.base import pictures
 from pipelines.base.door import ROOT
 from pipelines.base.errors import InputError
 from pipelines.feed.plan import open_shards
@@ -121,13 +123,15 @@ def test_several_protocols_are_scored_in_one_pass_and_shown_side_by_side(best, v
     out, reads = tmp_path / "scores", []
     read = Shards.sample
     monkeypatch.setattr(Shards, "sample", lambda shards, row: reads.append(row) or read(shards, row))
-    shown = opened(best, val, "--protocol", "single", "--protocol", "srnet", "--scales", "0.5", "1", "--out", out)
+    for name in ("confusion_figure", "iou_figure"):  # drawn in other tests
+        monkeypatch.setattr(pictures, name, lambda *args: Figure(figsize=(0.2, 0.2)))
+    shown = opened(best, val, "--protocol", "single", "--protocol", "single-flip", "--average", "logits", "--out", out)
     assert sorted(reads) == list(range(11))
     found = json.loads((out / "scores.json").read_text(), parse_constant=fail)
-    assert list(found["protocols"]) == ["single", "srnet", OWN]
+    assert list(found["protocols"]) == ["single", "single-flip", OWN]
     assert found["iou"] == found["protocols"]["single"]["iou"]
-    assert "whole, scales 0.5 1.0, no flip" in found["protocols"][OWN]["protocol"]
-    head, *_ = [line for line in shown.splitlines() if line.split() == ["single", "srnet", OWN]]
+    assert "whole, scales 1.0, no flip, logits averaged" in found["protocols"][OWN]["protocol"]
+    head, *_ = [line for line in shown.splitlines() if line.split() == ["single", "single-flip", OWN]]
     assert len(head) == 20 + 3 * 16
     for name, page in found["protocols"].items():
         assert re.search(rf"^{name} +{page['miou'] * 100:.2f} ", shown, re.MULTILINE)

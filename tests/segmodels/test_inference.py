@@ -309,7 +309,9 @@ MULTI = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
     ],
     ids=["windows", "two protocols", "whole"],
 )
-def test_memory_of_a_large_image_with_many_classes_is_bounded(ways, hollow):
+def test_memory_of_a_large_image_with_many_classes_is_bounded(ways, monkeypatch):
+    # on the meta device an interpolation is thousands of operations, which hold what the real one does not
+    monkeypatch.setattr(nn.functional, "interpolate", lambda x, size, **options: x.new_empty(*x.shape[:2], *size))
     size, classes = (1024, 2048), 150
     peak = held(ways, size, classes)
     assert peak > 4 * classes * math.prod(size)  # it counts what there is
