@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipelines.speed.memory import peak_bytes
+from segmodels.memory import peak_bytes
 from pipelines.speed.rounds import training_passes
 from segmodels.heads.catalog import build_head
 from segmodels.heads.lean import LeanConvNormReLU, recomputed
