@@ -2,7 +2,8 @@
 
 The loop is what one writes first: for each protocol it reads each image, and predicts each window of each scale,
 plainly and mirrored. It is run with all threads of the machine and with one, and the faster of both is the peer of a
-round: threads that wait for each other stand still where the machine has other work. All count the same, which is checked.
+round: threads that wait for each other stand still where the machine has other work. All count the same, which is
+checked.
 """
 
 from __future__ import annotations
