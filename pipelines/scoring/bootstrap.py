@@ -1,0 +1,143 @@
+"""How sure a score is: intervals by the bootstrap over images (Efron, Annals of Statistics 7(1), 1979).
+
+A split's images are drawn anew with replacement, as many as there are, `DRAWS` times; each draw's counts are summed and
+scored as the split's own are, and the interval holds the middle 95 % of the draws' scores (the percentile method). It
+says how far a score would move with other images of the same kind; it knows nothing of other seeds of the training.
+A class in neither truth nor prediction of a draw is left out of that draw's mean, as everywhere; one that few images
+hold has a wide interval, and the number of its images is shown beside it.
+
+For two models the same draws serve both, so that what an image does to both cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 1000
+CONFIDENCE = 0.95
+SEED = 0
+AT_ONCE = 2_000_000  # entries of a block of draws' weights, 16 MB
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Pixels of each image and class, int64 (N, K) each: all that IoU, F1, precision and recall are made of.
+
+    Attributes:
+        hits: in truth and prediction.
+        truth: in the truth.
+        predicted: in the prediction, among the labelled pixels.
+    """
+
+    hits: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        """Images."""
+        return len(self.hits)
+
+    def iou(self) -> np.ndarray:
+        """IoU of each image and class, float64 (N, K); nan for a class in neither truth nor prediction of the image."""
+        return quotient(self.hits, self.truth + self.predicted - self.hits)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A score and its interval, 0 to 1 (of a difference −1 to 1); nan where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether 0 is in it, or there is no interval that could say otherwise."""
+        return not (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """Intervals of a split's scores: of mIoU, of each class's IoU, and how many images hold the class in their truth."""
+
+    miou: Bounds
+    iou: list[Bounds]
+    images: list[int]
+
+
+def certainty(tally: Tally, draws: int = DRAWS, seed: int = SEED) -> Certainty:
+    """Bootstrap intervals of mIoU and IoU of a split.
+
+    Args:
+        tally: of the split's images, in an order that is always the same: the draws name places in it.
+        draws: how often the images are drawn anew.
+        seed: of the draws.
+    """
+    value, drawn = iou_of_sums(tally, np.ones((1, tally.rows))), all_draws(draws, seed, tally)
+    images = (tally.truth > 0).sum(0).tolist()
+    return Certainty(bounds(mean(value), mean(drawn)), each(value, drawn), images)
+
+
+def difference(a: Tally, b: Tally, draws: int = DRAWS, seed: int = SEED) -> Certainty:
+    """As `certainty`, of b's scores less a's, on the same images in the same order, drawn alike for both.
+
+    Raises:
+        ValueError: the two do not have the same truth.
+    """
+    if a.truth.shape != b.truth.shape or not np.array_equal(a.truth, b.truth):
+        raise ValueError("two tallies of unlike truth; allowed: those of the same images, in the same order")
+    whole = np.ones((1, a.rows))
+    before, after = iou_of_sums(a, whole), iou_of_sums(b, whole)
+    drawn_a, drawn_b = all_draws(draws, seed, a), all_draws(draws, seed, b)
+    miou = bounds(mean(after) - mean(before), mean(drawn_b) - mean(drawn_a))
+    return Certainty(miou, each(after - before, drawn_b - drawn_a), (a.truth > 0).sum(0).tolist())
+
+
+def all_draws(draws: int, seed: int, tally: Tally) -> np.ndarray:
+    """IoU of each class in each draw, float64 (draws, K)."""
+    return np.concatenate([iou_of_sums(tally, weights) for weights in resamples(tally.rows, draws, seed)])
+
+
+def resamples(rows: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each draw holds each row: blocks float64 (draws of the block, rows), each line's sum is `rows`."""
+    generator, block = np.random.default_rng(seed), max(1, AT_ONCE // max(rows, 1))
+    for first in range(0, draws, block):
+        lines = min(block, draws - first)
+        places = generator.integers(rows, size=(lines, rows)) + rows * np.arange(lines)[:, None]
+        yield np.bincount(places.ravel(), minlength=lines * rows).reshape(lines, rows).astype(np.float64)
+
+
+def iou_of_sums(tally: Tally, weights: np.ndarray) -> np.ndarray:
+    """IoU of each class from the images' weighted sums, float64 (lines, K); exact, as long as sums are below 2^53."""
+    hits, truth, predicted = (weights @ part for part in (tally.hits, tally.truth, tally.predicted))
+    return quotient(hits, truth + predicted - hits)
+
+
+def quotient(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, nan where whole is 0."""
+    with np.errstate(invalid="ignore"):
+        return part / np.asarray(whole, np.float64)
+
+
+def mean(iou: np.ndarray) -> np.ndarray:
+    """Mean over the classes that have an IoU, of each line."""
+    known = ~np.isnan(iou)
+    return quotient(np.where(known, iou, 0.0).sum(1), known.sum(1))
+
+
+def each(value: np.ndarray, drawn: np.ndarray) -> list[Bounds]:
+    """Bounds of each class: value (1, K), drawn (draws, K)."""
+    return [bounds(value[:, k], drawn[:, k]) for k in range(value.shape[1])]
+
+
+def bounds(value: np.ndarray, drawn: np.ndarray) -> Bounds:
+    """A score and the middle of its draws; draws without the class say nothing, and one image allows no interval."""
+    known = drawn[~np.isnan(drawn)]
+    if np.isnan(value[0]) or not known.size:
+        return Bounds(float(value[0]), float("nan"), float("nan"))
+    low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Bounds(float(value[0]), float(low), float(high))
