@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -23,7 +24,7 @@ AT_ONCE = 2_000_000  # entries of a block of draws' weights, 16 MB
 
 
 @dataclass(frozen=True)
-class Tally:
+class ClassCounts:
     """Pixels of each image and class, int64 (N, K) each: all that IoU, F1, precision and recall are made of.
 
     Attributes:
@@ -35,6 +36,24 @@ class Tally:
     hits: np.ndarray
     truth: np.ndarray
     predicted: np.ndarray
+
+    @classmethod
+    def of(cls, entries: np.ndarray, rows: int, classes: int) -> Self:
+        """From confusion counts of images.
+
+        Args:
+            entries: int64 (n, 3): image, cell (K · truth + prediction), pixels.
+            rows: images, those without an entry too.
+            classes: K.
+        """
+        found = cls(*(np.zeros((rows, classes), np.int64) for _ in range(3)))
+        image, cell, pixels = entries.T
+        truth, predicted = np.divmod(cell, classes)
+        np.add.at(found.truth, (image, truth), pixels)
+        np.add.at(found.predicted, (image, predicted), pixels)
+        right = truth == predicted
+        np.add.at(found.hits, (image[right], truth[right]), pixels[right])
+        return found
 
     @property
     def rows(self) -> int:
@@ -62,34 +81,34 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Certainty:
-    """Intervals of a split's scores: of mIoU, of each class's IoU, and how many images hold the class in their truth."""
+    """Intervals of a split's mIoU, of each class's IoU, and the number of images whose truth has the class."""
 
     miou: Bounds
     iou: list[Bounds]
     images: list[int]
 
 
-def certainty(tally: Tally, draws: int = DRAWS, seed: int = SEED) -> Certainty:
+def certainty(counts: ClassCounts, draws: int = DRAWS, seed: int = SEED) -> Certainty:
     """Bootstrap intervals of mIoU and IoU of a split.
 
     Args:
-        tally: of the split's images, in an order that is always the same: the draws name places in it.
+        counts: of the split's images, in an order that is always the same: the draws name places in it.
         draws: how often the images are drawn anew.
         seed: of the draws.
     """
-    value, drawn = iou_of_sums(tally, np.ones((1, tally.rows))), all_draws(draws, seed, tally)
-    images = (tally.truth > 0).sum(0).tolist()
+    value, drawn = iou_of_sums(counts, np.ones((1, counts.rows))), all_draws(draws, seed, counts)
+    images = (counts.truth > 0).sum(0).tolist()
     return Certainty(bounds(mean(value), mean(drawn)), each(value, drawn), images)
 
 
-def difference(a: Tally, b: Tally, draws: int = DRAWS, seed: int = SEED) -> Certainty:
+def difference(a: ClassCounts, b: ClassCounts, draws: int = DRAWS, seed: int = SEED) -> Certainty:
     """As `certainty`, of b's scores less a's, on the same images in the same order, drawn alike for both.
 
     Raises:
         ValueError: the two do not have the same truth.
     """
     if a.truth.shape != b.truth.shape or not np.array_equal(a.truth, b.truth):
-        raise ValueError("two tallies of unlike truth; allowed: those of the same images, in the same order")
+        raise ValueError("counts of unlike truth; allowed: those of the same images, in the same order")
     whole = np.ones((1, a.rows))
     before, after = iou_of_sums(a, whole), iou_of_sums(b, whole)
     drawn_a, drawn_b = all_draws(draws, seed, a), all_draws(draws, seed, b)
@@ -97,9 +116,9 @@ def difference(a: Tally, b: Tally, draws: int = DRAWS, seed: int = SEED) -> Cert
     return Certainty(miou, each(after - before, drawn_b - drawn_a), (a.truth > 0).sum(0).tolist())
 
 
-def all_draws(draws: int, seed: int, tally: Tally) -> np.ndarray:
+def all_draws(draws: int, seed: int, counts: ClassCounts) -> np.ndarray:
     """IoU of each class in each draw, float64 (draws, K)."""
-    return np.concatenate([iou_of_sums(tally, weights) for weights in resamples(tally.rows, draws, seed)])
+    return np.concatenate([iou_of_sums(counts, weights) for weights in resamples(counts.rows, draws, seed)])
 
 
 def resamples(rows: int, draws: int, seed: int) -> Iterator[np.ndarray]:
@@ -111,9 +130,9 @@ def resamples(rows: int, draws: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(places.ravel(), minlength=lines * rows).reshape(lines, rows).astype(np.float64)
 
 
-def iou_of_sums(tally: Tally, weights: np.ndarray) -> np.ndarray:
+def iou_of_sums(counts: ClassCounts, weights: np.ndarray) -> np.ndarray:
     """IoU of each class from the images' weighted sums, float64 (lines, K); exact, as long as sums are below 2^53."""
-    hits, truth, predicted = (weights @ part for part in (tally.hits, tally.truth, tally.predicted))
+    hits, truth, predicted = (weights @ part for part in (counts.hits, counts.truth, counts.predicted))
     return quotient(hits, truth + predicted - hits)
 
 

@@ -8,12 +8,17 @@ pixels of the distance between a bin's accuracy and its mean probability. All pi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.base.pictures import drawable, new_figure
 from segmodels.metrics import IGNORE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 15
 ONE = 1 << 24  # probabilities are summed as integers of this unit, float32's own: the sum is the same in any order
@@ -70,3 +75,22 @@ def calibration(counts: np.ndarray) -> Calibration:
             bin_confidence=confidence.tolist(),
             bin_accuracy=accuracy.tolist(),
         )
+
+
+def reliability_figure(found: Calibration, title: str) -> Figure:
+    """The reliability diagram: accuracy of each bin beside the diagonal, and the bins' shares of the pixels."""
+    figure, axes = new_figure(6, 5.5)
+    left, width = np.arange(BINS) / BINS, 1 / BINS
+    accuracy = np.nan_to_num(found.bin_accuracy)
+    shares = np.array(found.pixels) / max(sum(found.pixels), 1)
+    axes.bar(
+        left, accuracy, width, align="edge", color="#3b6ea5", edgecolor="white", label="right, of the bin's pixels"
+    )
+    axes.bar(left + width * 0.3, shares, width * 0.4, align="edge", color="#e69f00", label="share of all pixels")
+    axes.plot(found.bin_confidence, found.bin_accuracy, "o", color="black", markersize=4, label="at the bin's mean")
+    axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="says what it is")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the predicted class", ylabel="share")
+    axes.legend(loc="upper left", fontsize=8)
+    words = f"expected calibration error {found.error * 100:.2f} %\n{title}"
+    axes.set_title(drawable(words), fontsize=9, parse_math=False)
+    return figure

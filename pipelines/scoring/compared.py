@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.base import pictures
 from pipelines.runs.results import lined, percent
-from pipelines.scoring.bootstrap import Bounds, Certainty, Tally, certainty, difference
+from pipelines.scoring.bootstrap import Bounds, Certainty, ClassCounts, certainty, difference
 from pipelines.scoring.intervals import NO_DIFFERENCE
 from segmodels.metrics import IGNORE
 
@@ -35,8 +35,8 @@ class Comparison:
     change: np.ndarray
 
 
-def compare(a: Tally, b: Tally) -> Comparison:
-    """Compare two models' tallies of the same images in the same order.
+def compare(a: ClassCounts, b: ClassCounts) -> Comparison:
+    """Compare two models' counts of the same images in the same order.
 
     Raises:
         ValueError: their truth differs.
@@ -45,10 +45,10 @@ def compare(a: Tally, b: Tally) -> Comparison:
     return Comparison(certainty(a), certainty(b), gain, row_scores(b) - row_scores(a))
 
 
-def row_scores(tally: Tally) -> np.ndarray:
+def row_scores(counts: ClassCounts) -> np.ndarray:
     """Mean IoU of each row over the classes of its truth, float64 (N); nan for a row without labels."""
-    there = tally.truth > 0
-    iou = np.where(there, tally.iou(), 0.0)
+    there = counts.truth > 0
+    iou = np.where(there, counts.iou(), 0.0)
     with np.errstate(invalid="ignore"):
         return iou.sum(1) / there.sum(1)
 
@@ -90,8 +90,8 @@ def lines_of(found: Comparison, classes: Sequence[str], ids: Sequence[str], numb
         *lined(["class", "A IoU %", "B IoU %", "B − A", "", "images"], rows, (1, 2, 3, 5)),
         f"B − A: {span(gain, '+')} points of mIoU: {verdict(gain)}.",
         "Intervals: 95 %, bootstrap over images, each for itself; images: those whose truth has the class.",
-        f"Rows that changed most (mean IoU of the classes in the row's truth, B − A, points); {(found.change > 0).sum()} "
-        f"of {len(ids)} gained, {(found.change < 0).sum()} lost:",
+        f"{(found.change > 0).sum()} of {len(ids)} rows gained, {(found.change < 0).sum()} lost; most (mean IoU of the "
+        "classes in the row's truth, B − A, points):",
         *told,
     ]
 
@@ -103,9 +103,7 @@ def page_of(found: Comparison, classes: Sequence[str], ids: Sequence[str]) -> di
         return [bounds.value, bounds.low, bounds.high]
 
     sides = {"a": found.a, "b": found.b, "gain": found.gain}
-    scored = {
-        name: {"miou": numbers(side.miou), "iou": [numbers(b) for b in side.iou]} for name, side in sides.items()
-    }
+    scored = {name: {"miou": numbers(side.miou), "iou": [numbers(b) for b in side.iou]} for name, side in sides.items()}
     return scored | {
         "verdict": verdict(found.gain.miou), "classes": list(classes), "images": found.gain.images,
         "rows": dict(zip(ids, found.change.tolist(), strict=True)),

@@ -1,16 +1,17 @@
 """What is counted on demand besides the confusion matrix: outlines, sizes of objects, calibration.
 
-All counts are integers that are summed over images: in any order, over any number of workers, they give the same scores.
+All counts are integers that are summed over images: in any order, over any number of workers, the scores are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pipelines.base.machine import cores
@@ -49,39 +50,48 @@ class Measure:
     """
 
     size: Callable[[int], int]
-    count: Callable[[Tensor, Tensor, Tensor, int], np.ndarray]
+    count: Callable[[Tensor, Tensor, Tensor, int], np.ndarray | Tensor]
     read: Callable[[np.ndarray, Sequence[str]], Reading]
 
 
-class Counter:
-    """Sums of some measures over batches.
+def measure(names: Sequence[str], probabilities: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+    """The integers of some measures for a batch, one after the other: int64, on the device of the batch.
 
     Args:
         names: of `MEASURES`.
-        num_classes: K.
+        probabilities: float32 (B, K, H, W), which sum to 1 over the classes.
+        prediction: the likeliest class, int64 (B, H, W).
+        mask: uint8 (B, H, W), 255 without a label.
     """
+    if not names:
+        return torch.zeros(0, dtype=torch.int64, device=mask.device)
+    confidence = probabilities.gather(1, prediction[:, None])[:, 0]
+    parts = [MEASURES[name].count(confidence, prediction.byte(), mask, probabilities.shape[1]) for name in names]
+    return torch.cat([torch.as_tensor(part, device=mask.device) for part in parts])
 
-    def __init__(self, names: Collection[str], num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.sums = {name: np.zeros(MEASURES[name].size(num_classes), np.int64) for name in names}
 
-    def update(self, probabilities: Tensor, mask: Tensor) -> None:
-        """Count a batch.
+def read_measures(names: Sequence[str], sums: np.ndarray, classes: Sequence[str]) -> dict[str, Reading]:
+    """What measures say of a split, by name.
 
-        Args:
-            probabilities: float32 (B, K, H, W), which sum to 1 over the classes.
-            mask: uint8 (B, H, W), 255 without a label.
-        """
-        if self.sums:
-            confidence, prediction = probabilities.max(1)
-            for name, sums in self.sums.items():
-                sums += MEASURES[name].count(confidence, prediction.byte(), mask, self.num_classes)
+    Args:
+        names: of `MEASURES`, as they were given to `measure`.
+        sums: what that gave, summed over all batches.
+        classes: K names.
+    """
+    ends = np.cumsum([MEASURES[name].size(len(classes)) for name in names])
+    parts = np.split(sums, ends[:-1]) if names else []
+    return {name: MEASURES[name].read(part, classes) for name, part in zip(names, parts, strict=True)}
 
 
 def image_by_image(count: Callable[..., np.ndarray], prediction: Tensor, mask: Tensor, classes: int) -> np.ndarray:
-    """The sum of what is counted of each image, by threads: OpenCV and NumPy leave Python's lock while they work."""
+    """The sum of what is counted of each image.
+
+    OpenCV and NumPy leave Python's lock while they work, so threads help. On CPUs several batches are counted at once
+    anyway, each by one thread.
+    """
     pairs = list(zip(prediction.cpu().numpy(), mask.cpu().numpy(), strict=True))
-    with ThreadPoolExecutor(min(len(pairs), cores(), THREADS)) as pool:
+    threads = 1 if mask.device.type == "cpu" else min(len(pairs), cores(), THREADS)
+    with ThreadPoolExecutor(threads) as pool:
         return np.sum(list(pool.map(lambda pair: count(*pair, classes), pairs)), axis=0)
 
 
@@ -104,9 +114,9 @@ def read_boundary(sums: np.ndarray, classes: Sequence[str]) -> Reading:
             "f": every.tolist(), "f_present": present.tolist(), "trimap_iou": trimap.tolist()}  # fmt: skip
     head = [f"{name} {w}" for name in ("F", "F'", "IoU") for w in WIDTHS]
     note = (
-        "Outlines at so many pixels, in percent. F: boundary F-score, mean over all images, 1 for one in which truth and "
-        "prediction\nhave no outline of the class (as OCNet, Table 6); F': mean over the others; IoU: of pixels so near "
-        "to a change of label (trimap)."
+        "In percent, at so many pixels. F: boundary F-score, mean over all images, 100 for one in which neither truth "
+        "nor prediction\nhas an outline of the class (OCNet, Table 6); F': mean over the other images; IoU: trimap, of "
+        "pixels so near to a change of label."
     )
     return Reading(metrics, page, [*class_table(head, np.hstack([every, present, trimap]), classes), note])
 
@@ -135,9 +145,9 @@ def read_calibration(sums: np.ndarray, classes: Sequence[str]) -> Reading:
     found = calibration(sums.reshape(BINS, 3))
     gap = found.confidence - found.accuracy
     line = (
-        f"calibration: expected error {percent(found.error)} % over {BINS} bins; mean probability of the predicted class "
-        f"{percent(found.confidence)} %, right {percent(found.accuracy)} %: "
-        f"{percent(abs(gap))} % {'over' if gap > 0 else 'under'}confident"
+        f"calibration: expected error {percent(found.error)} % over {BINS} bins; the predicted class has a mean "
+        f"probability of {percent(found.confidence)} %, and is right in {percent(found.accuracy)} % of the pixels: "
+        f"{percent(abs(gap))} points {'over' if gap > 0 else 'under'}confident"
     )
     return Reading({"ECE": found.error, "confidence": found.confidence}, asdict(found), [line])
 
@@ -154,11 +164,6 @@ def class_table(
     return lined(["class", *head], rows, range(1, len(head) + 1))
 
 
-def count_calibration(confidence: Tensor, prediction: Tensor, mask: Tensor, classes: int) -> np.ndarray:
-    """Those of `calibration_counts` as one line."""
-    return calibration_counts(confidence, prediction, mask).cpu().numpy().ravel()
-
-
 MEASURES = {
     "boundary": Measure(
         lambda k: k * (2 + len(WIDTHS)) + len(WIDTHS) * k * k,
@@ -170,5 +175,9 @@ MEASURES = {
         lambda confidence, prediction, mask, k: image_by_image(strata_counts, prediction, mask, k).ravel(),
         read_strata,
     ),
-    "calibration": Measure(lambda k: BINS * 3, count_calibration, read_calibration),
+    "calibration": Measure(
+        lambda k: BINS * 3,
+        lambda confidence, prediction, mask, k: calibration_counts(confidence, prediction, mask).flatten(),
+        read_calibration,
+    ),
 }

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassCalibrationError
 
-from pipelines.scoring.calibration import BINS, calibration, calibration_counts
+from pipelines.scoring.calibration import BINS, calibration, calibration_counts, reliability_figure
 
 
 def guesses(seed=0, shape=(3, 20, 30), classes=5):
@@ -60,3 +60,13 @@ def test_certain_and_right_has_no_error_and_certain_and_wrong_all_of_it():
     assert (right.error, right.confidence, right.accuracy) == (0.0, 1.0, 1.0)
     assert (wrong.error, wrong.confidence, wrong.accuracy) == (1.0, 1.0, 0.0)
     assert right.pixels == [0] * (BINS - 1) + [16]
+
+
+def test_the_diagram_shows_each_bin():
+    found = calibration(counted(*guesses(3)))
+    figure = reliability_figure(found, "of a split")
+    (axes,) = figure.axes
+    heights = [bar.get_height() for bar in axes.patches[:BINS]]
+    assert heights == pytest.approx(np.nan_to_num(found.bin_accuracy).tolist())
+    assert sum(bar.get_height() for bar in axes.patches[BINS:]) == pytest.approx(1)
+    assert f"{found.error * 100:.2f} %\nof a split" in axes.get_title()
