@@ -60,9 +60,11 @@ def strata_counts(prediction: np.ndarray, mask: np.ndarray, classes: int) -> np.
 
 def regions(where: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Area, pixels that are also `counted`, and size of each connected region of a bool mask (H, W)."""
-    many, labels, stats, _ = cv2.connectedComponentsWithStats(where.view(np.uint8), connectivity=8)
+    left, top, width, height = cv2.boundingRect(where.view(np.uint8))
+    box = (slice(top, top + height), slice(left, left + width))
+    many, labels, stats, _ = cv2.connectedComponentsWithStats(where.view(np.uint8)[box], connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
-    both = np.bincount(labels[where & counted], minlength=many)[1:]
+    both = np.bincount(labels[where[box] & counted[box]], minlength=many)[1:]
     return areas, both, size_of(areas, where.size)
 
 
