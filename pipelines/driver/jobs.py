@@ -71,7 +71,9 @@ def make_job(
 def finish_stage(recipe: Recipe, plan: PlannedStage, place: StageFolder) -> None:
     """Turn a stage's outcome into its result, which ends it for good."""
     outcome, val = Outcome.read(place.outcome), plan.val
-    lines = [line for line in read_record(place.record)[0] if line["kind"] == "val" and line["step"] == outcome.step]
+    record = read_record(place.record)[0]
+    lines = [line for line in record if line["kind"] == "val" and line["step"] == outcome.step]
+    tests = [line["tests"] for line in record if line["kind"] == "test"]
     Result(
         stage=plan.stage.name, rows=plan.train.rows, steps=outcome.step, val_rows=val.rows if val else None,
         miou_before=outcome.before, miou=outcome.after, best=outcome.best if val else None,
@@ -79,6 +81,7 @@ def finish_stage(recipe: Recipe, plan: PlannedStage, place: StageFolder) -> None
         checkpoint=str(place.checkpoint(outcome.step)), best_checkpoint=str(place.best) if val else None,
         protocol=how(recipe), time=int(time.time() * 1000),
         classes=plan.train.classes, iou=lines[-1]["iou"] if lines else (),
+        accuracy=lines[-1]["accuracy"] if lines else None, tests=tests[-1] if tests else {},
     ).write(place.result)  # fmt: skip
 
 

@@ -368,6 +368,7 @@ def points_of(done: Result, flat: bool) -> list[Point]:
         flat: whether the run is the stage's own too.
     """
     scores = {"mIoU": done.miou, "mIoU_before": done.miou_before} if done.val_rows else {}
+    scores |= {f"test/{name}/mIoU": test["miou"] for name, test in done.tests.items()}
     named = {f"{'' if flat else f'{done.stage}/'}{key}": value for key, value in scores.items()}
     named |= {f"final/{key}": value for key, value in {**scores, "mF1": mean_of(f1_of(done.iou))}.items()}
     return [Point(key, value * 100, done.time, 0) for key, value in named.items() if value is not None]

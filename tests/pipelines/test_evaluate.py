@@ -1,6 +1,7 @@
 """Scoring a checkpoint: what is read how often, what is overridden, and what is written."""
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -16,10 +17,11 @@ from pipelines.base.door import ROOT
 from pipelines.base.errors import InputError
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.model import build_model
+from pipelines.recipes.protocols import OWN
 from pipelines.recipes.reading import load_recipe
 from pipelines.recipes.recipe import InferenceSpec
 from pipelines.runs.checkpoint import Checkpoint, Progress
-from pipelines.scoring.evaluation import evaluate_here, override_inference, plan_evaluation
+from pipelines.scoring.evaluation import Wishes, evaluate_here, override_inference, plan_evaluation
 from segmodels.segmentor import classifier_keys
 
 ABSENT = "train"
@@ -70,10 +72,10 @@ def test_an_absent_class_is_null_in_strict_json(best, val, tmp_path, opened):
     place = found["classes"].index(ABSENT)
     assert [found[key][place] for key in ("iou", "f1", "precision", "recall")] == [None] * 4
     assert f"{ABSENT:>20}  absent  absent\n" in shown
-    assert f"{found['mean_f1'] * 100:.2f} %" in shown
+    assert re.search(rf"^own +{found['miou'] * 100:.2f} .* {found['mean_f1'] * 100:.2f}$", shown, re.MULTILINE)
     background = f"{found['iou'][0] * 100:6.2f}  {found['f1'][0] * 100:6.2f}"
     assert f"{found['classes'][0]:>20}  {background}\n" in shown
-    assert sorted(path.name for path in out.iterdir()) == ["confusion.png", "iou.png", "scores.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["confusion.png", "iou.png", "scores.csv", "scores.json"]
     assert all(cv2.imread(str(out / name)) is not None for name in ("confusion.png", "iou.png"))
 
 
@@ -94,13 +96,13 @@ def test_checkpoint_and_manifest_are_read_once_and_the_optimizer_stays_on_disk(b
 
 def test_other_code_than_the_door_can_score(best, val):
     checkpoint = Checkpoint.read(best, mapped=True)
-    task = plan_evaluation(best, checkpoint, val, {"mode": "slide", "stride": [16, 16], "flip": True})
-    assert task.protocol == "voc12 val, 11 rows, slide 32x32 stride 16x16, scales 1.0, flip"
+    task = plan_evaluation(best, checkpoint, val, Wishes(overrides={"mode": "slide", "stride": [16, 16], "flip": True}))
+    assert task.words(OWN) == "voc12 val, 11 rows, slide 32x32 stride 16x16, scales 1.0, flip"
     assert task.recipe.inference.batch == 2
-    counts = evaluate_here(task, checkpoint)
-    assert counts.sum() == sum(task.manifest.histogram[:-1])
+    counts = evaluate_here(task, checkpoint)[OWN]
+    assert counts.total().sum() == sum(task.manifest.histogram[:-1])
     with pytest.raises(InputError, match=r"unknown key 'inference.windows'"):
-        plan_evaluation(best, checkpoint, val, {"windows": [32, 32]})
+        plan_evaluation(best, checkpoint, val, Wishes(overrides={"windows": [32, 32]}))
 
 
 def test_overrides_leave_the_rest_of_the_recipe_and_another_mode_drops_its_windows():
