@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""What the papers print: their cost figures next to what this code gives, and their tables of results; and two models.
+"""What the papers print: their cost figures next to what this code gives, and their tables of results; and two runs.
 
-`runs` scores two checkpoints on the same rows, and says whether the data show a difference.
+`runs` scores two checkpoints on the same rows, and says whether these show a difference.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ examples:
   python -m pipelines.compare costs            every cost figure of RecoNet, SRNet, CTNet and OCNet
   python -m pipelines.compare costs reconet    those of one paper
   python -m pipelines.compare results ctnet    its tables of results, as published; nothing of them is measured here
-  python -m pipelines.compare runs A.pt B.pt   is B better than A, on which classes, on which images? (runs --help)
+  python -m pipelines.compare runs A.pt B.pt   is B better than A, on which classes and images? (runs --help)
 
 Models are built without memory, and nothing runs on a GPU. A figure is met when it is within 0.5 % ("reproduced"),
 within half of its last printed digit ("rounds to it"), or within the error stated in
@@ -32,8 +32,8 @@ column says why, where there is more to say. What the papers call FLOPs are mult
 their number.
 """
 ABOUT_RUNS = """\
-Score two checkpoints on the same rows, and say whether B differs from A: the difference of mIoU and of each class's IoU,
-each with a 95 % interval (paired bootstrap over images: both are drawn alike, so that what an image does to both
+Score two checkpoints on the same rows, and say whether B differs from A: the difference of mIoU and of each class's
+IoU, each with a 95 % interval (paired bootstrap over images: both are drawn alike, so that what an image does to both
 cancels), "no difference shown" where the interval holds zero; and the rows that changed most in both directions.
 
 The interval says what other images would change. What another seed of the training would change it does not know:
@@ -95,7 +95,7 @@ def add_runs(doors: Any) -> None:
 def compare_runs(args: argparse.Namespace) -> None:
     """Score both, print what differs, write what is asked for."""
     from datasets.storage import below
-    from pipelines.scoring.protocols import check_names
+    from pipelines.recipes.protocols import check_names
 
     for name, least in (("workers", 1), ("rows", 0)):
         given = getattr(args, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tempfile
@@ -23,7 +24,7 @@ METRICS = {
               "data_wait": "speed/data_wait_share", "gpu_mib": "speed/gpu_peak_mib"},
     "val": {"miou": "val/mIoU", "accuracy": "val/pixel_accuracy", "fwiou": "val/fwIoU"},
     "test": {"miou": "mIoU", "accuracy": "pixel_accuracy", "mean_accuracy": "mean_accuracy", "fwiou": "fwIoU",
-             "mean_f1": "mF1"},
+             "mean_f1": "mF1", "miou_low": "mIoU_low", "miou_high": "mIoU_high"},
 }  # fmt: skip
 KINDS = ("confusion", "iou", "iou_table")
 
@@ -90,23 +91,28 @@ def values_of(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]
 
 
 def tested(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The metrics of a stage's protocols, in percent: `test/PROTOCOL/mIoU` and its like."""
-    return {
-        f"test/{name}/{METRICS['test'][key]}": value * 100
-        for name, scores in tests.items()
-        for key, value in scores.items()
-        if key in METRICS["test"] and value is not None
-    }
+    """The metrics of a stage's protocols, in percent: `test/PROTOCOL/mIoU` and its like, and those of measures."""
+    found = {}
+    for name, scores in tests.items():
+        known = {METRICS["test"][key]: value for key, value in scores.items() if key in METRICS["test"]}
+        found |= {f"test/{name}/{key}": value for key, value in {**known, **scores.get("measured", {})}.items()}
+    return {key: value * 100 for key, value in found.items() if value is not None}
 
 
 def send_test(client: Any, run: str, place: StageFolder, name: str, scores: Mapping[str, Any], about: About) -> None:
-    """Confusion matrix, IoU bars and a table of one protocol; sent again they replace the first."""
+    """Confusion matrix, IoU bars, a table, and measures of one protocol; sent again they replace the first."""
     title = (
         f"{place.path.name}, best weights: mIoU {percent(scores['miou'])} %\n{scores['rows']} rows, {name}: "
         f"{scores['protocol']}"
     )
     counts = np.load(place.path / scores["counts"])
     send_scores(client, run, [f"test/{name}/{kind}" for kind in KINDS], title, scores["iou"], counts, about)
+    for picture in scores.get("pictures", []):
+        client.log_artifact(run, str(place.path / picture), f"test/{name}")
+    if scores.get("measured"):
+        pages = json.loads(place.measures(name).read_text())
+        text = "\n\n".join("\n".join([title, *page["lines"]]) for page in pages.values())
+        client.log_text(run, text, f"test/{name}/measures.txt")
 
 
 def send_validation(client: Any, run: str, place: StageFolder, line: Mapping[str, Any], about: About) -> None:

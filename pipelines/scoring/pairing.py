@@ -13,6 +13,7 @@ from datasets.storage import below
 from pipelines.base import pictures
 from pipelines.base.errors import InputError
 from pipelines.base.files import write_json
+from pipelines.cluster.nodes import output_folder
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ from pipelines.scoring.bootstrap import ClassCounts
 from pipelines.scoring.compared import Comparison, draw_row, most_changed, page_of, picture_name, row_scores
 from pipelines.scoring.counting import ImageCounts
 from pipelines.scoring.evaluation import Task, Wishes, load_model, plan_evaluation, settle_precision
+from pipelines.shards.sample import sample_shards
 from segmodels.inference import predict
 
 
@@ -70,7 +72,10 @@ def validated_on(checkpoint: Checkpoint) -> str | None:
     """The shards that a checkpoint's stage validates on; None where it does not."""
     recipe: Recipe = checkpoint.recipe
     stage = next(stage for stage in recipe.stages if stage.name == checkpoint.stage)
-    return below(recipe.data, stage.val) if stage.val else None
+    if stage.val is None:
+        return None
+    root = recipe.data if recipe.data != Recipe.data else str(sample_shards(output_folder(recipe.output)))
+    return below(root, stage.val)
 
 
 def plan_sides(
@@ -101,7 +106,7 @@ def plan_sides(
 
 def classes_of(side: Side, counts: Mapping[str, ImageCounts]) -> ClassCounts:
     """The counts of a side's only protocol, by image and class."""
-    return ClassCounts.of(counts[side.protocol].entries, side.task.manifest.rows, len(side.checkpoint.classes))
+    return counts[side.protocol].by_class()
 
 
 def write_comparison(
@@ -158,4 +163,3 @@ def heading(sides: tuple[Side, Side]) -> list[str]:
     lines = [f"{name}: {side.task.path}, {how}" for name, side, how in zip("AB", sides, words, strict=True)]
     note = "NOTE: A and B are not predicted alike; --protocol NAME sets one protocol for both"
     return lines if words[0] == words[1] else [*lines, note]
-

@@ -68,7 +68,9 @@ def test_the_door_compares_on_the_rows_that_both_validate_on(pair_of_models, sha
     assert gain[0] == pytest.approx(page["b"]["miou"][0] - page["a"]["miou"][0], abs=1e-12)
     assert gain[1] <= gain[0] <= gain[2]
     said = page["verdict"]
-    assert said == ("no difference shown" if gain[1] <= 0 <= gain[2] else "B is better" if gain[1] > 0 else "B is worse")
+    assert said == (
+        "no difference shown" if gain[1] <= 0 <= gain[2] else "B is better" if gain[1] > 0 else "B is worse"
+    )
     assert re.search(rf"B − A: \{gain[0] * 100:+.2f} \[.*\] points of mIoU: {said}\.", shown)
     assert list(page["rows"]) == open_shards(uri).ids
     pictures = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
