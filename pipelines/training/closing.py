@@ -41,7 +41,7 @@ def score_best(learner: Learner, record: Record, beat: Callable[[], None]) -> In
         Why there are no scores yet, where a signal came: the same command scores again.
     """
     job, names = learner.job, learner.job.recipe.protocols
-    if job.val is None or not names:
+    if job.val is None or not names or job.end < job.steps:  # a part of a training is not its end
         return None
     if dist.is_initialized():
         dist.barrier()  # rank 0 may still be writing them

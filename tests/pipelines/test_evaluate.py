@@ -4,15 +4,19 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from datasets.manifest import read_manifest
+from datasets.shards import Shards
 from pipelines import evaluate
+from pipelines.base import pictures
 from pipelines.base.door import ROOT
 from pipelines.base.errors import InputError
 from pipelines.feed.plan import open_shards
@@ -21,7 +25,7 @@ from pipelines.recipes.protocols import OWN
 from pipelines.recipes.reading import load_recipe
 from pipelines.recipes.recipe import InferenceSpec
 from pipelines.runs.checkpoint import Checkpoint, Progress
-from pipelines.scoring.evaluation import Wishes, evaluate_here, override_inference, plan_evaluation
+from pipelines.scoring.evaluation import Wishes, check_labels, evaluate_here, override_inference, plan_evaluation
 from segmodels.segmentor import classifier_keys
 
 ABSENT = "train"
@@ -113,6 +117,49 @@ def test_overrides_leave_the_rest_of_the_recipe_and_another_mode_drops_its_windo
     assert override_inference(slide, {"mode": "whole"}) == InferenceSpec("whole", None, None, (0.5, 1.0), True, 2)
     wider = override_inference(InferenceSpec(), {"mode": "slide", "window": [48, 48]})
     assert (wider.window, wider.stride) == ((48, 48), None)
+
+
+def test_several_protocols_are_scored_in_one_pass_and_shown_side_by_side(best, val, tmp_path, opened, monkeypatch):
+    out, reads = tmp_path / "scores", []
+    read = Shards.sample
+    monkeypatch.setattr(Shards, "sample", lambda shards, row: reads.append(row) or read(shards, row))
+    for name in ("confusion_figure", "iou_figure"):  # drawn in other tests
+        monkeypatch.setattr(pictures, name, lambda *args: Figure(figsize=(0.2, 0.2)))
+    shown = opened(best, val, "--protocol", "single", "--protocol", "single-flip", "--average", "logits", "--out", out)
+    assert sorted(reads) == list(range(11))
+    found = json.loads((out / "scores.json").read_text(), parse_constant=fail)
+    assert list(found["protocols"]) == ["single", "single-flip", OWN]
+    assert found["iou"] == found["protocols"]["single"]["iou"]
+    assert "whole, scales 1.0, no flip, logits averaged" in found["protocols"][OWN]["protocol"]
+    head, *_ = [line for line in shown.splitlines() if line.split() == ["single", "single-flip", OWN]]
+    assert len(head) == 20 + 3 * 16
+    for name, page in found["protocols"].items():
+        assert re.search(rf"^{name} +{page['miou'] * 100:.2f} ", shown, re.MULTILINE)
+        assert f"{name}: {page['protocol']}\n" in shown
+        assert (out / f"confusion-{name}.png").exists()
+    lines = (out / "scores.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * len(found["classes"])
+    assert lines[1].split(",")[:3] == ["single", "background", str(found["iou"][0])]
+
+
+def test_bad_protocols_and_averages_are_refused(best, val, opened):
+    with pytest.raises(InputError, match="unknown protocol 'ocnett'; did you mean 'ocnet'"):
+        opened(best, val, "--protocol", "ocnett")
+    with pytest.raises(InputError, match="--average: average is 'votes'; allowed: probabilities, logits, exp"):
+        opened(best, val, "--average", "votes")
+
+
+def test_other_classes_rows_without_labels_and_foreign_files_are_refused(best, val, opened, tmp_path, monkeypatch):
+    checkpoint = Checkpoint.read(best, mapped=True)
+    other = replace(checkpoint, classes=("sky", *checkpoint.classes[1:]))
+    with pytest.raises(InputError, match="they must be the same, in this order"):
+        plan_evaluation(best, other, val)
+    manifest = open_shards(val).manifest
+    with pytest.raises(InputError, match="labelled: False: nothing to score"):
+        check_labels(best, checkpoint, val, replace(manifest, labelled=False))
+    torch.save({"format": 99}, tmp_path / "new.pt")
+    with pytest.raises(InputError, match="has checkpoint format 99, this version reads 1"):
+        opened(tmp_path / "new.pt", val, "--protocol", "single")
 
 
 @pytest.mark.parametrize("there", [False, True])
