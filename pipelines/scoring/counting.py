@@ -31,14 +31,12 @@ class ImageCounts:
         classes: K.
         entries: int64 (n, 3), sorted: row of the split, cell (K · truth + prediction), pixels. An image in which
             nothing is labelled has no entry.
-        rows: of the split.
         measures: what else was counted, names of `MEASURES`.
         sums: the integers of these, summed over the images, int64.
     """
 
     classes: int
     entries: np.ndarray
-    rows: int
     measures: tuple[str, ...] = ()
     sums: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -51,11 +49,11 @@ class ImageCounts:
     def of(self, row: int) -> np.ndarray:
         """The confusion counts of one image: int64 (K, K), rows the truth."""
         first, last = np.searchsorted(self.entries[:, 0], [row, row + 1])
-        return ImageCounts(self.classes, self.entries[first:last], 1).total()
+        return ImageCounts(self.classes, self.entries[first:last]).total()
 
-    def by_class(self) -> ClassCounts:
-        """What IoU is made of, of each image and class."""
-        return ClassCounts.of(self.entries, self.rows, self.classes)
+    def by_class(self, rows: int) -> ClassCounts:
+        """What IoU is made of, of each class in each of a split's `rows` images."""
+        return ClassCounts.of(self.entries, rows, self.classes)
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def count_images(
             break
     halt_together(stop(), share)
     counts = [
-        ImageCounts(model.num_classes, gathered(entries, share), len(shards), tuple(measures), summed(total, share))
+        ImageCounts(model.num_classes, gathered(entries, share), tuple(measures), summed(total, share))
         for entries, total in zip(found, sums, strict=True)
     ]
     for each in counts:

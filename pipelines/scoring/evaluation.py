@@ -210,8 +210,8 @@ def evaluate_on_ray(task: Task, sizes: Sizes, beat: Callable[[int], None]) -> di
         config = {"task": pickle.dumps(task), "tally": tally}
         job = trainer(enter, config, sizes, "evaluate", Path(folder), failures=0)
         found = job.fit().return_value  # type: ignore[attr-defined]
-    classes, rows = len(task.manifest.classes), task.manifest.rows
-    counts = [ImageCounts(classes, entries, rows, task.measures, sums) for entries, sums in found]
+    classes = len(task.manifest.classes)
+    counts = [ImageCounts(classes, entries, task.measures, sums) for entries, sums in found]
     return dict(zip(task.protocols, counts, strict=True))
 
 

@@ -25,10 +25,10 @@ class Judged:
     readings: Mapping[str, Reading]
 
     @classmethod
-    def of(cls, counts: ImageCounts, classes: Sequence[str]) -> Judged:
-        """From the counts of a split's images; `classes` are their names."""
+    def of(cls, counts: ImageCounts, rows: int, classes: Sequence[str]) -> Judged:
+        """From the counts of a split's images; `rows` is their number, `classes` are the names."""
         readings = read_measures(counts.measures, counts.sums, classes)
-        return cls(scores(counts.total()), certainty(counts.by_class()), readings)
+        return cls(scores(counts.total()), certainty(counts.by_class(rows)), readings)
 
     def numbers(self) -> dict[str, Any]:
         """Scores, intervals (`…_low`, `…_high`), images that hold each class, and what was measured, as JSON."""

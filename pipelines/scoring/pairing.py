@@ -106,7 +106,7 @@ def plan_sides(
 
 def classes_of(side: Side, counts: Mapping[str, ImageCounts]) -> ClassCounts:
     """The counts of a side's only protocol, by image and class."""
-    return counts[side.protocol].by_class()
+    return counts[side.protocol].by_class(side.task.manifest.rows)
 
 
 def write_comparison(

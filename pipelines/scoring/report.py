@@ -21,7 +21,7 @@ OVERALL = {
     "mean F1 %": "mean_f1",
 }  # fmt: skip
 PER_CLASS = ("iou", "iou_low", "iou_high", "f1", "precision", "recall")
-SURE = "Between low and high are 95 % of 1000 bootstrap draws of the images; images: those whose truth has the class."
+SURE = "low, high: 95 % interval, bootstrap over images (BCa, 1000 draws); images: those whose truth has the class."
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scored:
     @classmethod
     def of(cls, name: str, task: Task, counts: ImageCounts) -> Scored:
         """The scores of a protocol of a task."""
-        return cls(name, task.words(name), counts, Judged.of(counts, task.manifest.classes))
+        return cls(name, task.words(name), counts, Judged.of(counts, task.manifest.rows, task.manifest.classes))
 
 
 def print_scores(classes: Sequence[str], scored: Sequence[Scored]) -> None:

@@ -74,11 +74,12 @@ def line_of(learner: Learner, name: str, words: str, counts: ImageCounts) -> dic
     These are the counts of all rows and of each, what measures say in full, and their pictures.
     """
     place, total = learner.job.place, counts.total()
-    judged = Judged.of(counts, learner.job.classes)
+    rows = len(open_shards(str(learner.job.val)))
+    judged = Judged.of(counts, rows, learner.job.classes)
     files = {"counts": (place.test(name), total), "image_counts": (place.image_counts(name), counts.entries)}
     paths = {k: str(Path(save_counts(path, what)).relative_to(place.path)) for k, (path, what) in files.items()}
-    rows = len(open_shards(str(learner.job.val)))
-    write_json(place.measures(name), judged.pages())
+    if judged.readings:
+        write_json(place.measures(name), judged.pages())
     pictures = judged.draw(place.measures(name).parent, f"-{name}", words)
     drawn = [str(path.relative_to(place.path)) for path in pictures]
     return {"protocol": words, "rows": rows, **judged.numbers(), **paths, "pictures": drawn}

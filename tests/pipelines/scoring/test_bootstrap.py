@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pipelines.scoring.bootstrap import Bounds, ClassCounts, certainty, difference, iou_of_sums, mean, resamples
 from segmodels.metrics import scores
@@ -65,6 +66,30 @@ def test_the_interval_is_as_wide_as_theory_has_it_and_covers():
     sigma = np.sqrt(6 * 3 / (9**2 * 10) + (6 / 9 * 3 / 9 - 6 * 3 / (9**2 * 10)) / 1000)
     assert np.mean(halves) == pytest.approx(1.96 * sigma / np.sqrt(80), rel=0.03)
     assert 182 <= covered <= 197
+
+
+def test_intervals_are_scipys_for_a_class_that_is_a_mean():
+    """One class in each image, of one size: its IoU is the mean of the images', which scipy's BCa knows."""
+    rng = np.random.default_rng(1)
+    hits = (1000 * rng.beta(1.0, 4.0, 25)).astype(int)  # skewed
+    size = np.full((25, 1), 1000)
+    found = certainty(ClassCounts(hits[:, None], size, hits[:, None]), draws=20_000).miou
+    peer = stats.bootstrap((hits / 1000,), np.mean, n_resamples=20_000, method="BCa", rng=rng).confidence_interval
+    plain = stats.bootstrap((hits / 1000,), np.mean, n_resamples=20_000, method="percentile", rng=rng)
+    assert (found.low, found.high) == pytest.approx((peer.low, peer.high), abs=0.003)
+    assert plain.confidence_interval.high < found.high - 0.006
+
+
+def test_a_score_is_in_its_own_interval_where_few_images_hold_the_classes():
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        matrices = np.zeros((11, 12, 12), np.int64)
+        for image in matrices:
+            k = rng.integers(1, 12)
+            image[0, 0], image[k, k], image[0, k], image[k, 0] = 500, *rng.integers(0, 200, 3)
+        found = certainty(counts_of(matrices))
+        known = [each for each in (found.miou, *found.iou) if each.value == each.value]
+        assert all(each.low <= each.value <= each.high for each in known)
 
 
 def test_pairs_cancel_what_an_image_does_to_both():

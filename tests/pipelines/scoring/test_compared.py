@@ -54,7 +54,7 @@ def test_a_gain_is_shown_and_its_rows_are_named():
     assert "B is better" in lines[3]
     assert lines[4].split() == ["cup", "–", "–", "–", "–", "0"]
     assert f"{found.gain.miou.value * 100:+.2f} [" in lines[5]
-    assert "29 of 30 gained, 1 lost" in "\n".join(lines)
+    assert "29 of 30 rows gained, 1 lost" in "\n".join(lines)
     assert [line.split()[0] for line in lines if line.startswith("  row")] == [*(IDS[row] for row in better), "row4"]
 
 

@@ -17,8 +17,8 @@ from pipelines.feed.plan import open_shards
 from pipelines.recipes.model import build_model
 from pipelines.recipes.protocols import MEASURES
 from pipelines.recipes.reading import load_recipe
+from pipelines.runs import mlflow_lines
 from pipelines.runs.checkpoint import Checkpoint, Progress
-from pipelines.runs.mlflow_lines import tested
 from pipelines.scoring import measures
 from pipelines.scoring.boundary import boundary_counts, f_score
 from pipelines.scoring.evaluation import Wishes, evaluate_here, evaluate_on_ray, load_model, plan_evaluation
@@ -61,10 +61,10 @@ def test_one_pass_counts_what_a_loop_over_the_rows_does(best, task):
         guess = predict(model, tensor, task.protocols["single-flip"]).argmax(1)[0].byte().numpy()
         outlines = outlines + boundary_counts(guess, mask, len(checkpoint.classes))
         accuracies.append((guess == mask)[mask != 255].mean())
-        by_class = counts.by_class()
+        by_class = counts.by_class(len(shards))
         assert by_class.hits[row].sum() == (guess == mask)[mask != 255].sum()
         assert np.array_equal(by_class.truth[row], np.bincount(mask[mask != 255], minlength=21))
-    judged = Judged.of(counts, checkpoint.classes)
+    judged = Judged.of(counts, len(shards), checkpoint.classes)
     assert judged.readings["boundary"].page["f"] == f_score(outlines).tolist()
     assert judged.sure.miou.value == pytest.approx(scores(counts.total()).miou, abs=1e-15)
     assert judged.readings["calibration"].page["accuracy"] == pytest.approx(judged.scores.accuracy)
@@ -73,14 +73,14 @@ def test_one_pass_counts_what_a_loop_over_the_rows_does(best, task):
 
 def test_numbers_are_json_and_metrics_of_mlflow(task, best):
     counts = evaluate_here(task, Checkpoint.read(best))["single"]
-    numbers = json.loads(to_json(Judged.of(counts, task.manifest.classes).numbers()))
-    found = tested({"single": {"protocol": "in words", "rows": 11, **numbers}})
+    numbers = json.loads(to_json(Judged.of(counts, 11, task.manifest.classes).numbers()))
+    found = mlflow_lines.tested({"single": {"protocol": "in words", "rows": 11, **numbers}})
     assert found["test/single/mIoU"] == numbers["miou"] * 100
     assert found["test/single/mIoU_low"] <= found["test/single/mIoU"] <= found["test/single/mIoU_high"]
     assert found["test/single/boundaryF_3px"] <= found["test/single/boundaryF_12px"]
     assert 0 < found["test/single/ECE"] < 100
     assert all(re.fullmatch(r"[\w.\- /]+", name) for name in found)
-    older = tested({"single": {"miou": 0.5}})  # without intervals and measures
+    older = mlflow_lines.tested({"single": {"miou": 0.5}})  # without intervals and measures
     assert older == {"test/single/mIoU": 50.0}
 
 
