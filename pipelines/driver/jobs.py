@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from pipelines.cluster.sizes import Sizes, threads
+from pipelines.driver.costs import cost_metrics
 from pipelines.driver.planned import PlannedStage
 from pipelines.driver.weights import Weights
 from pipelines.recipes.model import how, meta_model
@@ -93,10 +94,12 @@ def about_stage(recipe: Recipe, plan: PlannedStage, digest: str | None) -> About
     params |= {"shards.train": plan.train_uri, "shards.train.hash": train.hash, "shards.train.rows": train.rows}
     if val:
         params |= {"shards.val": plan.val_uri, "shards.val.hash": val.hash, "shards.val.rows": val.rows}
+        params |= {"shards.val.official_rows": val.official_rows, "protocol": how(recipe)}
     params |= {"classes": len(train.classes), "steps": plan.steps, "backbone.weights.sha256": digest}
     note = f"mIoU in percent: {how(recipe)}, every row of {plan.stage.val}."
     tags = {"mlflow.note.content": note} if val else {}
-    return About(params, tags | nodes_tag(), list(train.classes), how(recipe), plan.steps)
+    costs = cost_metrics(recipe, len(train.classes), cost)
+    return About(params, tags | nodes_tag(), list(train.classes), how(recipe), plan.steps, costs=costs)
 
 
 def nodes_tag() -> dict[str, str]:

@@ -35,13 +35,17 @@ class Noted:
 
 @dataclass(frozen=True)
 class About(Noted):
-    """What is known of a stage before it starts: MLflow's `params` and `tags`, class names, protocol, steps."""
+    """What is known of a stage before it starts: MLflow's `params` and `tags`, class names, protocol, steps.
+
+    `costs` are metrics of its model, none of stages of versions up to 0.4.0.
+    """
 
     params: Mapping[str, Any]
     tags: Mapping[str, str]
     classes: Sequence[str]
     protocol: str
     steps: int
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from pipelines.runs.mlflow_client import (
     find_experiment,
     find_run,
     look_at,
+    send_costs,
     send_metrics,
     send_params,
     set_tags,
@@ -187,6 +188,8 @@ class Tracker:
             else:
                 tags = {**about.tags, PARENT: self.state["parent"]}
                 run = self.create(f"{self.recipe.name}/{name}", tags, about.params)
+            for one in {run, self.state["parent"]}:  # on the chain's run too, next to `final/mIoU`
+                send_costs(self.client, one, about.costs)
             self.state["stages"][name] = run
             self.save()
         return self.state["stages"][name]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.speed.memory import peak_bytes
 from segmodels.heads.reconet import reconet_head
 from segmodels.inference import AVERAGES, Inference, predict, predict_together, protocol
+from segmodels.memory import peak_bytes
 from segmodels.segmentor import Segmentor, build_segmentor
 
 K = 4
