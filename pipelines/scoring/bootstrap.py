@@ -1,12 +1,11 @@
 """How sure a score is: intervals by the bootstrap over images (Efron, Annals of Statistics 7(1), 1979).
 
-A split's images are drawn anew with replacement, as many as there are, `DRAWS` times; each draw's counts are summed and
-scored as the split's own are. The interval holds 95 % of the draws' scores, cut off where bias and skewness ask for it
-(BCa: Efron, JASA 82(397), 1987, Eq. 6.8; scipy's default too): where few images hold a class, draws of it lie lower than
-its score. It says how far a score would move with other images of the same kind; it knows nothing of other seeds of the
-training.
-A class in neither truth nor prediction of a draw is left out of that draw's mean, as everywhere; one that few images
-hold has a wide interval, and the number of its images is shown beside it.
+A split's images are drawn anew with replacement, as many as there are, `DRAWS` times; each draw's counts are summed
+and scored as the split's own are. The interval holds 95 % of the draws' scores, cut off where their bias and skewness
+ask for it: BCa (Efron, JASA 82(397), 1987; Efron and Tibshirani, 1993, Eq. 14.10), since draws of a class that few
+images hold lie lower than its score. It says how far a score would move with other images of the same kind; it knows
+nothing of other seeds of the training. A class in neither truth nor prediction of a draw is left out of that draw's
+mean, as everywhere; the number of images that hold a class is shown beside its interval.
 
 For two models the same draws serve both, so that what an image does to both cancels.
 """
@@ -194,7 +193,7 @@ def bounds(value: np.ndarray, drawn: np.ndarray, without: np.ndarray) -> Bounds:
 
 
 def acceleration(without: np.ndarray) -> float:
-    """How the spread of a score moves with the score, from the jackknife (Efron's Eq. 6.6); within ± 1/6."""
+    """How the spread of a score moves with the score, from the jackknife (Eq. 14.15); within ± 1/6."""
     far = without.mean() - without if without.size else np.zeros(1)
     squares = (far**2).sum()
     return float((far**3).sum() / (6 * squares**1.5)) if squares > 0 else 0.0
