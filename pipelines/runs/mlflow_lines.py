@@ -106,7 +106,11 @@ def send_test(client: Any, run: str, place: StageFolder, name: str, scores: Mapp
         f"{scores['protocol']}"
     )
     counts = np.load(place.path / scores["counts"])
-    send_scores(client, run, [f"test/{name}/{kind}" for kind in KINDS], title, scores["iou"], counts, about)
+    names, spans = (
+        [f"test/{name}/{kind}" for kind in KINDS],
+        [scores[k] for k in ("iou_low", "iou_high") if k in scores],
+    )
+    send_scores(client, run, names, title, scores["iou"], counts, about, spans)
     for picture in scores.get("pictures", []):
         client.log_artifact(run, str(place.path / picture), f"test/{name}")
     if scores.get("measured"):
@@ -135,6 +139,7 @@ def send_scores(
     iou: Sequence[float | None],
     counts: np.ndarray,
     about: About,
+    spans: Sequence[Sequence[float | None]] = (),
 ) -> None:
     """Confusion matrix, IoU bars and a table of the classes.
 
@@ -146,11 +151,12 @@ def send_scores(
         iou: of each class, a fraction.
         counts: confusion counts (K, K).
         about: of the stage.
+        spans: low and high ends of the intervals of `iou`, where there are any.
     """
     confusion, bars, table = names
-    shown = [float("nan") if value is None else value for value in iou]
+    shown, *ends = ([float("nan") if value is None else value for value in values] for values in (iou, *spans))
     send_figure(client, run, f"{confusion}.png", lambda: pictures.confusion_figure(counts, about.classes, title))
-    send_figure(client, run, f"{bars}.png", lambda: pictures.iou_figure(shown, about.classes, title))
+    send_figure(client, run, f"{bars}.png", lambda: pictures.iou_figure(shown, about.classes, title, *ends))
     there = {file.path for file in client.list_artifacts(run, table.rpartition("/")[0])}
     if f"{table}.json" not in there:  # it would be added to
         client.log_table(run, data=table_of(about.classes, iou, counts), artifact_file=f"{table}.json")

@@ -14,8 +14,8 @@ from pipelines.recipes.recipe import Recipe
 from pipelines.runs.folder import RunFolder, StageFolder
 
 TESTED = {
-    "mIoU": "miou", "pixel accuracy": "accuracy", "mean accuracy": "mean_accuracy", "fwIoU": "fwiou",
-    "mean F1": "mean_f1",
+    "mIoU": "miou", "low": "miou_low", "high": "miou_high", "pixel accuracy": "accuracy",
+    "mean accuracy": "mean_accuracy", "fwIoU": "fwiou", "mean F1": "mean_f1",
 }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def table(results: Sequence[Result]) -> str:
 def test_table(results: Sequence[Result]) -> Iterator[str]:
     """What the best weights of each stage score under the recipe's protocols; nothing where it names none."""
     rows = [
-        [result.stage, name, *(percent(scores[key]) for key in TESTED.values())]
+        [result.stage, name, *(percent(scores.get(key)) for key in TESTED.values())]
         for result in results
         for name, scores in result.tests.items()
     ]
@@ -121,7 +121,7 @@ def test_table(results: Sequence[Result]) -> Iterator[str]:
         return
     yield ""
     yield from lined(["stage", "protocol", *TESTED], rows, range(2, 2 + len(TESTED)))
-    yield "In percent, of the stage's best weights on every val row:"
+    yield "In percent, of the stage's best weights on every val row; low, high: 95 % interval of mIoU over images:"
     for name, words in {(n, s["protocol"]): None for r in results for n, s in r.tests.items()}:
         yield f"  {name}: {words}"
 

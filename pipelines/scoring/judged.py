@@ -32,12 +32,15 @@ class Judged:
 
     def numbers(self) -> dict[str, Any]:
         """Scores, intervals (`…_low`, `…_high`), images that hold each class, and what was measured, as JSON."""
-        miou, iou = self.sure.miou, self.sure.iou
+        miou, (low, high) = self.sure.miou, self.spans()
         return dataclasses.asdict(self.scores) | {
-            "miou_low": miou.low, "miou_high": miou.high, "iou_low": [each.low for each in iou],
-            "iou_high": [each.high for each in iou], "images": self.sure.images,
+            "miou_low": miou.low, "miou_high": miou.high, "iou_low": low, "iou_high": high, "images": self.sure.images,
             "measured": {name: value for each in self.readings.values() for name, value in each.metrics.items()},
         }  # fmt: skip
+
+    def spans(self) -> tuple[list[float], list[float]]:
+        """Low and high ends of the classes' intervals; nan for an absent class."""
+        return [each.low for each in self.sure.iou], [each.high for each in self.sure.iou]
 
     def pages(self) -> dict[str, Any]:
         """What each measure says in full, as JSON; `lines` are its table for people."""

@@ -123,7 +123,7 @@ def draw(out: Path, classes: Sequence[str], scored: Sequence[Scored]) -> Iterato
         title = f"mIoU {scores.miou * 100:.2f} %\n{each.words}"
         figures = {
             "confusion": pictures.confusion_figure(each.counts.total(), classes, title),
-            "iou": pictures.iou_figure(scores.iou, classes, title),
+            "iou": pictures.iou_figure(scores.iou, classes, title, *each.judged.spans()),
         }
         for kind, figure in figures.items():
             name = f"{kind}{ending}.png"

@@ -11,6 +11,7 @@ import torch
 
 from datasets.manifest import read_manifest
 from pipelines import evaluate
+from pipelines.base import pictures
 from pipelines.base.errors import InputError
 from pipelines.base.files import to_json
 from pipelines.feed.plan import open_shards
@@ -121,3 +122,14 @@ def test_two_workers_count_the_very_same(ray_session, best, task):
         assert np.array_equal(both[name].sums, counts.sums)
         assert both[name].sums.sum() > 0
         assert both[name].measures == counts.measures == MEASURES
+
+
+def test_whiskers_end_where_the_intervals_do():
+    figure = pictures.iou_figure(
+        [0.5, float("nan"), 0.2], ["a", "b", "c"], "t", [0.4, float("nan"), 0.2], [0.8, float("nan"), 0.9]
+    )
+    (axes,) = figure.axes
+    (whiskers,) = axes.containers[-1].lines[2]
+    assert [np.round(line[:, 0], 6).tolist() for line in whiskers.get_segments()] == [[40, 80], [0, 0], [20, 90]]
+    assert [(text.get_text(), round(text.get_position()[0], 6)) for text in axes.texts] == [
+        ("50.0", 81), ("absent", 1), ("20.0", 91)]  # fmt: skip
