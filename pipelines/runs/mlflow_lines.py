@@ -92,7 +92,7 @@ def values_of(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]
 
 def tested(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """The metrics of a stage's protocols, in percent: `test/PROTOCOL/mIoU` and its like, and those of measures."""
-    found = {}
+    found: dict[str, float | None] = {}
     for name, scores in tests.items():
         known = {METRICS["test"][key]: value for key, value in scores.items() if key in METRICS["test"]}
         found |= {f"test/{name}/{key}": value for key, value in {**known, **scores.get("measured", {})}.items()}
@@ -101,15 +101,14 @@ def tested(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 def send_test(client: Any, run: str, place: StageFolder, name: str, scores: Mapping[str, Any], about: About) -> None:
     """Confusion matrix, IoU bars, a table, and measures of one protocol; sent again they replace the first."""
+    span = f" [{percent(scores['miou_low'])}, {percent(scores['miou_high'])}]" if "miou_low" in scores else ""
     title = (
-        f"{place.path.name}, best weights: mIoU {percent(scores['miou'])} %\n{scores['rows']} rows, {name}: "
+        f"{place.path.name}, best weights: mIoU {percent(scores['miou'])} %{span}\n{scores['rows']} rows, {name}: "
         f"{scores['protocol']}"
     )
     counts = np.load(place.path / scores["counts"])
-    names, spans = (
-        [f"test/{name}/{kind}" for kind in KINDS],
-        [scores[k] for k in ("iou_low", "iou_high") if k in scores],
-    )
+    names = [f"test/{name}/{kind}" for kind in KINDS]
+    spans = [scores[key] for key in ("iou_low", "iou_high") if key in scores]
     send_scores(client, run, names, title, scores["iou"], counts, about, spans)
     for picture in scores.get("pictures", []):
         client.log_artifact(run, str(place.path / picture), f"test/{name}")

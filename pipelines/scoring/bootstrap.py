@@ -174,7 +174,7 @@ def each(value: np.ndarray, drawn: np.ndarray, without: np.ndarray) -> list[Boun
 
 
 def bounds(value: np.ndarray, drawn: np.ndarray, without: np.ndarray) -> Bounds:
-    """A score and its interval; draws in which there is no such score say nothing.
+    """A score and its interval, which holds it; draws in which there is no such score say nothing.
 
     Args:
         value: the score, (1).
@@ -189,7 +189,7 @@ def bounds(value: np.ndarray, drawn: np.ndarray, without: np.ndarray) -> Bounds:
     bias, skew = ndtri(np.clip(below, edge, 1 - edge)), acceleration(without[~np.isnan(without)])
     tails = bias + ndtri([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     low, high = np.quantile(known, ndtr(bias + tails / (1 - skew * tails)))
-    return Bounds(score, float(low), float(high))
+    return Bounds(score, min(float(low), score), max(float(high), score))
 
 
 def acceleration(without: np.ndarray) -> float:

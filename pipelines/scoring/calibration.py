@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.base.pictures import drawable, new_figure
+from pipelines.base.pictures import new_figure, set_title
 from segmodels.metrics import IGNORE
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def reliability_figure(found: Calibration, title: str) -> Figure:
     )
     axes.bar(left + width * 0.3, shares, width * 0.4, align="edge", color="#e69f00", label="share of all pixels")
     axes.plot(found.bin_confidence, found.bin_accuracy, "o", color="black", markersize=4, label="at the bin's mean")
-    axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="says what it is")
+    axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="as it should be")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the predicted class", ylabel="share")
     axes.legend(loc="upper left", fontsize=8)
     words = f"expected calibration error {found.error * 100:.2f} %\n{title}"
-    axes.set_title(drawable(words), fontsize=9, parse_math=False)
+    set_title(axes, words, 5.5)
     return figure

@@ -130,12 +130,12 @@ def read_strata(sums: np.ndarray, classes: Sequence[str]) -> Reading:
     page = {"sizes": SIZES, "objects": counts[..., 3].tolist(), "iou": iou.tolist(), "recall": recall.tolist(),
             "found": found.tolist()}  # fmt: skip
     head = [f"{name} {size}" for name in ("IoU", "found") for size in SIZES]
-    head += [f"{size} objects" for size in SIZES]
+    head += [f"n {size}" for size in SIZES]
     lines = class_table(head, np.hstack([iou, found]), classes, counts[..., 3])
     note = (
-        "Objects are connected regions of the truth: small below 1/300 of the image, large from 3 %. IoU in percent, "
-        "false pixels by\nthe size of the region predicted; found: of the objects, in percent, those with half their "
-        "pixels right."
+        "Objects, n of them, are connected regions of the truth: small below 1/300 of the image, large from 3 %. IoU in "
+        "percent, false\npixels by the size of the region predicted; found: share of the objects that have half their "
+        "pixels right, in percent."
     )
     return Reading(metrics, page, [*lines, note])
 

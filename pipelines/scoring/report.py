@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def write_scores(out: Path, task: Task, checkpoint: Checkpoint, scored: Sequence
     return ["scores.json", "scores.csv", *draw(out, checkpoint.classes, scored)]
 
 
-def page_of(scored: Scored) -> Mapping[str, Any]:
+def page_of(scored: Scored) -> dict[str, Any]:
     """All that is known of a protocol's scores."""
     about = {"protocol": scored.words, "confusion": scored.counts.total().tolist()}
     return scored.judged.numbers() | about | scored.judged.pages()
@@ -120,7 +120,8 @@ def draw(out: Path, classes: Sequence[str], scored: Sequence[Scored]) -> Iterato
     """Pictures of each protocol's confusion matrix and IoU; yields the files' names."""
     for each in scored:
         scores, ending = each.judged.scores, f"-{each.name}" if len(scored) > 1 else ""
-        title = f"mIoU {scores.miou * 100:.2f} %\n{each.words}"
+        low, high = (f"{end * 100:.2f}" for end in (each.judged.sure.miou.low, each.judged.sure.miou.high))
+        title = f"mIoU {scores.miou * 100:.2f} % [{low}, {high}]\n{each.words}"
         figures = {
             "confusion": pictures.confusion_figure(each.counts.total(), classes, title),
             "iou": pictures.iou_figure(scores.iou, classes, title, *each.judged.spans()),

@@ -69,10 +69,9 @@ def regions(where: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def iou_by_size(counts: np.ndarray) -> np.ndarray:
-    """IoU of each class and size, float64 (K, 3); nan for a size that neither truth nor prediction has."""
-    truth, hits, wrong = (counts[..., column] for column in range(3))
-    with np.errstate(invalid="ignore"):
-        return hits / np.asarray(truth + wrong, np.float64)
+    """IoU of each class and size, float64 (K, 3); nan without objects in the truth, whatever small specks are wrong."""
+    truth, hits, wrong = (np.asarray(counts[..., column], np.float64) for column in range(3))
+    return np.divide(hits, truth + wrong, out=np.full(truth.shape, np.nan), where=truth > 0)
 
 
 def recall_by_size(counts: np.ndarray) -> np.ndarray:
