@@ -133,9 +133,9 @@ def read_strata(sums: np.ndarray, classes: Sequence[str]) -> Reading:
     head += [f"n {size}" for size in SIZES]
     lines = class_table(head, np.hstack([iou, found]), classes, counts[..., 3])
     note = (
-        "Objects, n of them, are connected regions of the truth: small below 1/300 of the image, large from 3 %. IoU in "
-        "percent,\nfalse pixels by the size of the region predicted; found: share of the objects that have half their "
-        "pixels right, in percent."
+        "Objects, n of them, are connected regions of the truth: small below 1/300 of the image, large from 3 %. IoU "
+        "in percent,\nfalse pixels by the size of the region predicted; found: share of the objects that have half "
+        "their pixels right, in percent."
     )
     return Reading(metrics, page, [*lines, note])
 

@@ -222,7 +222,8 @@ def test_a_stage_ends_with_its_best_weights_scored_under_each_protocol(recipe_fi
     runs = {run.info.run_name: run for run in client.search_runs(experiments)}
     metrics = runs["ends/first"].data.metrics
     for key, name in {"miou": "mIoU", "accuracy": "pixel_accuracy", "mean_accuracy": "mean_accuracy",
-                      "fwiou": "fwIoU", "mean_f1": "mF1", "miou_low": "mIoU_low", "miou_high": "mIoU_high"}.items():  # fmt: skip
+                      "fwiou": "fwIoU", "mean_f1": "mF1", "miou_low": "mIoU_low",
+                      "miou_high": "mIoU_high"}.items():  # fmt: skip
         assert metrics[f"test/srnet/{name}"] == pytest.approx(result.tests["srnet"][key] * 100)
     measured = {f"test/srnet/{key}": value for key, value in line["tests"]["srnet"]["measured"].items()}
     assert {"test/srnet/boundaryF_3px", "test/srnet/recall_large", "test/srnet/ECE"} <= measured.keys()
