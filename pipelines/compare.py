@@ -95,23 +95,27 @@ def add_runs(doors: Any) -> None:
 def compare_runs(args: argparse.Namespace) -> None:
     """Score both, print what differs, write what is asked for."""
     from datasets.storage import below
+    from pipelines.feed.plan import open_shards
     from pipelines.recipes.protocols import check_names
+    from pipelines.runs.results import weights_of
 
     for name, least in (("workers", 1), ("rows", 0)):
         given = getattr(args, name)
         if given is not None and given < least:
             raise InputError(f"--{name} {given}: {least} or more")
     check_names([args.protocol] if args.protocol else [])
+    files = [weights_of(path) for path in (args.a, args.b)]
+    uri = below(str(Path.cwd()), args.shards) if args.shards else None
+    if uri:
+        open_shards(uri)  # what is wrong so far is told before PyTorch is imported, which takes seconds
     print("PyTorch is imported, the checkpoints are read", flush=True)
     from pipelines.evaluate import count
-    from pipelines.feed.plan import open_shards
     from pipelines.scoring.compared import compare, lines_of
     from pipelines.scoring.evaluation import Wishes
     from pipelines.scoring.pairing import classes_of, heading, plan_sides, write_comparison
 
-    uri = below(str(Path.cwd()), args.shards) if args.shards else None
     wishes = Wishes([args.protocol] if args.protocol else [])
-    sides = plan_sides((args.a, args.b), uri, wishes, args.precision, args.allow_seen)
+    sides = plan_sides(files, uri, wishes, args.precision, args.allow_seen)
     if args.out:
         writable("--out", args.out)
     print("\n".join(heading(sides)), flush=True)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from pipelines.base.errors import InputError
 from pipelines.base.files import write_json
 from pipelines.base.text import padded
 from pipelines.recipes.recipe import Recipe
@@ -170,3 +171,18 @@ def final_weights(stage: StageFolder) -> Path:
     """The best checkpoint of a finished stage, or its last where it has no scores; in its folder, wherever that is."""
     done = Result.read(stage.result)
     return stage.best if done.best_checkpoint else stage.checkpoints / Path(done.checkpoint).name
+
+
+def weights_of(path: Path) -> Path:
+    """The checkpoint's file that a path names: itself, or the final weights of a stage's folder.
+
+    Raises:
+        InputError: it names neither.
+    """
+    path = path.expanduser().resolve()
+    stage = StageFolder(path)
+    if stage.result.is_file():
+        path = final_weights(stage)
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}; name RUN/STAGE/best.pt, RUN/STAGE/checkpoints/step-….pt, or RUN/STAGE")
+    return path

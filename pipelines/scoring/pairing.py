@@ -17,8 +17,6 @@ from pipelines.cluster.nodes import output_folder
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.checkpoint import Checkpoint
-from pipelines.runs.folder import StageFolder
-from pipelines.runs.results import final_weights
 from pipelines.scoring.bootstrap import ClassCounts
 from pipelines.scoring.compared import Comparison, draw_row, most_changed, page_of, picture_name, row_scores
 from pipelines.scoring.counting import ImageCounts
@@ -38,21 +36,6 @@ class Side:
     def protocol(self) -> str:
         """The name of its only protocol."""
         return next(iter(self.task.protocols))
-
-
-def weights_of(path: Path) -> Path:
-    """The checkpoint's file that a path names: itself, or the final weights of a stage's folder.
-
-    Raises:
-        InputError: it names neither.
-    """
-    path = path.expanduser().resolve()
-    stage = StageFolder(path)
-    if stage.result.is_file():
-        path = final_weights(stage)
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}; name RUN/STAGE/best.pt, RUN/STAGE/checkpoints/step-….pt, or RUN/STAGE")
-    return path
 
 
 def rows_of(checkpoints: Sequence[Checkpoint]) -> str:
@@ -79,12 +62,12 @@ def validated_on(checkpoint: Checkpoint) -> str | None:
 
 
 def plan_sides(
-    paths: Sequence[Path], uri: str | None, wishes: Wishes, precision: str, allow_seen: bool
+    files: Sequence[Path], uri: str | None, wishes: Wishes, precision: str, allow_seen: bool
 ) -> tuple[Side, Side]:
     """Check two checkpoints and a split against each other.
 
     Args:
-        paths: of A and B, as `weights_of` takes them.
+        files: the checkpoints of A and B.
         uri: of the split; None for the one that both validate on.
         wishes: the one protocol for both; none for each recipe's own `inference`.
         precision: `auto`, `bf16` or `fp32`.
@@ -92,9 +75,8 @@ def plan_sides(
 
     Raises:
         DataError: shards that are missing or of another schema.
-        InputError: no such checkpoint, or what `plan_evaluation` refuses.
+        InputError: no rows to compare on, or what `plan_evaluation` refuses.
     """
-    files = [weights_of(path) for path in paths]
     checkpoints = [Checkpoint.read(file, mapped=True) for file in files]
     uri = uri or rows_of(checkpoints)
     a, b = (

@@ -18,9 +18,9 @@ from pipelines.recipes.model import build_model
 from pipelines.recipes.reading import load_recipe
 from pipelines.runs.checkpoint import Checkpoint, Progress
 from pipelines.runs.folder import StageFolder
-from pipelines.runs.results import Result
+from pipelines.runs.results import Result, weights_of
 from pipelines.scoring.evaluation import evaluate_here, plan_evaluation
-from pipelines.scoring.pairing import rows_of, weights_of
+from pipelines.scoring.pairing import rows_of
 from segmodels.metrics import scores
 
 
