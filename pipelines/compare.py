@@ -1,22 +1,28 @@
 #!/usr/bin/env python
-"""What the papers print: their cost figures next to what this code gives, and their tables of results."""
+"""What the papers print: their cost figures next to what this code gives, and their tables of results; and two runs.
+
+`runs` scores two checkpoints on the same rows, and says whether these show a difference.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import program, run, version
+from pipelines.base.door import program, run, version, writable
+from pipelines.base.errors import InputError
 
 EXAMPLES = """\
 examples:
   python -m pipelines.compare costs            every cost figure of RecoNet, SRNet, CTNet and OCNet
   python -m pipelines.compare costs reconet    those of one paper
   python -m pipelines.compare results ctnet    its tables of results, as published; nothing of them is measured here
+  python -m pipelines.compare runs A.pt B.pt   is B better than A, on which classes and images? (runs --help)
 
 Models are built without memory, and nothing runs on a GPU. A figure is met when it is within 0.5 % ("reproduced"),
 within half of its last printed digit ("rounds to it"), or within the error stated in
@@ -24,6 +30,19 @@ pipelines/published/PAPER_costs.yaml, which also says what is built and counted.
 and not counted; "not checked": this code does not count it; "not reproducible": no way of counting gives it. The last
 column says why, where there is more to say. What the papers call FLOPs are multiply-accumulates; OCNet prints twice
 their number.
+"""
+ABOUT_RUNS = """\
+Score two checkpoints on the same rows, and say whether B differs from A: the difference of mIoU and of each class's
+IoU, each with a 95 % interval (paired bootstrap over images: both are drawn alike, so that what an image does to both
+cancels), "no difference shown" where the interval holds zero; and the rows that changed most in both directions.
+
+The interval says what other images would change. What another seed of the training would change it does not know:
+compare several seeds by a study (pipelines.ablate).
+"""
+RUNS = """\
+examples:
+  python -m pipelines.compare runs runs/A/voc/best.pt runs/B/voc/best.pt
+  python -m pipelines.compare runs A/best.pt B/best.pt data/voc12/val --protocol single --out compared/
 """
 
 
@@ -40,7 +59,11 @@ def main() -> None:
     results = doors.add_parser("results", help="tables of results as published, and how the models were trained")
     for door in (costs, results):
         door.add_argument("paper", nargs="?", metavar="PAPER", help=f"one of {', '.join(PAPERS)}; all unless given")
+    add_runs(doors)
     args = parser.parse_args()
+    if args.what == "runs":
+        compare_runs(args)
+        return
     if args.paper and args.paper not in PAPERS:
         parser.error(f"unknown paper {args.paper!r}; allowed: {', '.join(PAPERS)}.{nearest(args.paper, PAPERS)}")
     if args.what == "costs":
@@ -49,6 +72,59 @@ def main() -> None:
 
     for paper in [args.paper] if args.paper else PAPERS:
         {"costs": print_costs, "results": print_results}[args.what](paper)
+
+
+def add_runs(doors: Any) -> None:
+    """The command line of `runs`."""
+    runs = doors.add_parser(
+        "runs", help="two checkpoints on the same rows: difference with interval, classes, rows that changed most",
+        description=ABOUT_RUNS, epilog=RUNS, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    runs.add_argument("a", type=Path, metavar="A", help="best.pt or step-….pt of a run, or a stage's folder")
+    runs.add_argument("b", type=Path, metavar="B", help="likewise; gains are B's less A's")
+    runs.add_argument("shards", nargs="?", metavar="SHARDS", help="a split's shards (default: what both validate on)")
+    runs.add_argument("--protocol", help="of both, as in pipelines.evaluate (default: each recipe's inference)")
+    runs.add_argument("--rows", type=int, default=4, help="rows shown in each direction (default: 4)")
+    runs.add_argument("--workers", type=int, help="Ray workers, on CPUs a core each (default: this process)")
+    runs.add_argument("--gpus", type=int, choices=[0, 1], help="GPUs of each worker (default: 1 where there are any)")
+    runs.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default: bf16 on GPUs")
+    runs.add_argument("--allow-seen", action="store_true", help="compare on training rows all the same, and say so")
+    runs.add_argument("--out", type=Path, help="folder for compared.json and the pictures of the rows")
+
+
+def compare_runs(args: argparse.Namespace) -> None:
+    """Score both, print what differs, write what is asked for."""
+    from datasets.storage import below
+    from pipelines.feed.plan import open_shards
+    from pipelines.recipes.protocols import check_names
+    from pipelines.runs.results import weights_of
+
+    for name, least in (("workers", 1), ("rows", 0)):
+        given = getattr(args, name)
+        if given is not None and given < least:
+            raise InputError(f"--{name} {given}: {least} or more")
+    check_names([args.protocol] if args.protocol else [])
+    files = [weights_of(path) for path in (args.a, args.b)]
+    uri = below(str(Path.cwd()), args.shards) if args.shards else None
+    if uri:
+        open_shards(uri)  # what is wrong so far is told before PyTorch is imported, which takes seconds
+    print("PyTorch is imported, the checkpoints are read", flush=True)
+    from pipelines.evaluate import count
+    from pipelines.scoring.compared import compare, lines_of
+    from pipelines.scoring.evaluation import Wishes
+    from pipelines.scoring.pairing import classes_of, heading, plan_sides, write_comparison
+
+    wishes = Wishes([args.protocol] if args.protocol else [])
+    sides = plan_sides(files, uri, wishes, args.precision, args.allow_seen)
+    if args.out:
+        writable("--out", args.out)
+    print("\n".join(heading(sides)), flush=True)
+    a, b = (classes_of(side, count(side.task, side.checkpoint, args.workers, args.gpus)) for side in sides)
+    found, ids = compare(a, b), open_shards(sides[0].task.uri).ids
+    print("\n".join(lines_of(found, sides[0].checkpoint.classes, ids, args.rows)), flush=True)
+    if args.out:
+        files = write_comparison(args.out, sides, (a, b), found, args.rows)
+        print(f"written: {args.out}/{', '.join(str(file.relative_to(args.out)) for file in files)}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 """Score a checkpoint on a split: every row once, one confusion matrix over all of them for each protocol.
 
 The checkpoint knows its model, its classes and the rows that it was trained on; it is not scored on those. Prints mIoU
-with its protocol, IoU and F1 (Dice) per class; with --out also writes scores.json, with every digit, and pictures.
+with its protocol, IoU and F1 (Dice) per class, each IoU with its 95 % interval (bootstrap over images); with --out also
+writes scores.json, with every digit, and pictures.
 
 Several protocols cost one pass: each row is read once, and what protocols have in common is predicted once.
 """
@@ -34,6 +35,7 @@ examples:
   python -m pipelines.evaluate best.pt s3://bucket/voc12/val --mode slide --stride 342 342 --workers 4
   python -m pipelines.evaluate best.pt data/voc12/val --scales 0.75 1.0 1.25 --flip --out scores/
   python -m pipelines.evaluate best.pt data/voc12/val --protocol single --protocol reconet
+  python -m pipelines.evaluate best.pt data/voc12/val --boundary --strata --calibration --out scores/
 
 protocols:
 {protocols}
@@ -62,6 +64,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scales", type=float, nargs="+", help="image scales to average over (default: the recipe's)")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
     parser.add_argument("--average", help="what is averaged: probabilities (the default), logits, exponentials")
+    parser.add_argument(
+        "--boundary", action="store_true", help="also boundary F-score and trimap IoU at 3, 5, 9 and 12 pixels"
+    )
+    parser.add_argument("--strata", action="store_true", help="also scores of small, middle and large objects")
+    parser.add_argument("--calibration", action="store_true", help="also whether probabilities are what they say")
     parser.add_argument("--workers", type=int, help="Ray workers, on CPUs a core each (default: this process)")
     parser.add_argument("--gpus", type=int, choices=[0, 1], help="GPUs of each worker (default: 1 where there are any)")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default: bf16 on GPUs")
@@ -88,10 +95,12 @@ def main() -> None:
     print(f"{path} on the {rows:,} rows of {uri}: PyTorch is imported, the checkpoint is read", flush=True)
     from pipelines.runs.checkpoint import Checkpoint
     from pipelines.scoring.evaluation import Wishes, plan_evaluation
+    from pipelines.scoring.measures import MEASURES
     from pipelines.scoring.report import Scored, print_scores, write_scores
 
     checkpoint = Checkpoint.read(path, mapped=True)
-    wishes = Wishes(args.protocols, overrides(args), args.average)
+    measures = [name for name in MEASURES if getattr(args, name)]
+    wishes = Wishes(args.protocols, overrides(args), args.average, measures)
     task = plan_evaluation(path, checkpoint, uri, wishes, args.precision, args.allow_seen)
     if args.out:
         writable("--out", args.out)

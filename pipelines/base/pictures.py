@@ -241,16 +241,32 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str) -> 
     return figure
 
 
-def iou_figure(iou: Sequence[float], classes: Sequence[str], title: str) -> Figure:
-    """IoU of each class as bars; `absent` for classes in neither truth nor prediction."""
+def iou_figure(
+    iou: Sequence[float], classes: Sequence[str], title: str, low: Sequence[float] = (), high: Sequence[float] = ()
+) -> Figure:
+    """IoU of each class as bars; `absent` for classes in neither truth nor prediction.
+
+    Args:
+        iou: 0 to 1, nan where absent.
+        classes: names.
+        title: of the picture.
+        low, high: ends of the classes' intervals, drawn as whiskers; none where not given.
+    """
     figure, axes = new_figure(7, max(3.0, 0.25 * len(classes) + 1))
     values = np.array(iou, float)
     present = np.nan_to_num(values) * 100
-    bars = axes.barh(range(len(classes)), present, color="#3b6ea5")
-    axes.bar_label(bars, ["absent" if np.isnan(v) else f"{v * 100:.1f}" for v in values], padding=3, fontsize=8)
+    axes.barh(range(len(classes)), present, color="#3b6ea5")
+    ends = np.fmax(present, np.array(high, float) * 100) if len(high) else present
+    if len(high):
+        spans = [present - np.array(low, float) * 100, np.array(high, float) * 100 - present]
+        whiskers = np.maximum(np.nan_to_num(spans), 0)
+        axes.errorbar(present, range(len(classes)), xerr=whiskers, fmt="none", ecolor="black", capsize=2, linewidth=1)
+    for place, (end, value) in enumerate(zip(ends, values, strict=True)):
+        text = "absent" if np.isnan(value) else f"{value * 100:.1f}"
+        axes.text(end + 1, place, text, va="center", fontsize=8)
     axes.set_yticks(range(len(classes)), labels(classes), fontsize=8, parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlim(0, 108)
-    axes.set_xlabel("IoU, percent")
+    axes.set_xlim(0, 110)
+    axes.set_xlabel("IoU, percent; 95 % intervals over images" if len(high) else "IoU, percent")
     set_title(axes, title, 5.5)
     return figure

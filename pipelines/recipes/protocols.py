@@ -18,6 +18,7 @@ from pipelines.base.text import nearest
 
 WIDE = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 LOW = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+MEASURES = ("boundary", "strata", "calibration")  # what else can be counted under a protocol, see scoring/measures.py
 OWN = "own"  # the name of what the command line asks for by flags, or the recipe's `inference` without any
 
 
@@ -76,8 +77,29 @@ def check_names(names: Sequence[str]) -> None:
     for name in names:
         if name not in PROTOCOLS:
             raise InputError(f"unknown protocol {name!r}{nearest(name, PROTOCOLS)} Allowed: {', '.join(PROTOCOLS)}")
-    if twice := [name for name in PROTOCOLS if list(names).count(name) > 1]:
-        raise InputError(f"the protocol {twice[0]} is named twice")
+    refuse_twice(names, "protocol")
+
+
+def check_measures(names: Sequence[str]) -> None:
+    """Measures must be in the table, each once.
+
+    Raises:
+        InputError: they are not.
+    """
+    for name in names:
+        if name not in MEASURES:
+            raise InputError(f"unknown measure {name!r}{nearest(name, MEASURES)} Allowed: {', '.join(MEASURES)}")
+    refuse_twice(names, "measure")
+
+
+def refuse_twice(names: Sequence[str], kind: str) -> None:
+    """Names must differ.
+
+    Raises:
+        InputError: they do not.
+    """
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise InputError(f"the {kind} {twice[0]} is named twice")
 
 
 @contextlib.contextmanager

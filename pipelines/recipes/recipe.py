@@ -13,7 +13,7 @@ import yaml
 
 from pipelines.base.addresses import CURE, hide_secret, holds_secret
 from pipelines.base.errors import InputError
-from pipelines.recipes.protocols import check_names
+from pipelines.recipes.protocols import check_measures, check_names
 
 # The rule of a run's identity. A key that can change what a run computes, beyond the order in which floating-point sums
 # are taken, is part of it: another value is another run. All other keys are here, each with what a change of it does.
@@ -29,6 +29,7 @@ PLACED = {
     "feed": "both give the same batches, bit for bit",
     "overlays": "pictures",
     "protocols": "how the weights are scored once they are trained",
+    "measures": "what else is counted then",
     "log_every": "lines of the record",
     "keep_last": "checkpoints that stay",
     "checkpoint_minutes": "checkpoints between validations",
@@ -198,6 +199,11 @@ class Recipe:
         "reconet]; `python -m pipelines.evaluate --help` lists them",
         (),
     )
+    measures: tuple[str, ...] = key(
+        "what else is counted under the protocols: boundary (F-score of outlines, trimap IoU), strata (small, middle, "
+        "large objects), calibration",
+        (),
+    )
     workers: Workers = key("who trains, and how it computes", Workers)
     feed: Literal["ray", "torch"] = key("Ray Data or a torch DataLoader; both give the same batches", "ray")
     tracking: str | None = key("address of MLflow; null for MLFLOW_TRACKING_URI, else output/mlflow.db", None)
@@ -248,6 +254,8 @@ def check(recipe: Recipe) -> None:
         )
         demand(spec.batch >= 1, f"batch of inference = {spec.batch}: 1 or more")
     check_names(recipe.protocols)
+    check_measures(recipe.measures)
+    demand(bool(recipe.protocols) or not recipe.measures, "measures without protocols: name one, such as [single]")
     demand("name" in recipe.head, "head lacks its name, e.g. {name: fcn}")
     demand(recipe.aux is None or "name" in recipe.aux, "aux lacks its name, e.g. {name: fcn, stage: 3}")
     demand((recipe.workers.count or 0) >= 0, f"workers.count = {recipe.workers.count}: 0 or more, or null")

@@ -75,6 +75,10 @@ class StageFolder:
         """The same of each validation row."""
         return self.path / "test" / f"{protocol}-images.npy"
 
+    def measures(self, protocol: str) -> Path:
+        """What measures say of the best weights under a protocol."""
+        return self.path / "test" / f"{protocol}-measures.json"
+
     def overlay(self, name: str, step: int) -> Path:
         """The picture of a validation row."""
         return self.path / "overlays" / name / f"step-{step:08d}.png"

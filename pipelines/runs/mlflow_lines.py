@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tempfile
@@ -23,7 +24,7 @@ METRICS = {
               "data_wait": "speed/data_wait_share", "gpu_mib": "speed/gpu_peak_mib"},
     "val": {"miou": "val/mIoU", "accuracy": "val/pixel_accuracy", "fwiou": "val/fwIoU"},
     "test": {"miou": "mIoU", "accuracy": "pixel_accuracy", "mean_accuracy": "mean_accuracy", "fwiou": "fwIoU",
-             "mean_f1": "mF1"},
+             "mean_f1": "mF1", "miou_low": "mIoU_low", "miou_high": "mIoU_high"},
 }  # fmt: skip
 KINDS = ("confusion", "iou", "iou_table")
 
@@ -90,23 +91,31 @@ def values_of(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]
 
 
 def tested(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The metrics of a stage's protocols, in percent: `test/PROTOCOL/mIoU` and its like."""
-    return {
-        f"test/{name}/{METRICS['test'][key]}": value * 100
-        for name, scores in tests.items()
-        for key, value in scores.items()
-        if key in METRICS["test"] and value is not None
-    }
+    """The metrics of a stage's protocols, in percent: `test/PROTOCOL/mIoU` and its like, and those of measures."""
+    found: dict[str, float | None] = {}
+    for name, scores in tests.items():
+        known = {METRICS["test"][key]: value for key, value in scores.items() if key in METRICS["test"]}
+        found |= {f"test/{name}/{key}": value for key, value in {**known, **scores.get("measured", {})}.items()}
+    return {key: value * 100 for key, value in found.items() if value is not None}
 
 
 def send_test(client: Any, run: str, place: StageFolder, name: str, scores: Mapping[str, Any], about: About) -> None:
-    """Confusion matrix, IoU bars and a table of one protocol; sent again they replace the first."""
+    """Confusion matrix, IoU bars, a table, and measures of one protocol; sent again they replace the first."""
+    span = f" [{percent(scores['miou_low'])}, {percent(scores['miou_high'])}]" if "miou_low" in scores else ""
     title = (
-        f"{place.path.name}, best weights: mIoU {percent(scores['miou'])} %\n{scores['rows']} rows, {name}: "
+        f"{place.path.name}, best weights: mIoU {percent(scores['miou'])} %{span}\n{scores['rows']} rows, {name}: "
         f"{scores['protocol']}"
     )
     counts = np.load(place.path / scores["counts"])
-    send_scores(client, run, [f"test/{name}/{kind}" for kind in KINDS], title, scores["iou"], counts, about)
+    names = [f"test/{name}/{kind}" for kind in KINDS]
+    spans = [scores[key] for key in ("iou_low", "iou_high") if key in scores]
+    send_scores(client, run, names, title, scores["iou"], counts, about, spans)
+    for picture in scores.get("pictures", []):
+        client.log_artifact(run, str(place.path / picture), f"test/{name}")
+    if scores.get("measured"):
+        pages = json.loads(place.measures(name).read_text())
+        text = "\n\n".join("\n".join([title, *page["lines"]]) for page in pages.values())
+        client.log_text(run, text, f"test/{name}/measures.txt")
 
 
 def send_validation(client: Any, run: str, place: StageFolder, line: Mapping[str, Any], about: About) -> None:
@@ -129,6 +138,7 @@ def send_scores(
     iou: Sequence[float | None],
     counts: np.ndarray,
     about: About,
+    spans: Sequence[Sequence[float | None]] = (),
 ) -> None:
     """Confusion matrix, IoU bars and a table of the classes.
 
@@ -140,11 +150,12 @@ def send_scores(
         iou: of each class, a fraction.
         counts: confusion counts (K, K).
         about: of the stage.
+        spans: low and high ends of the intervals of `iou`, where there are any.
     """
     confusion, bars, table = names
-    shown = [float("nan") if value is None else value for value in iou]
+    shown, *ends = ([float("nan") if value is None else value for value in values] for values in (iou, *spans))
     send_figure(client, run, f"{confusion}.png", lambda: pictures.confusion_figure(counts, about.classes, title))
-    send_figure(client, run, f"{bars}.png", lambda: pictures.iou_figure(shown, about.classes, title))
+    send_figure(client, run, f"{bars}.png", lambda: pictures.iou_figure(shown, about.classes, title, *ends))
     there = {file.path for file in client.list_artifacts(run, table.rpartition("/")[0])}
     if f"{table}.json" not in there:  # it would be added to
         client.log_table(run, data=table_of(about.classes, iou, counts), artifact_file=f"{table}.json")

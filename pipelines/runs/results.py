@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from pipelines.base.errors import InputError
 from pipelines.base.files import write_json
 from pipelines.base.text import padded
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.folder import RunFolder, StageFolder
 
 TESTED = {
-    "mIoU": "miou", "pixel accuracy": "accuracy", "mean accuracy": "mean_accuracy", "fwIoU": "fwiou",
-    "mean F1": "mean_f1",
+    "mIoU": "miou", "low": "miou_low", "high": "miou_high", "pixel accuracy": "accuracy",
+    "mean accuracy": "mean_accuracy", "fwIoU": "fwiou", "mean F1": "mean_f1",
 }  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def table(results: Sequence[Result]) -> str:
 def test_table(results: Sequence[Result]) -> Iterator[str]:
     """What the best weights of each stage score under the recipe's protocols; nothing where it names none."""
     rows = [
-        [result.stage, name, *(percent(scores[key]) for key in TESTED.values())]
+        [result.stage, name, *(percent(scores.get(key)) for key in TESTED.values())]
         for result in results
         for name, scores in result.tests.items()
     ]
@@ -121,7 +122,7 @@ def test_table(results: Sequence[Result]) -> Iterator[str]:
         return
     yield ""
     yield from lined(["stage", "protocol", *TESTED], rows, range(2, 2 + len(TESTED)))
-    yield "In percent, of the stage's best weights on every val row:"
+    yield "In percent, of the stage's best weights on every val row; low, high: 95 % interval of mIoU over images:"
     for name, words in {(n, s["protocol"]): None for r in results for n, s in r.tests.items()}:
         yield f"  {name}: {words}"
 
@@ -170,3 +171,18 @@ def final_weights(stage: StageFolder) -> Path:
     """The best checkpoint of a finished stage, or its last where it has no scores; in its folder, wherever that is."""
     done = Result.read(stage.result)
     return stage.best if done.best_checkpoint else stage.checkpoints / Path(done.checkpoint).name
+
+
+def weights_of(path: Path) -> Path:
+    """The checkpoint's file that a path names: itself, or the final weights of a stage's folder.
+
+    Raises:
+        InputError: it names neither.
+    """
+    path = path.expanduser().resolve()
+    stage = StageFolder(path)
+    if stage.result.is_file():
+        path = final_weights(stage)
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}; name RUN/STAGE/best.pt, RUN/STAGE/checkpoints/step-….pt, or RUN/STAGE")
+    return path

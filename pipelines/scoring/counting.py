@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from datasets.shards import Shards
 from pipelines.feed.batch import Batch
 from pipelines.feed.plan import open_shards
 from pipelines.feed.validation import read_ahead, validation_batches
+from pipelines.scoring.bootstrap import ClassCounts
+from pipelines.scoring.measures import MEASURES, measure
 from segmodels.inference import Inference, predict_together
 from segmodels.metrics import cells
 from segmodels.segmentor import Segmentor
@@ -29,10 +31,14 @@ class ImageCounts:
         classes: K.
         entries: int64 (n, 3), sorted: row of the split, cell (K · truth + prediction), pixels. An image in which
             nothing is labelled has no entry.
+        measures: what else was counted, names of `MEASURES`.
+        sums: the integers of these, summed over the images, int64.
     """
 
     classes: int
     entries: np.ndarray
+    measures: tuple[str, ...] = ()
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def total(self) -> np.ndarray:
         """The confusion counts of the whole split: int64 (K, K), rows the truth."""
@@ -44,6 +50,10 @@ class ImageCounts:
         """The confusion counts of one image: int64 (K, K), rows the truth."""
         first, last = np.searchsorted(self.entries[:, 0], [row, row + 1])
         return ImageCounts(self.classes, self.entries[first:last]).total()
+
+    def by_class(self, rows: int) -> ClassCounts:
+        """What IoU is made of, of each class in each of a split's `rows` images."""
+        return ClassCounts.of(self.entries, rows, self.classes)
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ def count_images(
     batch: int = 8,
     beat: Callable[[int], None] = lambda images: None,
     stop: Callable[[], int] = lambda: 0,
+    measures: Sequence[str] = (),
 ) -> list[ImageCounts]:
     """Confusion counts of every image of a split under each protocol; every row is read and decoded once.
 
@@ -80,6 +91,7 @@ def count_images(
         batch: most images of one size that are predicted at once on a GPU.
         beat: is given how many images this process has counted since the last call; called by several threads.
         stop: gives the number of a signal that asks to end, 0 while there is none.
+        measures: what else is counted under each protocol, names of `MEASURES`.
 
     Raises:
         Halted: a signal came, to any of the workers; all of them raise it.
@@ -89,25 +101,47 @@ def count_images(
     shards = open_shards(uri)
     mine = validation_batches(shards, 1 if share.device.type == "cpu" else batch)[share.rank :: share.world]
     found: list[list[Tensor]] = [[] for _ in inferences]
+    sums = [no_sums(measures, model.num_classes, share) for _ in inferences]
 
-    def count(part: Batch, rows: Sequence[int]) -> list[Tensor]:
+    def count(part: Batch, rows: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         with torch.inference_mode(), torch.autocast(share.device.type, torch.bfloat16, enabled=precision == "bf16"):
             part = part.to(share.device, channels_last=share.device.type == "cuda")
             predictions = predict_together(model, part.image, inferences)
-            entries = [entries_of(p.argmax(1), part.mask, rows, model.num_classes) for p in predictions]
+            counted = []
+            for probabilities in predictions:
+                prediction = probabilities.argmax(1)
+                entries = entries_of(prediction, part.mask, rows, model.num_classes)
+                counted.append((entries, measure(measures, probabilities, prediction, part.mask)))
         beat(len(rows))
-        return entries
+        return counted
 
-    for entries in at_once(count, read_ahead(shards, mine), mine, share):
-        for kept, more in zip(found, entries, strict=True):
-            kept.append(more)
+    for parts in at_once(count, read_ahead(shards, mine), mine, share):
+        for kept, total, (entries, more) in zip(found, sums, parts, strict=True):
+            kept.append(entries)
+            total += more
         if stop():
             break
     halt_together(stop(), share)
-    counts = [ImageCounts(model.num_classes, gathered(entries, share)) for entries in found]
+    counts = [
+        ImageCounts(model.num_classes, gathered(entries, share), tuple(measures), summed(total, share))
+        for entries, total in zip(found, sums, strict=True)
+    ]
     for each in counts:
         check_counts(each.total(), uri, shards)
     return counts
+
+
+def no_sums(measures: Sequence[str], classes: int, share: Share) -> Tensor:
+    """Zeros for the integers of measures: int64, on the device."""
+    size = sum(MEASURES[name].size(classes) for name in measures)
+    return torch.zeros(size, dtype=torch.int64, device=share.device)
+
+
+def summed(total: Tensor, share: Share) -> np.ndarray:
+    """The integers of measures, summed over all workers."""
+    if share.world > 1 and len(total):
+        dist.all_reduce(total)
+    return total.cpu().numpy()
 
 
 class Halted(Exception):
@@ -132,11 +166,11 @@ def halt_together(signal: int, share: Share) -> None:
 
 
 def at_once(
-    work: Callable[[Batch, Sequence[int]], list[Tensor]],
+    work: Callable[[Batch, Sequence[int]], list[tuple[Tensor, Tensor]]],
     batches: Iterator[Batch],
     rows: Sequence[Sequence[int]],
     share: Share,
-) -> Iterator[list[Tensor]]:
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """What `work` gives of each batch and its rows, in order; on CPUs by as many threads as one batch would have."""
     pairs = zip(batches, rows, strict=True)
     if share.device.type != "cpu":
@@ -144,7 +178,7 @@ def at_once(
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    waiting: list[Future[list[Tensor]]] = []
+    waiting: list[Future[list[tuple[Tensor, Tensor]]]] = []
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for pair in pairs:

@@ -33,8 +33,8 @@ from segmodels.segmentor import Segmentor
 class Task:
     """A checkpoint to score on a split: all that a worker needs to know. Path and URI are absolute.
 
-    `protocols` are the ways to predict, by name. `seen` of the rows were trained on. `precision` is `bf16`, `fp32` or
-    `auto`: bf16 on GPUs that have it.
+    `protocols` are the ways to predict, by name; `measures` what else is counted under each. `seen` of the rows were
+    trained on. `precision` is `bf16`, `fp32` or `auto`: bf16 on GPUs that have it.
     """
 
     path: Path
@@ -44,6 +44,7 @@ class Task:
     protocols: Mapping[str, Inference]
     seen: int = 0
     precision: str = "auto"
+    measures: tuple[str, ...] = ()
 
     def words(self, name: str) -> str:
         """A protocol in words: rows, how they are predicted, and whether some of them were trained on."""
@@ -54,7 +55,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What to score under: names of `PROTOCOLS`, and a protocol of one's own.
+    """What to score under: names of `PROTOCOLS`, and a protocol of one's own; and what else to count, of `MEASURES`.
 
     `overrides` are keys of `inference` and their values, as a recipe's page has them, in place of the recipe's;
     `average` is one of `AVERAGES`. Where there are any of these, or no names, a further protocol is called `OWN`.
@@ -63,6 +64,7 @@ class Wishes:
     names: Sequence[str] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
     average: str | None = None
+    measures: Sequence[str] = ()
 
 
 def plan_evaluation(
@@ -96,9 +98,9 @@ def plan_evaluation(
             f"{seen} of the {len(shards)} images of {uri} were trained on by this checkpoint's chain: the score would "
             "mean nothing. Score on other rows, or add --allow-seen to see it labelled as such."
         )
-    recipe = checkpoint.recipe
-    protocols = dict(wanted(recipe, wishes or Wishes(), shards))
-    return Task(path, recipe, uri, shards.manifest, protocols, seen, precision)
+    recipe, wishes = checkpoint.recipe, wishes or Wishes()
+    protocols = dict(wanted(recipe, wishes, shards))
+    return Task(path, recipe, uri, shards.manifest, protocols, seen, precision, tuple(wishes.measures))
 
 
 def wanted(recipe: Recipe, wishes: Wishes, shards: Shards) -> Iterator[tuple[str, Inference]]:
@@ -174,7 +176,7 @@ def evaluate_here(
     model = load_model(task.recipe, checkpoint, share.device)
     precision, batch = settle_precision(task.precision, share.device), task.recipe.inference.batch
     inferences = list(task.protocols.values())
-    counts = count_images(model, task.uri, inferences, share, precision, batch, beat)
+    counts = count_images(model, task.uri, inferences, share, precision, batch, beat, measures=task.measures)
     return dict(zip(task.protocols, counts, strict=True))
 
 
@@ -198,7 +200,7 @@ def evaluate_on_ray(task: Task, sizes: Sizes, beat: Callable[[int], None]) -> di
     from pipelines.cluster.group import trainer
     from pipelines.cluster.tally import tallied
 
-    def enter(config: dict[str, Any]) -> list[np.ndarray]:
+    def enter(config: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
         # imported in the worker: Ray's controller need not load the models too
         from pipelines.scoring.evaluation import evaluate_worker
 
@@ -209,11 +211,12 @@ def evaluate_on_ray(task: Task, sizes: Sizes, beat: Callable[[int], None]) -> di
         job = trainer(enter, config, sizes, "evaluate", Path(folder), failures=0)
         found = job.fit().return_value  # type: ignore[attr-defined]
     classes = len(task.manifest.classes)
-    return {name: ImageCounts(classes, entries) for name, entries in zip(task.protocols, found, strict=True)}
+    counts = [ImageCounts(classes, entries, task.measures, sums) for entries, sums in found]
+    return dict(zip(task.protocols, counts, strict=True))
 
 
-def evaluate_worker(task: Task, tally: Any) -> list[np.ndarray]:
-    """One Ray worker's part; returns the entries of all workers, by protocol.
+def evaluate_worker(task: Task, tally: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    """One Ray worker's part; returns entries and sums of all workers, by protocol: Ray's controller has no torch.
 
     Args:
         task: what is scored.
@@ -228,4 +231,4 @@ def evaluate_worker(task: Task, tally: Any) -> list[np.ndarray]:
     with process_group():
         share = Share(ray.train.torch.get_device(), context.get_world_rank(), context.get_world_size())
         counts = evaluate_here(task, checkpoint, share, lambda images: tally.add.remote(images))
-        return [each.entries for each in counts.values()]
+        return [(each.entries, each.sums) for each in counts.values()]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipelines.base.files import write_json
 from pipelines.base.pictures import save_counts
 from pipelines.base.text import Progress
 from pipelines.feed.plan import open_shards
@@ -20,10 +21,10 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runs.record import Record
 from pipelines.runs.stopping import asked_to_stop
 from pipelines.scoring.counting import Halted, ImageCounts, Share, count_images
+from pipelines.scoring.judged import Judged
 from pipelines.training.job import Interrupted
 from pipelines.training.learner import Learner
 from segmodels.inference import protocol
-from segmodels.metrics import scores
 
 
 def score_best(learner: Learner, record: Record, beat: Callable[[], None]) -> Interrupted | None:
@@ -51,7 +52,7 @@ def score_best(learner: Learner, record: Record, beat: Callable[[], None]) -> In
         try:
             counts = count_images(
                 learner.shown, job.val, inferences, share, learner.precision, job.recipe.inference.batch,
-                told(learner, record, beat), asked,
+                told(learner, record, beat), asked, job.recipe.measures,
             )  # fmt: skip
         except Halted as halted:
             name, step = signal.Signals(halted.signal).name, learner.progress.step
@@ -68,12 +69,20 @@ def score_best(learner: Learner, record: Record, beat: Callable[[], None]) -> In
 
 
 def line_of(learner: Learner, name: str, words: str, counts: ImageCounts) -> dict[str, Any]:
-    """What the record says of a protocol: its words, all scores, and the files with the counts of all and each row."""
+    """What the record says of a protocol: its words, all scores with intervals, and the files with the rest.
+
+    These are the counts of all rows and of each, what measures say in full, and their pictures.
+    """
     place, total = learner.job.place, counts.total()
+    rows = len(open_shards(str(learner.job.val)))
+    judged = Judged.of(counts, rows, learner.job.classes)
     files = {"counts": (place.test(name), total), "image_counts": (place.image_counts(name), counts.entries)}
     paths = {k: str(Path(save_counts(path, what)).relative_to(place.path)) for k, (path, what) in files.items()}
-    rows = len(open_shards(str(learner.job.val)))
-    return {"protocol": words, "rows": rows, **dataclasses.asdict(scores(total)), **paths}
+    if judged.readings:
+        write_json(place.measures(name), judged.pages())
+    pictures = judged.draw(place.measures(name).parent, f"-{name}", words)
+    drawn = [str(path.relative_to(place.path)) for path in pictures]
+    return {"protocol": words, "rows": rows, **judged.numbers(), **paths, "pictures": drawn}
 
 
 def told(learner: Learner, record: Record, beat: Callable[[], None]) -> Callable[[int], None]:

@@ -201,7 +201,7 @@ def test_a_stage_ends_with_its_best_weights_scored_under_each_protocol(recipe_fi
     import mlflow
 
     monkeypatch.setitem(PROTOCOLS, "srnet", replace(PROTOCOLS["srnet"], scales=(0.5, 1.0)))  # the rest takes long
-    words = ["name=ends", "protocols=[single, srnet]", "inference.batch=1"]
+    words = ["name=ends", "protocols=[single, srnet]", "measures=[boundary, strata, calibration]", "inference.batch=1"]
     (result,) = run_recipe(load_recipe(recipe_file(), words))
     shown = capsys.readouterr().out
     assert set(result.tests) == {"single", "srnet"}
@@ -215,18 +215,28 @@ def test_a_stage_ends_with_its_best_weights_scored_under_each_protocol(recipe_fi
     assert np.array_equal(counts.total(), np.load(place.test("srnet")))
     assert scores(counts.total()).miou == result.tests["srnet"]["miou"]
     assert "test srnet: mIoU" in shown
-    assert f"first  srnet     {result.tests['srnet']['miou'] * 100:.2f}" in shown
+    span = "  ".join(f"{result.tests['srnet'][key] * 100:.2f}" for key in ("miou", "miou_low", "miou_high"))
+    assert f"first  srnet     {span}" in shown
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
     experiments = [e.experiment_id for e in client.search_experiments()]
     runs = {run.info.run_name: run for run in client.search_runs(experiments)}
     metrics = runs["ends/first"].data.metrics
     for key, name in {"miou": "mIoU", "accuracy": "pixel_accuracy", "mean_accuracy": "mean_accuracy",
-                      "fwiou": "fwIoU", "mean_f1": "mF1"}.items():  # fmt: skip
+                      "fwiou": "fwIoU", "mean_f1": "mF1", "miou_low": "mIoU_low",
+                      "miou_high": "mIoU_high"}.items():  # fmt: skip
         assert metrics[f"test/srnet/{name}"] == pytest.approx(result.tests["srnet"][key] * 100)
+    measured = {f"test/srnet/{key}": value for key, value in line["tests"]["srnet"]["measured"].items()}
+    assert {"test/srnet/boundaryF_3px", "test/srnet/recall_large", "test/srnet/ECE"} <= measured.keys()
+    known = {key: value * 100 for key, value in measured.items() if value is not None}
+    assert {key: metrics[key] for key in known} == pytest.approx(known)
     assert runs["ends"].data.metrics["final/test/srnet/mIoU"] == metrics["test/srnet/mIoU"]
     run = runs["ends/first"].info.run_id
     files = {file.path for file in client.list_artifacts(run, "test/srnet")}
-    assert files == {f"test/srnet/{name}" for name in ("confusion.png", "iou.png", "iou_table.json")}
+    names = ("confusion.png", "iou.png", "iou_table.json", "calibration-srnet.png", "measures.txt")
+    assert files == {f"test/srnet/{name}" for name in names}
+    text = Path(client.download_artifacts(run, "test/srnet/measures.txt", str(tmp_path))).read_text()
+    assert text.count("slide 32x32 stride 22x22") == 3  # each measure says under which protocol
+    assert "calibration: expected error" in text
     table = json.loads(Path(client.download_artifacts(run, "test/srnet/iou_table.json", str(tmp_path))).read_text())
     assert "IoU_percent" in table["columns"]
 
