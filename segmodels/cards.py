@@ -14,6 +14,7 @@ from segmodels.checks import choose, keywords_of
 from segmodels.cost import CONVENTIONS, activation_bytes
 from segmodels.heads.catalog import HEADS, build_head
 from segmodels.heads.context_head import ContextHead
+from segmodels.heads.maps import Maps
 
 SIZE = (512, 512)
 CLASSES = 21
@@ -129,6 +130,23 @@ def modules_of(builder: Callable[..., Any]) -> dict[str, str]:
     return {module.__name__: description(module.__doc__) for module in [*own, *taken] if module is not ContextHead}
 
 
+def context_maps(name: str) -> list[str]:
+    """Names of the maps, see `segmodels/heads/maps.py`, that a head of `HEADS` gives with its defaults; maybe none."""
+    head, features = built(name)
+    maps = Maps()
+    head(features, maps)
+    return list(maps)
+
+
+def built(name: str) -> tuple[nn.Module, list[Tensor]]:
+    """A head of `HEADS` with its defaults, in evaluation mode, and the features for it; both on the meta device."""
+    cells = [tuple(-(-side // stride) for side in SIZE) for stride in STRIDES]
+    given = {"feature_size": cells[-1]} if "feature_size" in keywords_of(choose(HEADS, name, "head")) else {}
+    with torch.device("meta"):
+        head = build_head(name, WIDTHS, CLASSES, **given).eval()
+        return head, [torch.zeros(1, c, *hw) for c, hw in zip(WIDTHS, cells, strict=True)]
+
+
 def head_cost(name: str, conventions: Mapping[str, Callable[[nn.Module, Any], int]] = CONVENTIONS) -> HeadCost:
     """Build a head of `HEADS` with its defaults on the meta device, and count its cost.
 
@@ -139,11 +157,8 @@ def head_cost(name: str, conventions: Mapping[str, Callable[[nn.Module, Any], in
     Raises:
         ValueError: an unknown head, or one that does not take these features.
     """
-    cells = [tuple(-(-side // stride) for side in SIZE) for stride in STRIDES]
-    given = {"feature_size": cells[-1]} if "feature_size" in keywords_of(choose(HEADS, name, "head")) else {}
+    head, features = built(name)
     with torch.device("meta"):
-        head = build_head(name, WIDTHS, CLASSES, **given).eval()
-        features: list[Tensor] = [torch.zeros(1, c, *hw) for c, hw in zip(WIDTHS, cells, strict=True)]
         outputs = head(features)
         return HeadCost(
             parameters=sum(p.numel() for p in head.parameters()),
