@@ -86,7 +86,7 @@ def show_head(name: str) -> None:
     rows += [["MiB of maps", f"{cost.activation_bytes / 2**20:,.1f}", "outputs of all leaf modules in float32"]]
     print_table(rows, right=(1,), indent=2)
     print("  gives " + ", ".join(f"{key} {shape}" for key, shape in cost.outputs.items()))
-    if maps := cards.context_maps(name):
+    if maps := cards.given_by(name)[0]:
         print_paragraph("context maps, for `python -m pipelines.explain`: " + ", ".join(maps), 2)
     if cost.bound:
         print(f"  bound to the map of its training crop, here {cost.bound} cells: sliding windows keep to that crop")

@@ -1,5 +1,6 @@
 """What there is to choose from, read off the code itself: heads with their papers, keywords and costs, and so on."""
 
+import functools
 import inspect
 import re
 import sys
@@ -130,12 +131,14 @@ def modules_of(builder: Callable[..., Any]) -> dict[str, str]:
     return {module.__name__: description(module.__doc__) for module in [*own, *taken] if module is not ContextHead}
 
 
-def context_maps(name: str) -> list[str]:
-    """Names of the maps, see `segmodels/heads/maps.py`, that a head of `HEADS` gives with its defaults; maybe none."""
+@functools.cache
+def given_by(name: str) -> tuple[list[str], list[str]]:
+    """Names of the context maps, see `segmodels/heads/maps.py`, and of the outputs of a head of `HEADS` as it is."""
     head, features = built(name)
     maps = Maps()
-    head(features, maps)
-    return list(maps)
+    with torch.no_grad():
+        outputs = head(features, maps)
+    return list(maps), list(outputs)
 
 
 def built(name: str) -> tuple[nn.Module, list[Tensor]]:

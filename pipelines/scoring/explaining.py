@@ -18,9 +18,9 @@ from pipelines.recipes.model import inference_of, meta_model
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.checkpoint import Checkpoint
 from pipelines.scoring.subject import Box, Subject, choose_pixels, cut, view
-from segmodels.cards import context_maps, head_cost
+from segmodels.cards import given_by
 from segmodels.heads.catalog import HEADS
-from segmodels.heads.maps import KINDS, PIXEL, Gathered, Maps
+from segmodels.heads.maps import KINDS, PIXEL, Maps
 from segmodels.inference import predict
 from segmodels.segmentor import Segmentor
 
@@ -40,8 +40,8 @@ class PixelRelations:
         label: its true class, or `IGNORE`.
         maps: name -> (h, w) weights.
         true: (h, w), the weights of the true relation, or None where the pixel has no label.
-        own: name, or "true" -> the share of the weight that lies on the own class of the pixel's cell, see
-            `own_shares`; nothing where that has no label.
+        own: name, or "true" -> the share of the weight on labelled pixels that lies on the own class of the pixel's
+            cell, as `OwnClass` defines it; nothing where that has no label.
         even: name -> that share with equal weights between the same cells, where the head told which these are.
     """
 
@@ -97,7 +97,7 @@ def check_head(recipe: Recipe, path: Path) -> list[str]:
     if not names:
         raise InputError(
             f"{path}: the head {recipe.head['name']} gives no context maps ({reason(recipe.head['name'])}). Heads that "
-            f"do: {', '.join(name for name in HEADS if context_maps(name))}. Predictions of two models can be compared "
+            f"do: {', '.join(name for name in HEADS if given_by(name)[0])}. Predictions of two models can be compared "
             "all the same: --against CHECKPOINT"
         )
     return names
@@ -110,7 +110,7 @@ def check_measured(recipe: Recipe, path: Path) -> None:
         InputError: it has none.
     """
     if not COUNTED & set(names_of_maps(recipe)):
-        heads = [name for name in HEADS if COUNTED & {*context_maps(name), *head_cost(name, {}).outputs}]
+        heads = [name for name in HEADS if COUNTED & {*given_by(name)[0], *given_by(name)[1]}]
         raise InputError(
             f"{path}: the head {recipe.head['name']} as the recipe builds it has neither presence, nor relations "
             f"between all cells, nor an attention tensor to measure. Heads that have one: {', '.join(heads)}"
@@ -119,7 +119,7 @@ def check_measured(recipe: Recipe, path: Path) -> None:
 
 def reason(head: str) -> str:
     """Why a checkpoint's head gives no maps."""
-    if given := context_maps(head):
+    if given := given_by(head)[0]:
         return f"with these keywords it lacks the part that gives {', '.join(given)}"
     return "it pools, filters or factorises its context, and holds no weights between pixels or parts that have a place"
 
@@ -195,16 +195,17 @@ def related(x: int, y: int, maps: Maps, labels: np.ndarray) -> PixelRelations:
     height, width = next(iter(found.values())).shape[1:]
     row, column = maps.cell((height, width))
     true, own, even = None, {}, {}
-    if maps.values is not None:
-        shares = maps.values_at((height, width))[0]  # (K, h, w)
+    if maps.shares is not None:
+        shares = maps.shares_at((height, width))[0]  # (K, h, w)
         agree = (shares[:, row, column, None, None] * shares).sum(0)
         if agree.sum() > 0:
             true = (agree / agree.sum()).cpu().numpy()
             labelled = shares[:, row, column].sum() * shares.sum(0)
+            mine = shares[:, row, column] / shares[:, row, column].sum()
             weights = {name: value[0] for name, value in found.items()} | {"true": agree}
             own = {name: float((value * agree).sum() / (value * labelled).sum()) for name, value in weights.items()}
             for name, gathered in maps.gathered.items():
-                even[name] = float(own_shares(gathered, shares[None])["even"][0, row, column])
+                even[name] = float(mine @ of_labelled(gathered.even)[0, :, row, column])
     return PixelRelations(x, y, int(labels[y, x]), {n: array(v) for n, v in found.items()}, true, own, even)
 
 
@@ -225,24 +226,9 @@ def class_shares(mask: np.ndarray | Tensor, classes: int, size: Sequence[int]) -
     return torch.stack(cells, 1)
 
 
-def own_shares(gathered: Gathered, shares: Tensor) -> dict[str, Tensor]:
-    """The share of a relation's weight on labelled pixels that lies on the own class of a cell's labelled pixels.
-
-    It is the probability that two pixels have one class: one drawn from the cell's labelled pixels, one from those
-    of a cell drawn by the relation.
-
-    Args:
-        gathered: of `shares`.
-        shares: (B, K, h, w), see `class_shares`.
-
-    Returns:
-        `FIELDS` -> (B, h, w); NaN where the cell has no label, or its relation meets none.
-    """
-    found = {}
-    for name in FIELDS:
-        values = getattr(gathered, name)
-        found[name] = (shares * values).sum(1) / (shares.sum(1) * values.sum(1))
-    return found
+def of_labelled(gathered: Tensor) -> Tensor:
+    """What is gathered of classes' shares, as shares of the labelled part: (B, K, h, w); NaN where there is none."""
+    return gathered / gathered.sum(1, keepdim=True)
 
 
 def facts(seen: Explained, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from segmodels.heads.maps import CLASSES, KINDS, PARTS, SINGLE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST = 12  # maps of one figure
+MOST = 11  # maps of one figure, next to the image
 NAMES = {
     "relation": "relation", "global": "global stage", "local": "local stage", "dense": "both stages",
     "position": "position attention", "cross": "criss-cross attention, last round", "collect": "collects from",
@@ -121,7 +121,7 @@ def parts(seen: Explained, name: str, classes: Sequence[str], about: str) -> Fig
         for i in order
     ]  # fmt: skip
     left = f", the {len(order)} of {len(maps)} with the most weight" if len(order) < len(maps) else ""
-    return grid(f"{about}\n{PART_LINES[name]}{left}", [*first, *shown], 4, bar=f"{NAMES[name]}s, one scale for all")
+    return grid(f"{about}\n{PART_LINES[name]}{left}", [*first, *shown], 4, bar=f"{NAMES[name]}: one scale for all")
 
 
 PART_LINES = {
@@ -147,15 +147,15 @@ def per_class(seen: Explained, name: str, classes: Sequence[str], about: str) ->
     top, left, height, width = seen.box
     truth = seen.mask if seen.mask is not None else seen.prediction[top : top + height, left : left + width]
     there = np.bincount(truth[truth != IGNORE].ravel(), minlength=len(classes))[: len(classes)]
-    order = sorted(range(len(classes)), key=lambda k: (-there[k], -maps[k].max()))[: MOST - 1]
+    order = sorted(range(len(classes)), key=lambda k: (-there[k], -maps[k].max()))[:MOST]
     names, most = labels(classes, 18), float(maps[order].max())
     word = "there" if seen.mask is not None else "predicted"
     panels = [Panel("image", seen.image)]
     for k in order:
         title = f"{names[k]} ({word if there[k] else 'not ' + word})"
         outline = truth == k if there[k] and truth.shape == (height, width) else None
-        panels.append(Panel(title, maps[k], extent, low=0, high=most, outline=outline))
-    return grid(f"{about}\n{CLASS_LINES[name]}", panels, 4, bar=f"{NAMES[name]}, one scale for all")
+        panels.append(Panel(title, maps[k], extent, low=0, high=most, root=True, outline=outline))
+    return grid(f"{about}\n{CLASS_LINES[name]}", panels, 4, bar=f"{NAMES[name]}: one scale, by the square root")
 
 
 CLASS_LINES = {

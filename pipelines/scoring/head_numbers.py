@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets.sample import IGNORE
-from pipelines.scoring.explaining import FIELDS, own_shares
+from pipelines.scoring.explaining import FIELDS, of_labelled
 from segmodels.heads.maps import Maps
 
 AT_LEAST = {"sigmoid": 0.5, "share": 0.01}
@@ -75,7 +75,11 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 class OwnClass:
-    """The share of a relation's weight that lies on a pixel's own class, over all labelled pixels; see `own_shares`."""
+    """The share of a relation's weight on labelled pixels that lies on a pixel's own class, over all labelled pixels.
+
+    It is the probability that two labelled pixels have one class: one drawn from all, or from those of a class; and one
+    drawn from a cell that is drawn by the relation of the first's cell.
+    """
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -86,14 +90,14 @@ class OwnClass:
         """Add what the relations of some images gathered."""
         for name, gathered in maps.gathered.items():
             h, w = gathered.relation.shape[2:]
-            shares = maps.values_at((h, w))
-            found = own_shares(gathered, shares)
-            known = torch.stack([found[field].isfinite() for field in FIELDS]).all(0)
-            weight = shares * known[:, None]  # labelled pixels of each class in each cell
+            shares = maps.shares_at((h, w))
+            by_class = {field: of_labelled(getattr(gathered, field)) for field in FIELDS}
+            known = torch.stack([found.isfinite().all(1, keepdim=True) for found in by_class.values()]).all(0)
+            weight = shares * known  # labelled pixels of each class in each cell
             self.weights[name] = self.weights.get(name, np.zeros(self.classes)) + array(weight.sum((0, 2, 3)))
             sums = self.sums.setdefault(name, {field: np.zeros(self.classes) for field in FIELDS})
-            for field in FIELDS:
-                sums[field] += array((weight * found[field].nan_to_num()[:, None]).sum((0, 2, 3)))
+            for field, found in by_class.items():
+                sums[field] += array((weight * found.nan_to_num()).sum((0, 2, 3)))
 
     def table(self) -> dict[str, Any]:
         """Relation -> the shares over all pixels, and per class as lists."""

@@ -43,7 +43,7 @@ def measure(
         for image, mask in crops(part.image, part.mask, model):
             features = model.features(image.to(device))
             shares = class_shares(mask, model.num_classes, features[-1].shape[2:]).to(device)
-            maps = Maps(values=shares)
+            maps = Maps(shares=shares)
             numbers.add(maps, model.head(features, maps), mask)
         done += len(part.mask)
         beat(done)
@@ -150,18 +150,19 @@ def row(cells: Sequence[str]) -> str:
 
 
 def relation_lines(table: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
-    """Shares of relations on the own class."""
-    found = [
-        "share of a pixel's relation that lies on its own class, of the relation, of equal weights on the same cells "
-        "(random), and of the true relation, as cells mix classes (oracle); percent",
-        f"{'':>20}  "
-        + "  ".join(f"{name + ' ' + by:>18}" for name in table for by in ("relation", "random", "oracle")),
-    ]
-    rows = [(name, [shares["classes"][f][k] for shares in table.values() for f in ("relation", "even", "true")])
+    """Shares of relations on the own class, three columns a relation."""
+    names = ("relation", "even", "true")
+    rows = [(name, [shares["classes"][field][k] for shares in table.values() for field in names])
             for k, name in enumerate(classes)]  # fmt: skip
-    rows.append(("all pixels", [shares[f] for shares in table.values() for f in ("relation", "even", "true")]))
-    found += [f"{name:>20}  " + "  ".join(f"{percent(value):>18}" for value in values) for name, values in rows]
-    return found
+    rows.append(("all pixels", [shares[field] for shares in table.values() for field in names]))
+    return [
+        "share of a pixel's relation that lies on its own class, percent: of the head's relation; of equal weights on",
+        "the same cells (random); of the true relation (truth), which is no bound: cells mix classes, some less",
+        f"{'':>20}" + "".join(f"  {name:>24}" for name in table),
+        f"{'':>20}" + f"  {'head':>8}{'random':>8}{'truth':>8}" * len(table),
+        *(f"{name:>20}" + "".join(f"{'' if i % 3 else '  '}{percent(value):>8}" for i, value in enumerate(values))
+          for name, values in rows),
+    ]  # fmt: skip
 
 
 def attention_lines(table: Mapping[str, Any]) -> list[str]:

@@ -31,6 +31,7 @@ class Panel:
         extent: (height, width) in pixels of the image below a map.
         low, high: of a map's colours; its own extremes if None.
         signed: a map whose colours are symmetric around 0.
+        root: colours by the square root of a map's values from 0 on, so that small ones are seen too.
         names: (x, y, text) to write into it.
         point: (x, y) of a pixel to mark, or None.
         outline: bool (H, W) whose border is drawn, or None.
@@ -43,6 +44,7 @@ class Panel:
     low: float | None = None
     high: float | None = None
     signed: bool = False
+    root: bool = False
     names: Sequence[tuple[float, float, str]] = ()
     point: tuple[int, int] | None = None
     outline: np.ndarray | None = None
@@ -92,8 +94,7 @@ def draw(axes: Any, panel: Panel) -> Any:
     height, width = shape(panel)
     place: dict[str, Any] = {"extent": (-0.5, width - 0.5, height - 0.5, -0.5)}
     if panel.image.ndim == 2:
-        low, high = limits(panel)
-        place |= {"cmap": SIGNED if panel.signed else HEAT, "vmin": low, "vmax": high, "interpolation": "nearest"}
+        place |= {"cmap": SIGNED if panel.signed else HEAT, "norm": scale(panel), "interpolation": "nearest"}
     shown = axes.imshow(panel.image, **place)
     if panel.outline is not None and panel.outline.any() and not panel.outline.all():
         axes.contour(panel.outline.astype(float), [0.5], colors="white", linewidths=2.2)
@@ -109,6 +110,14 @@ def draw(axes: Any, panel: Panel) -> Any:
     axes.set_ylim(height - 0.5, -0.5)
     axes.set_title(pictures.drawable(panel.title), fontsize=9, parse_math=False, pad=3)
     return shown
+
+
+def scale(panel: Panel) -> Any:
+    """How a map's values become colours."""
+    from matplotlib.colors import Normalize, PowerNorm
+
+    low, high = limits(panel)
+    return PowerNorm(0.5, low, high) if panel.root else Normalize(low, high)
 
 
 def limits(panel: Panel) -> tuple[float, float]:
@@ -130,7 +139,7 @@ def mark_boxes(axes: Any, panel: Panel) -> None:
         for colour, line in (("white", 3.0), ("black", 1.2)):
             box = Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, linewidth=line)
             axes.add_patch(box)
-        axes.text(left, top, str(number), fontsize=8, color="white", ha="left", va="top", fontweight="bold",
+        axes.text(left, top, str(number), fontsize=8, color="white", ha="left", va="bottom", fontweight="bold",
                   bbox={"facecolor": "black", "edgecolor": "none", "pad": 1})  # fmt: skip
 
 

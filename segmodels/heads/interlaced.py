@@ -104,7 +104,7 @@ class Regrouping:
             keys = (keys | ~keys.any(1, keepdim=True))[None, :, None]  # (1, P, 1, Q): fused kernels take four axes
         if self.maps is not None:
             self.keep(stage, q, k, keys, self.maps)
-            if self.maps.values is not None:
+            if self.maps.shares is not None:
                 self.carry(stage, q, k, keys, self.maps)
         if stage == "global" and keys is None:
             # Every group as an image, not a head: then all kernels give the result in the layout of the inputs.
@@ -125,7 +125,7 @@ class Regrouping:
     def carry(self, stage: str, q: Tensor, k: Tensor, keys: Tensor | None, maps: Maps) -> None:
         """Let the stage's groups gather the values, and also what the stage before has gathered of them."""
         scale, local = q.shape[-1] ** -0.5, stage == "local"
-        plain = self.split(maps.values_at((self.size[0], self.size[1])))  # (B, P, Q, V)
+        plain = self.split(maps.shares_at((self.size[0], self.size[1])))  # (B, P, Q, V)
         own, *before = (t.transpose(1, 2) if local else t for t in (plain, *(self.carried or (plain, plain))))
         counted = None if keys is None else keys[:, :, 0]
         found = gather(q, k, own, scale, keys), even(own, counted), agreeing(own)
@@ -151,7 +151,7 @@ class Regrouping:
             lines = own[second].sum(2 if second == "local" else 1, keepdim=True)
             maps.add("dense", self.join(self.tables[first] * lines))
             if self.carried is not None:
-                true = agreeing(maps.values_at((self.size[0], self.size[1])).flatten(2).mT).mT.unflatten(2, self.size)
+                true = agreeing(maps.shares_at((self.size[0], self.size[1])).flatten(2).mT).mT.unflatten(2, self.size)
                 maps.gathered["dense"] = Gathered(*(self.join(t).detach() for t in self.carried), true)
 
 

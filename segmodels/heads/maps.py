@@ -29,7 +29,7 @@ KINDS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Gathered:
-    """What every cell gathers of `Maps.values`, (B, V, h, w) each, by three relations between the same cells.
+    """What every cell gathers of `Maps.shares`, (B, V, h, w) each, by three relations between the same cells.
 
     relation: by the head's.
     even: by equal weights; of a relation in two stages, in each.
@@ -50,8 +50,8 @@ class Maps(dict[str, Tensor]):
 
     Args:
         pixel: (row, column) of the pixel whose relation to all others is asked for, in fractions of the map, 0 to 1.
-        values: (B, V, h, w), averaged to the size of a relation's map, for all cells to gather by the relation; with
-            the classes' shares of each pixel it tells how much of a relation lies on which class. None gathers nothing.
+        shares: (B, V, h, w), averaged to the size of a relation's map, for all cells to gather by the relation. The
+            classes' shares of each cell tell how much of a relation lies on which class. None gathers nothing.
 
     Attributes:
         gathered: name of a relation -> what was gathered by it; of heads whose relations join all cells, or, as
@@ -61,11 +61,11 @@ class Maps(dict[str, Tensor]):
         ValueError: `pixel` is outside of the map.
     """
 
-    def __init__(self, pixel: tuple[float, float] = (0.5, 0.5), values: Tensor | None = None) -> None:
+    def __init__(self, pixel: tuple[float, float] = (0.5, 0.5), shares: Tensor | None = None) -> None:
         super().__init__()
         if not all(0 <= part <= 1 for part in pixel):
             raise ValueError(f"pixel is {pixel}; allowed: (row, column) in fractions of the map, each from 0 to 1")
-        self.pixel, self.values = pixel, values
+        self.pixel, self.shares = pixel, shares
         self.gathered: dict[str, Gathered] = {}
 
     def cell(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -82,16 +82,16 @@ class Maps(dict[str, Tensor]):
         row, column = self.cell(size)
         at = row * size[1] + column
         self.add(name, relation(q[:, at : at + 1], k, scale).view(-1, *size))
-        if self.values is not None:
-            values = self.values_at(size).flatten(2).mT
+        if self.shares is not None:
+            values = self.shares_at(size).flatten(2).mT
             found = gather(q, k, values, scale), even(values), agreeing(values)
             self.gathered[name] = Gathered(*(t.detach().mT.unflatten(2, size) for t in found))
 
-    def values_at(self, size: tuple[int, int]) -> Tensor:
-        """`values` averaged to a map of `size`: (B, V, h, w)."""
-        if self.values is None:
-            raise ValueError("values is None; allowed here: a tensor (B, V, h, w)")
-        return F.adaptive_avg_pool2d(self.values, size)
+    def shares_at(self, size: tuple[int, int]) -> Tensor:
+        """`shares` averaged to a map of `size`: (B, V, h, w)."""
+        if self.shares is None:
+            raise ValueError("shares is None; allowed here: a tensor (B, V, h, w)")
+        return F.adaptive_avg_pool2d(self.shares, size)
 
 
 def even(values: Tensor, keys: Tensor | None = None) -> Tensor:

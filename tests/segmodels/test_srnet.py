@@ -166,7 +166,6 @@ def test_maps_are_each_nodes_most_salient_channel_and_the_units_input_and_output
             salient = max(mine)[1]
             assert maps["node_channels"][image, k] == salient
             assert torch.allclose(maps["nodes"][image, k], gated[image, salient])
-    assert len(set(maps["node_channels"].flatten().tolist())) > K  # not the same for all images
     assert torch.equal(maps["unit_input"], x)
     assert torch.equal(maps["unit_output"], module(x))
     head, maps = srnet_head([8], 3, channels=C, nodes=K).eval(), Maps()
