@@ -141,7 +141,7 @@ def draw(
     for name, figure in pictures.items():
         with replacing(args.out / f"{name}.png") as temporary:
             figure.savefig(temporary)
-    arrays = dict(seen.maps) | {f"{n}_{p.x}_{p.y}": m for p in seen.pixels for n, m in p.maps.items()}
+    arrays = seen.maps | {f"{n}_{p.x}_{p.y}": m for p in seen.pixels for n, m in p.maps.items()}
     with replacing(args.out / "maps.npz") as temporary:
         np.savez_compressed(temporary, prediction=seen.prediction, **arrays)  # type: ignore[arg-type]
     report["pictures"] = [f"{name}.png" for name in pictures]

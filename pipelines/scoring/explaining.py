@@ -147,7 +147,7 @@ def explain(model: Segmentor, recipe: Recipe, subject: Subject, pixels: Sequence
         pixels = [(x + left, y + top) for x, y in choose_pixels(cut(labels, box, IGNORE))]
     pixels = list(pixels) or choose_pixels(labels)
     box = view(labels.shape, model.window, pixels)
-    image = cut(subject.image, box, model.mean.flatten().cpu().numpy())
+    image = cut(subject.image, box, model.mean.flatten().tolist())
     mask = None if subject.mask is None else cut(subject.mask, box, IGNORE)
     with torch.no_grad():
         features = model.features(torch.from_numpy(image).permute(2, 0, 1)[None].to(device))
@@ -222,7 +222,8 @@ def class_shares(mask: np.ndarray | Tensor, classes: int, size: Sequence[int]) -
     """
     labels = torch.as_tensor(mask)
     labels = labels[None] if labels.ndim == 2 else labels
-    cells = [F.adaptive_avg_pool2d((labels == label).float(), tuple(size)) for label in range(classes)]
+    height, width = size
+    cells = [F.adaptive_avg_pool2d((labels == label).float(), (height, width)) for label in range(classes)]
     return torch.stack(cells, 1)
 
 

@@ -37,9 +37,9 @@ def measure(
     """
     shards, device = open_shards(uri), model.mean.device
     chosen = set(np.linspace(0, len(shards) - 1, min(rows or len(shards), len(shards))).astype(int).tolist())
-    batches = [part for each in validation_batches(shards, batch) if (part := [row for row in each if row in chosen])]
+    batches = [[row for row in each if row in chosen] for each in validation_batches(shards, batch)]
     numbers, done = Numbers(model.num_classes), 0
-    for part in read_ahead(shards, batches):
+    for part in read_ahead(shards, list(filter(None, batches))):
         for image, mask in crops(part.image, part.mask, model):
             features = model.features(image.to(device))
             shares = class_shares(mask, model.num_classes, features[-1].shape[2:]).to(device)

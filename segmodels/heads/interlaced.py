@@ -130,8 +130,8 @@ class Regrouping:
         counted = None if keys is None else keys[:, :, 0]
         found = gather(q, k, own, scale, keys), even(own, counted), agreeing(own)
         maps.gathered[stage] = Gathered(*(self.join(t.transpose(1, 2) if local else t).detach() for t in found))
-        found = gather(q, k, before[0], scale, keys), even(before[1], counted)
-        self.carried = tuple(t.transpose(1, 2) if local else t for t in found)
+        carried = gather(q, k, before[0], scale, keys), even(before[1], counted)
+        self.carried = tuple(t.transpose(1, 2) if local else t for t in carried)
 
     def cell(self, maps: Maps) -> tuple[int, int]:
         """(p0, q0) of the asked pixel."""
@@ -152,7 +152,8 @@ class Regrouping:
             maps.add("dense", self.join(self.tables[first] * lines))
             if self.carried is not None:
                 true = agreeing(maps.shares_at((self.size[0], self.size[1])).flatten(2).mT).mT.unflatten(2, self.size)
-                maps.gathered["dense"] = Gathered(*(self.join(t).detach() for t in self.carried), true)
+                by_relation, by_even = (self.join(t).detach() for t in self.carried)
+                maps.gathered["dense"] = Gathered(by_relation, by_even, true)
 
 
 class InterlacedAttention(nn.Module):
