@@ -132,7 +132,7 @@ def draw(
         f"{checkpoint.recipe.head['name']}, stage {checkpoint.stage}, step {checkpoint.step} on {subject.name}{trained}"
     )
     pictures = figures(seen, checkpoint.classes, checkpoint.palette, about)
-    report = (
+    report: dict[str, Any] = (
         source | {"checkpoint": str(path), "stage": checkpoint.stage, "step": checkpoint.step} | facts(seen, checkpoint)
     )
     report["protocol"] = how(checkpoint.recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,11 @@ from pipelines.base.files import write_json
 from pipelines.base.text import padded
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.folder import RunFolder, StageFolder
+
+TESTED = {
+    "mIoU": "miou", "pixel accuracy": "accuracy", "mean accuracy": "mean_accuracy", "fwIoU": "fwiou",
+    "mean F1": "mean_f1",
+}  # fmt: skip
 
 
 class Noted:
@@ -30,13 +35,17 @@ class Noted:
 
 @dataclass(frozen=True)
 class About(Noted):
-    """What is known of a stage before it starts: MLflow's `params` and `tags`, class names, protocol, steps."""
+    """What is known of a stage before it starts: MLflow's `params` and `tags`, class names, protocol, steps.
+
+    `costs` are metrics of its model, none of stages of versions up to 0.4.0.
+    """
 
     params: Mapping[str, Any]
     tags: Mapping[str, str]
     classes: Sequence[str]
     protocol: str
     steps: int
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,10 @@ class Outcome(Noted):
 class Result(Noted):
     """The result of a stage: rows, steps, mIoU (0 to 1) with its protocol, speed, checkpoints; `time` in ms.
 
-    `iou` are those of the classes that `miou` is the mean of, None for one that is absent; results of versions up to
-    0.3.5 have neither `classes` nor `iou`.
+    `iou` are those of the classes that `miou` is the mean of, None for one that is absent, and `accuracy` is the share
+    of pixels that are right; results of older versions have none of them. `tests` are what the best weights score
+    under the recipe's protocols, by name: `protocol` in words, `rows`, all of `Scores`, and the file with the counts
+    of each row.
     """
 
     stage: str
@@ -74,6 +85,8 @@ class Result(Noted):
     time: int
     classes: Sequence[str] = ()
     iou: Sequence[float | None] = ()
+    accuracy: float | None = None
+    tests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def finished(recipe: Recipe, folder: Path) -> list[Result]:
@@ -94,7 +107,23 @@ def table(results: Sequence[Result]) -> str:
         f"mIoU in percent, of the stage's last weights on every val row, {results[0].protocol}, from one confusion "
         "matrix over the split; – where the stage has no rows that it may be scored on."
     )
-    return "\n".join(["", *lined(head, rows), note, *class_tables(results)])
+    return "\n".join(["", *lined(head, rows), note, *test_table(results), *class_tables(results)])
+
+
+def test_table(results: Sequence[Result]) -> Iterator[str]:
+    """What the best weights of each stage score under the recipe's protocols; nothing where it names none."""
+    rows = [
+        [result.stage, name, *(percent(scores[key]) for key in TESTED.values())]
+        for result in results
+        for name, scores in result.tests.items()
+    ]
+    if not rows:
+        return
+    yield ""
+    yield from lined(["stage", "protocol", *TESTED], rows, range(2, 2 + len(TESTED)))
+    yield "In percent, of the stage's best weights on every val row:"
+    for name, words in {(n, s["protocol"]): None for r in results for n, s in r.tests.items()}:
+        yield f"  {name}: {words}"
 
 
 def lined(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:

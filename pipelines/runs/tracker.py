@@ -37,6 +37,7 @@ from pipelines.runs.mlflow_client import (
     find_experiment,
     find_run,
     look_at,
+    send_costs,
     send_metrics,
     send_params,
     set_tags,
@@ -187,6 +188,8 @@ class Tracker:
             else:
                 tags = {**about.tags, PARENT: self.state["parent"]}
                 run = self.create(f"{self.recipe.name}/{name}", tags, about.params)
+            for one in {run, self.state["parent"]}:  # on the chain's run too, next to `final/mIoU`
+                send_costs(self.client, one, about.costs)
             self.state["stages"][name] = run
             self.save()
         return self.state["stages"][name]
@@ -368,6 +371,7 @@ def points_of(done: Result, flat: bool) -> list[Point]:
         flat: whether the run is the stage's own too.
     """
     scores = {"mIoU": done.miou, "mIoU_before": done.miou_before} if done.val_rows else {}
+    scores |= {f"test/{name}/mIoU": test["miou"] for name, test in done.tests.items()}
     named = {f"{'' if flat else f'{done.stage}/'}{key}": value for key, value in scores.items()}
     named |= {f"final/{key}": value for key, value in {**scores, "mF1": mean_of(f1_of(done.iou))}.items()}
     return [Point(key, value * 100, done.time, 0) for key, value in named.items() if value is not None]
