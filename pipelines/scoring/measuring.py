@@ -101,13 +101,13 @@ def starts(side: int, window: int) -> list[int]:
 
 
 def metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers as MLflow metrics, `head/…`; what is not finite is left out."""
+    """The numbers as MLflow metrics, `head/…`, shares in percent; what is not finite is left out."""
     found: dict[str, float] = {}
     if "presence" in numbers:
-        found |= {f"head/presence/{name}": value for name, value in numbers["presence"]["mean"].items()}
+        found |= {f"head/presence/{name}": 100 * value for name, value in numbers["presence"]["mean"].items()}
     for relation, shares in numbers.get("relation", {}).items():
         names = {"relation": "own_class", "even": "own_class_at_random", "true": "own_class_of_true_relation"}
-        found |= {f"head/{relation}/{names[field]}": shares[field] for field in names}
+        found |= {f"head/{relation}/{names[field]}": 100 * shares[field] for field in names}
     if "attention" in numbers:
         kept = numbers["attention"].items()
         found |= {f"head/attention/{name}": value for name, value in kept if isinstance(value, float)}

@@ -22,6 +22,7 @@ from pipelines.training.learner import make_learner
 from pipelines.training.meter import Meter
 from pipelines.training.pulse import Pulse
 from pipelines.training.score import score, validation_steps
+from pipelines.training.showing import show_best
 from pipelines.training.step import train_step
 
 Feed = Callable[[SamplePlan, str, int, float], Generator[Batch]]
@@ -83,6 +84,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
                 return stopped(record, signal.Signals(int(ending)).name, job.stage.name, done)
         if unscored := score_best(learner, record, pulse.beat):
             return unscored
+        show_best(learner, record, pulse.beat)
     progress = learner.progress
     return Outcome(progress.step, progress.before, progress.after, progress.best, progress.best_step, meter.overall())
 

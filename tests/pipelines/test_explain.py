@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,17 +12,22 @@ import torch
 from datasets.manifest import read_manifest
 from pipelines import explain
 from pipelines.base.errors import InputError
+from pipelines.driver.run import run_recipe
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.model import build_model
 from pipelines.recipes.reading import load_recipe
 from pipelines.runs.checkpoint import Checkpoint, Progress
+from pipelines.runs.folder import RunFolder
+from pipelines.runs.record import read_record
 from pipelines.scoring.evaluation import load_model
 from pipelines.scoring.explaining import class_shares, predict_image
 from pipelines.scoring.head_figures import principal_colours
+from pipelines.scoring.measuring import measure, metrics
 from pipelines.scoring.panels import BLUE, ORANGE, region_names
 from pipelines.scoring.seen import digests
 from pipelines.scoring.side_by_side import differing, regions, verdicts
 from pipelines.scoring.subject import Subject, choose_pixels, cut, view
+from pipelines.training import showing
 from segmodels.heads.maps import Maps
 
 OCNET = {"name": "ocnet", "channels": 16, "key_channels": 8, "partition": [2, 2]}
@@ -162,7 +168,7 @@ def test_measure_prints_and_writes_the_numbers(made, val, tmp_path, opened):
 
 
 def refused(*words):
-    return lambda path, val, row: [word.format(path=path, val=val, row=row) for word in words]
+    return lambda **names: [word.format(**names) for word in words]
 
 
 BAD = {
@@ -172,7 +178,7 @@ BAD = {
     "no checkpoint": (refused("none.pt", "{val}", "--row", "{row}", "--out", "o"), r"no checkpoint none.pt"),
     "outside": (
         refused("{path}", "{val}", "--row", "{row}", "--pixel", "99", "3", "--out", "o"),
-        r"--pixel 99 3: outside of the image, (\d\d)x\d\d pixels.*allowed: 0 to \d\d and 0 to \d\d",
+        r"--pixel 99 3: outside of the image, \d\dx\d\d pixels.*allowed: 0 to \d\d and 0 to \d\d",
     ),
     "odd": (refused("{path}", "{val}", "--row", "{row}", "--pixel", "1", "--out", "o"), r"1 values \[1\].*pairs X Y"),
     "image": (refused("{path}", "{path}", "--row", "{row}", "--out", "o"), r"one image file; --row and --measure need"),
@@ -187,7 +193,7 @@ def test_bad_command_lines(case, made, val, tmp_path, opened, monkeypatch):
     words, message = BAD[case]
     row = open_shards(val).ids[0]
     with pytest.raises(InputError, match=message):
-        opened(*words(made(OCNET), val, row))
+        opened(*words(path=made(OCNET), val=val, row=row))
     assert not list(tmp_path.glob("**/*.png"))
 
 
@@ -216,6 +222,45 @@ def test_other_classes_and_rows_trained_on(made, val, opened, tmp_path):
         opened(learned, val, "--measure")
     opened(learned, val, "--row", row, "--out", tmp_path / "out")
     assert json.loads((tmp_path / "out/explain.json").read_text())["trained_on"]
+
+
+def test_a_stage_ends_with_pictures_and_numbers_of_what_its_head_sees(recipe_file, tmp_path, capsys):
+    import mlflow
+
+    head = {"head": OCNET, "backbone": {"name": "test_resnet", "output_stride": 8}}
+    page = recipe_file(**head, explain=2, name="shown", inference={"mode": "whole", "batch": 1})
+    run_recipe(load_recipe(page))
+    place = RunFolder(tmp_path / "out/runs/shown").stage("first")
+    (line,) = [line for line in read_record(place.record)[0] if line["kind"] == "head"]
+    assert line["rows"] == 11
+    assert {Path(file).name for file in line["pictures"]} == {"overview.png", "relations.png"}
+    assert len({Path(file).parent for file in line["pictures"]}) == 2
+    checkpoint = Checkpoint.read(place.best)
+    model = load_model(checkpoint.recipe, checkpoint, torch.device("cpu")).eval()
+    expected = measure(model, f"{checkpoint.recipe.data}/voc12/val", 2)
+    assert line["numbers"] == pytest.approx(metrics(expected), rel=1e-4)
+    assert f"4 pictures in first/explain (weights of step {line['weights']}); of 11 rows" in capsys.readouterr().out
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
+    runs = {
+        run.info.run_name: run for run in client.search_runs([e.experiment_id for e in client.search_experiments()])
+    }
+    found = runs["shown/first"]
+    assert found.data.metrics["head/dense/own_class"] == pytest.approx(100 * expected["relation"]["dense"]["relation"])
+    folder = Path(line["pictures"][0]).parent
+    assert len(client.list_artifacts(found.info.run_id, str(folder))) == 2
+    (quiet,) = run_recipe(load_recipe(page, ["explain=0", "name=quiet"]))
+    assert not (tmp_path / "out/runs/quiet/first/explain").exists()
+
+
+def test_pictures_that_fail_cost_a_note_and_not_the_training(recipe_file, tmp_path, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("CUDA out of memory\nand more")
+
+    monkeypatch.setattr(showing, "measure", fails)
+    (result,) = run_recipe(load_recipe(recipe_file(head=OCNET, explain=1, name="fails")))
+    assert result.steps == 5
+    record = read_record(RunFolder(tmp_path / "out/runs/fails").stage("first").record)[0]
+    assert "nothing shows what the head sees: CUDA out of memory" in [line.get("text", "") for line in record][-1]
 
 
 def test_pixels_are_chosen_deep_inside_of_the_largest_classes():

@@ -155,8 +155,8 @@ def test_metrics_hold_no_number_that_is_none():
     relation = {"dense": {"relation": 0.5, "even": 0.25, "true": 0.75, "classes": {}}}
     attention = {"rank_c": 2.0, "cosine": math.nan, "by_fragments": {}, "fragments": 8, "tensors": 4}
     assert metrics({"presence": presence, "relation": relation, "attention": attention}) == {
-        "head/presence/recall": 0.5, "head/dense/own_class": 0.5, "head/dense/own_class_at_random": 0.25,
-        "head/dense/own_class_of_true_relation": 0.75, "head/attention/rank_c": 2.0,
+        "head/presence/recall": 50, "head/dense/own_class": 50, "head/dense/own_class_at_random": 25,
+        "head/dense/own_class_of_true_relation": 75, "head/attention/rank_c": 2.0,
     }  # fmt: skip
     per = {field: [0.5, math.nan] for field in ("relation", "even", "true")}
     table = lines({"relation": {"dense": relation["dense"] | {"classes": per}}}, ["cat", "dog"])
