@@ -2,7 +2,9 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,8 +19,8 @@ from pipelines.feed.plan import open_shards
 from pipelines.recipes.model import build_model
 from pipelines.recipes.reading import load_recipe
 from pipelines.runs.checkpoint import Checkpoint, Progress
-from pipelines.runs.folder import RunFolder
-from pipelines.runs.record import read_record
+from pipelines.runs.folder import RunFolder, StageFolder
+from pipelines.runs.record import Record, read_record
 from pipelines.scoring.evaluation import load_model
 from pipelines.scoring.explaining import class_shares, predict_image
 from pipelines.scoring.head_figures import principal_colours
@@ -228,7 +230,7 @@ def test_a_stage_ends_with_pictures_and_numbers_of_what_its_head_sees(recipe_fil
     import mlflow
 
     head = {"head": OCNET, "backbone": {"name": "test_resnet", "output_stride": 8}}
-    page = recipe_file(**head, explain=2, name="shown", inference={"mode": "whole", "batch": 1})
+    page = recipe_file(**head, name="shown", inference={"mode": "whole", "batch": 1})
     run_recipe(load_recipe(page))
     place = RunFolder(tmp_path / "out/runs/shown").stage("first")
     (line,) = [line for line in read_record(place.record)[0] if line["kind"] == "head"]
@@ -241,26 +243,47 @@ def test_a_stage_ends_with_pictures_and_numbers_of_what_its_head_sees(recipe_fil
     assert line["numbers"] == pytest.approx(metrics(expected), rel=1e-4)
     assert f"4 pictures in first/explain (weights of step {line['weights']}); of 11 rows" in capsys.readouterr().out
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
-    runs = {
-        run.info.run_name: run for run in client.search_runs([e.experiment_id for e in client.search_experiments()])
-    }
-    found = runs["shown/first"]
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    (found,) = [run for run in client.search_runs(experiments) if run.info.run_name == "shown/first"]
     assert found.data.metrics["head/dense/own_class"] == pytest.approx(100 * expected["relation"]["dense"]["relation"])
     folder = Path(line["pictures"][0]).parent
     assert len(client.list_artifacts(found.info.run_id, str(folder))) == 2
-    (quiet,) = run_recipe(load_recipe(page, ["explain=0", "name=quiet"]))
-    assert not (tmp_path / "out/runs/quiet/first/explain").exists()
 
 
-def test_pictures_that_fail_cost_a_note_and_not_the_training(recipe_file, tmp_path, monkeypatch):
+@pytest.fixture
+def learner(made, val, tmp_path):
+    """What the end of a stage needs of one."""
+    place = StageFolder(tmp_path / "run/first")
+    place.path.mkdir(parents=True)
+    checkpoint = Checkpoint.read(made(OCNET))
+    checkpoint.write(place.best)
+    model = load_model(checkpoint.recipe, checkpoint, torch.device("cpu"))
+    job = SimpleNamespace(
+        recipe=replace(checkpoint.recipe, explain=1), val=val, end=5, steps=5, place=place,
+        classes=checkpoint.classes, palette=checkpoint.palette, stage=checkpoint.recipe.stages[0],
+    )  # fmt: skip
+    return SimpleNamespace(job=job, rank=0, shown=model, progress=Progress(step=5, best_step=5))
+
+
+def test_pictures_that_fail_cost_a_note_and_not_the_training(learner, monkeypatch):
     def fails(*args):
         raise RuntimeError("CUDA out of memory\nand more")
 
     monkeypatch.setattr(showing, "measure", fails)
-    (result,) = run_recipe(load_recipe(recipe_file(head=OCNET, explain=1, name="fails")))
-    assert result.steps == 5
-    record = read_record(RunFolder(tmp_path / "out/runs/fails").stage("first").record)[0]
-    assert "nothing shows what the head sees: CUDA out of memory" in [line.get("text", "") for line in record][-1]
+    with Record(learner.job.place.record) as record:
+        showing.show_best(learner, record, lambda: None)
+    (line,) = read_record(learner.job.place.record)[0]
+    assert line["text"] == "warning: nothing shows what the head sees: CUDA out of memory"
+
+
+def test_nothing_is_shown_of_a_part_by_others_or_where_none_is_wanted(learner):
+    job = learner.job
+    quiet = replace(job.recipe, explain=0)
+    for change in ({"rank": 1}, {"job": SimpleNamespace(**vars(job) | {"end": 3})},
+                   {"job": SimpleNamespace(**vars(job) | {"val": None})},
+                   {"job": SimpleNamespace(**vars(job) | {"recipe": quiet})}):  # fmt: skip
+        showing.show_best(SimpleNamespace(**vars(learner) | change), None, None)
+    assert not (job.place.path / "explain").exists()
 
 
 def test_pixels_are_chosen_deep_inside_of_the_largest_classes():
