@@ -119,6 +119,8 @@ def show_costs(name: str, costs: dict[Size, cards.HeadCost], batch: int) -> None
     for size, cost in costs.items():
         at = f"at {by(size)} " if len(costs) > 1 else ""
         print(f"  {at}gives " + ", ".join(f"{key} {shape}" for key, shape in cost.outputs.items()))
+    if maps := cards.given_by(name)[0]:
+        print_paragraph("context maps, for `python -m pipelines.explain`: " + ", ".join(maps), 2)
     if bound := next(iter(costs.values())).bound:
         print(f"  bound to the map of its training crop, here {bound} cells: sliding windows keep to that crop")
     print(f"How fast: python -m pipelines.bench inference {name} --size {' '.join(map(str, next(iter(costs))))}")

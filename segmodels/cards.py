@@ -1,5 +1,6 @@
 """What there is to choose from, read off the code itself: heads with their papers, keywords and costs, and so on."""
 
+import functools
 import inspect
 import re
 import sys
@@ -14,6 +15,7 @@ from segmodels.checks import choose, keywords_of, positive
 from segmodels.cost import CONVENTIONS, activation_bytes
 from segmodels.heads.catalog import HEADS, build_head
 from segmodels.heads.context_head import ContextHead
+from segmodels.heads.maps import Maps
 from segmodels.memory import evaluation_peak
 
 SIZE = (512, 512)
@@ -52,8 +54,8 @@ class HeadCost:
         parameters: their number.
         macs: convention -> multiply-accumulates of one image.
         activation_bytes: all outputs of leaf modules, every call, in float32.
-        peak_bytes: the most that evaluation holds at once besides weights and features, see `evaluation_peak`; None where it was
-            not asked for.
+        peak_bytes: the most that evaluation holds at once besides weights and features, see `evaluation_peak`; None
+            where it was not asked for.
         bound: (h, w) in cells to which the head is bound, or None.
         outputs: name -> shape, in evaluation.
     """
@@ -133,6 +135,25 @@ def modules_of(builder: Callable[..., Any]) -> dict[str, str]:
     return {module.__name__: description(module.__doc__) for module in [*own, *taken] if module is not ContextHead}
 
 
+@functools.cache
+def given_by(name: str) -> tuple[list[str], list[str]]:
+    """Names of the context maps, see `segmodels/heads/maps.py`, and of the outputs of a head of `HEADS` as it is."""
+    head, features = built(name)
+    maps = Maps()
+    with torch.no_grad():
+        outputs = head(features, maps)
+    return list(maps), list(outputs)
+
+
+def built(name: str, size: tuple[int, int] = SIZE, batch: int = 1) -> tuple[nn.Module, list[Tensor]]:
+    """A head of `HEADS` with its defaults, in evaluation mode, and the features for it; both on the meta device."""
+    cells = [tuple(-(-side // stride) for side in size) for stride in STRIDES]
+    given = {"feature_size": cells[-1]} if "feature_size" in keywords_of(choose(HEADS, name, "head")) else {}
+    with torch.device("meta"):
+        head = build_head(name, WIDTHS, CLASSES, **given).eval()
+        return head, [torch.zeros(batch, c, *hw) for c, hw in zip(WIDTHS, cells, strict=True)]
+
+
 def head_cost(
     name: str,
     size: tuple[int, int] = SIZE,
@@ -153,11 +174,8 @@ def head_cost(
         ValueError: an unknown head, or one that does not take these features; a bad size or batch.
     """
     size, batch = (positive("size", size[0]), positive("size", size[1])), positive("batch", batch)
-    cells = [tuple(-(-side // stride) for side in size) for stride in STRIDES]
-    given = {"feature_size": cells[-1]} if "feature_size" in keywords_of(choose(HEADS, name, "head")) else {}
+    head, features = built(name, size, batch)
     with torch.device("meta"):
-        head = build_head(name, WIDTHS, CLASSES, **given).eval()
-        features: list[Tensor] = [torch.zeros(batch, c, *hw) for c, hw in zip(WIDTHS, cells, strict=True)]
         with torch.no_grad():
             outputs = head(features)
         return HeadCost(

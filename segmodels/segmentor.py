@@ -62,10 +62,13 @@ class Segmentor(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1))
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def features(self, image: Tensor) -> list[Tensor]:
+        """The four maps that the heads read."""
         features = self.backbone((image.to(self.mean.dtype) - self.mean) / self.std)
-        if self.neck is not None:
-            features = self.neck(features)
+        return features if self.neck is None else self.neck(features)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.features(image)
         outputs = self.head(features)
         if self.training and self.aux is not None:
             outputs = outputs | {"aux": self.aux(features[: self.aux_stage])["logits"]}

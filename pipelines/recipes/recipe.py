@@ -28,6 +28,7 @@ PLACED = {
     "data": "where shards are; their rows are compared by their hash",
     "feed": "both give the same batches, bit for bit",
     "overlays": "pictures",
+    "explain": "pictures",
     "protocols": "how the weights are scored once they are trained",
     "measures": "what else is counted then",
     "log_every": "lines of the record",
@@ -210,6 +211,11 @@ class Recipe:
     experiment: str = key("experiment of MLflow", "context-heads")
     output: str = key("folder for runs, the sample and the local MLflow store", "~/context-heads")
     overlays: int = key("validation images whose prediction is drawn at each validation", 4)
+    explain: int = key(
+        "validation images on which the context maps of a stage's best weights are drawn once, at its end, where the "
+        "head gives any; its numbers are then taken too (0: neither)",
+        2,
+    )
     log_every: int = key("steps between two lines of the record", 10)
     keep_last: int = key("checkpoints of a stage that stay", 2)
     checkpoint_minutes: float = key("most minutes between two checkpoints", 10.0)
@@ -239,6 +245,7 @@ def check(recipe: Recipe) -> None:
         demand(stage.val_every >= 0, f"stage {stage.name}: val_every = {stage.val_every} epochs, must be 0 or more")
     demand(0 <= recipe.seed < 2**32, f"seed = {recipe.seed}: 0 to 2**32 - 1")
     demand(recipe.overlays >= 0, f"overlays = {recipe.overlays}: 0 (none) or more")
+    demand(recipe.explain >= 0, f"explain = {recipe.explain}: 0 (none) or more")
     demand(recipe.batch >= 1, f"batch = {recipe.batch}: must be 1 or more images")
     rates = [rate for rate in (recipe.optim.lr, *(stage.lr for stage in recipe.stages)) if rate is not None]
     demand(min(rates) >= 0, f"lr = {min(rates)}: 0 or more")

@@ -79,6 +79,10 @@ class StageFolder:
         """What measures say of the best weights under a protocol."""
         return self.path / "test" / f"{protocol}-measures.json"
 
+    def explained(self, row: str, figure: str) -> Path:
+        """A picture of what the head of the best weights sees in a validation row."""
+        return self.path / "explain" / row / f"{figure}.png"
+
     def overlay(self, name: str, step: int) -> Path:
         """The picture of a validation row."""
         return self.path / "overlays" / name / f"step-{step:08d}.png"

@@ -65,6 +65,9 @@ def send_lines(client: Any, run: str, place: StageFolder, lines: Sequence[Mappin
     for line in lines:
         if line["kind"] == "val":
             send_validation(client, run, place, line, about)
+        if line["kind"] == "head":
+            for picture in line["pictures"]:
+                client.log_artifact(run, str(place.path / picture), str(Path(picture).parent))
         for name, scores in line.get("tests", {}).items():
             send_test(client, run, place, name, scores, about)
 
@@ -77,6 +80,8 @@ def values_of(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]
     """
     if line["kind"] == "test":
         return tested(line["tests"])
+    if line["kind"] == "head":
+        return dict(line["numbers"])
     values = {METRICS[line["kind"]][k]: v for k, v in line.items() if k in METRICS.get(line["kind"], {})}
     if line["kind"] == "system":
         values = {f"system/{k}": v for k, v in line["values"].items()}

@@ -87,4 +87,11 @@ def describe(stage: str, line: Mapping[str, Any], about: About) -> str:
             f"(weights of step {line['weights']}, {scores['rows']} rows, {scores['protocol']})"
             for name, scores in line["tests"].items()
         )
+    if line["kind"] == "head":
+        numbers = "".join(f", {name} {value:.4g}" for name, value in line["numbers"].items())
+        rows = f"; of {line['rows']} rows{numbers}" if numbers else ""
+        return (
+            f"{head}  what the head sees: {len(line['pictures'])} pictures in {stage}/explain (weights of step "
+            f"{line['weights']}){rows}"
+        )
     return f"{head}  {line.get('text', '')}"

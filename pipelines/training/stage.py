@@ -24,6 +24,7 @@ from pipelines.training.meter import Meter
 from pipelines.training.pulse import Pulse
 from pipelines.training.score import score, validation_steps
 from pipelines.training.step import rehearse, train_step
+from pipelines.training.showing import show_best
 
 Feed = Callable[[SamplePlan, str, int, float], Generator[Batch]]
 
@@ -84,6 +85,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
                 return stopped(record, signal.Signals(int(ending)).name, job.stage.name, done)
         if unscored := score_best(learner, record, pulse.beat):
             return unscored
+        show_best(learner, record, pulse.beat)
     progress = learner.progress
     return Outcome(progress.step, progress.before, progress.after, progress.best, progress.best_step, meter.overall())
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EXPLICIT_BYTES = 2**28  # of all weights; with more, a fused kernel computes them
+GATHER_BYTES = 2**26
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -29,6 +30,21 @@ def relation(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) -> 
     logits = scale * (q @ k.mT)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)
+
+
+def gather(q: Tensor, k: Tensor, values: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """`relation(q, k, scale, mask) @ values` for all queries, some at a time: with `GATHER_BYTES` of weights at once.
+
+    Args:
+        q, k, scale, mask: as of `relation`; the mask is the same for all queries.
+        values: (…, S, V).
+
+    Shape: -> (…, M, V), in float32 or better.
+    """
+    row = q[..., :1, :1].numel() * k.shape[-2] * torch.promote_types(q.dtype, torch.float32).itemsize
+    values = values.to(torch.promote_types(q.dtype, torch.float32))
+    parts = q.split(max(1, GATHER_BYTES // row), -2)
+    return torch.cat([relation(part, k, scale, mask) @ values for part in parts], -2)
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:

@@ -44,10 +44,7 @@ class PositionAttention(nn.Module):
             q, k = (F.pad(part, (0, max(0, v.shape[3] - part.shape[3]))) for part in (q, k))
         y = attention(q, k, v, scale=1.0)
         if maps is not None:
-            row, column = maps.cell((x.shape[2], x.shape[3]))
-            pixel = q[:, 0, row * x.shape[3] + column]
-            weights = torch.einsum("bc,bnc->bn", pixel, k[:, 0]).softmax(1)
-            maps.add("position", weights.unflatten(1, x.shape[2:]))
+            maps.relate("position", q[:, 0], k[:, 0], 1.0, (x.shape[2], x.shape[3]))
         return x + self.alpha * y.squeeze(1).mT.unflatten(2, x.shape[2:])
 
 

@@ -97,6 +97,7 @@ class DFSeg(nn.Module):
     ) -> None:
         super().__init__()
         self.context, width = context
+        self.gives_maps: bool = getattr(self.context, "gives_maps", False)
         widths = [width, *reversed(in_channels[-READ:-1])]
         self.lateral = nn.ModuleList([nn.Conv2d(given, channels, 1) for given in widths])
         self.nodes = nn.ModuleList([FusionNode(channels) for _ in widths[1:]])
@@ -107,7 +108,7 @@ class DFSeg(nn.Module):
 
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
         *fine, x = features[-READ:]
-        wants = maps is not None and getattr(self.context, "gives_maps", False)
+        wants = maps is not None and self.gives_maps
         x = self.lateral[0](self.context(x, maps) if wants else self.context(x))
         for lateral, node, side in zip(self.lateral[1:], self.nodes, reversed(fine), strict=True):
             x = node(x, lateral(side))

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import choose
-from segmodels.heads.attention import attention, relation, tokens
-from segmodels.heads.maps import Maps
+from segmodels.heads.attention import attention, gather, relation, tokens
+from segmodels.heads.maps import Gathered, Maps, agreeing, even
 from segmodels.heads.object_attention import SelfAttention, tiled
 from segmodels.layers import Size, divides, known
 
@@ -44,6 +44,7 @@ class Regrouping:
         self.start: tuple[Any, ...] = tuple(-n % p // 2 for n, p in zip(sides, partition, strict=True))
         self.padded = not divides(size, partition)
         self.tables: dict[str, Tensor] = {}
+        self.carried: tuple[Tensor, ...] | None = None
 
     def split(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, P, Q, C), zeros where there is padding."""
@@ -103,6 +104,8 @@ class Regrouping:
             keys = (keys | ~keys.any(1, keepdim=True))[None, :, None]  # (1, P, 1, Q): fused kernels take four axes
         if self.maps is not None:
             self.keep(stage, q, k, keys, self.maps)
+            if self.maps.shares is not None:
+                self.carry(stage, q, k, keys, self.maps)
         if stage == "global" and keys is None:
             # Every group as an image, not a head: then all kernels give the result in the layout of the inputs.
             q, k, y = (t.flatten(0, 1).unsqueeze(1) for t in (q, k, v))
@@ -118,6 +121,17 @@ class Regrouping:
         at = self.cell(maps)[stage == "global"]
         table = relation(q[:, :, at : at + 1], k, q.shape[-1] ** -0.5, keys).squeeze(2)
         self.tables[stage] = table.mT if stage == "local" else table
+
+    def carry(self, stage: str, q: Tensor, k: Tensor, keys: Tensor | None, maps: Maps) -> None:
+        """Let the stage's groups gather the values, and also what the stage before has gathered of them."""
+        scale, local = q.shape[-1] ** -0.5, stage == "local"
+        plain = self.split(maps.shares_at((self.size[0], self.size[1])))  # (B, P, Q, V)
+        own, *before = (t.transpose(1, 2) if local else t for t in (plain, *(self.carried or (plain, plain))))
+        counted = None if keys is None else keys[:, :, 0]
+        found = gather(q, k, own, scale, keys), even(own, counted), agreeing(own)
+        maps.gathered[stage] = Gathered(*(self.join(t.transpose(1, 2) if local else t).detach() for t in found))
+        carried = gather(q, k, before[0], scale, keys), even(before[1], counted)
+        self.carried = tuple(t.transpose(1, 2) if local else t for t in carried)
 
     def cell(self, maps: Maps) -> tuple[int, int]:
         """(p0, q0) of the asked pixel."""
@@ -136,6 +150,10 @@ class Regrouping:
             first, second = own
             lines = own[second].sum(2 if second == "local" else 1, keepdim=True)
             maps.add("dense", self.join(self.tables[first] * lines))
+            if self.carried is not None:
+                true = agreeing(maps.shares_at((self.size[0], self.size[1])).flatten(2).mT).mT.unflatten(2, self.size)
+                by_relation, by_even = (self.join(t).detach() for t in self.carried)
+                maps.gathered["dense"] = Gathered(by_relation, by_even, true)
 
 
 class InterlacedAttention(nn.Module):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from segmodels.checks import positive
-from segmodels.heads.attention import attention, relation, tokens
+from segmodels.heads.attention import attention, tokens
 from segmodels.heads.context_head import ContextHead
 from segmodels.heads.maps import Maps
 
@@ -40,9 +40,7 @@ class NonLocal(nn.Module):
         height, width = x.shape[-2:]
         theta, phi, g = tokens(self.theta_phi_g(x)).flatten(1, 2).unsqueeze(1).chunk(3, -1)  # (B, 1, N, E)
         if maps is not None:
-            row, column = maps.cell((height, width))
-            cell = row * width + column
-            maps.add("relation", relation(theta[:, 0, cell : cell + 1], phi[:, 0], 1.0).view(-1, height, width))
+            maps.relate("relation", theta[:, 0], phi[:, 0], 1.0, (height, width))
         y = attention(theta, phi, g, scale=1.0)
         return x + self.w_z(y.squeeze(1).unflatten(1, (height, width)).permute(0, 3, 1, 2))
 

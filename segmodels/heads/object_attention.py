@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmodels.heads.attention import attention, relation, tokens
+from segmodels.heads.attention import attention, tokens
 from segmodels.heads.lean import LeanConvNormReLU, plainly, recomputed
 from segmodels.heads.maps import Maps
 from segmodels.layers import divides, known
@@ -66,9 +66,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, maps: Maps | None = None) -> Tensor:
     size = (q.shape[2], q.shape[3])
     q, k, v = (tokens(t).flatten(1, 2).unsqueeze(1) for t in (q, k, v))  # (B, 1, N, …)
     if maps is not None:
-        row, column = maps.cell(size)
-        at = row * size[1] + column
-        maps.add("relation", relation(q[:, 0, at : at + 1], k[:, 0], q.shape[-1] ** -0.5).view(-1, *size))
+        maps.relate("relation", q[:, 0], k[:, 0], q.shape[-1] ** -0.5, size)
     y = attention(q, k, v).squeeze(1).unflatten(1, size).permute(0, 3, 1, 2)
     return y if known(size) else y.contiguous()  # an export cannot always order the strides of free sizes
 

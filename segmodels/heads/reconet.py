@@ -57,8 +57,9 @@ class TensorReconstruction(nn.Module):
     λ is learned, in (0, 1) and of sum 1: the softmax of a parameter that starts constant. The sum over i is one
     product of matrices, (λ v_c)ᵀ (v_h ⊗ v_w), so that no r maps of C·H·W are held.
 
-    Shape: (B, C, H, W), (B, r, C), (B, r, H), (B, r, W) -> (B, C, H, W). Maps: `sub_attention` (B, r, H, W), what each
-    rank contributes to Y, A_i · x averaged over the channels.
+    Shape: (B, C, H, W), (B, r, C), (B, r, H), (B, r, W) -> (B, C, H, W). Maps, averaged over the channels:
+    `sub_attention` (B, r, H, W), what each rank contributes to Y, λ_i A_i · x; `attended` (B, H, W), Y, their sum;
+    `full_attention` (B, H, W), A. And the vectors that A is made of: `v_c`, `v_h`, `v_w`, `lambda_` (r).
     """
 
     def __init__(self, rank: int) -> None:
@@ -75,7 +76,15 @@ class TensorReconstruction(nn.Module):
         a = weighted.mT @ v_hw  # (B, C, H·W)
         if maps is not None:
             maps.add("sub_attention", ((weighted @ x.flatten(2)) * v_hw / x.shape[1]).unflatten(2, x.shape[2:]))
+            self.show(maps, x, a.view_as(x), (v_c, v_h, v_w))
         return x * a.view_as(x)
+
+    def show(self, maps: Maps, x: Tensor, a: Tensor, vectors: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Fill the maps that hold all ranks, and the vectors."""
+        maps.add("full_attention", a.mean(1))
+        maps.add("attended", (x * a).mean(1))
+        for name, value in zip(("v_c", "v_h", "v_w", "lambda_"), (*vectors, self.lambda_), strict=True):
+            maps.add(name, value)
 
 
 class GlobalPooling(nn.Module):

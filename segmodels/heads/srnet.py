@@ -95,7 +95,9 @@ class SqueezeReasoning(nn.Module):
         layout: "paper", or "official": t is a third convolution, outside of the pair, and W_R is grouped by gate.
         ghp_sum: sum over positions as printed.
 
-    Shape: (B, C, H, W) -> (B, C, H, W). Maps: `nodes` (B, K, H, W), the mean of t · reason(g) over a node's channels.
+    Shape: (B, C, H, W) -> (B, C, H, W). Maps: `nodes` (B, K, H, W), of t · reason(g) the most salient channel of each
+    node: the one with the greatest mean of |·| over the positions, as Fig. 6 does not say; `node_channels` (B, K), its
+    number in C'; `unit_input` and `unit_output` (B, C, H, W), x and Y.
 
     Raises:
         ValueError: an unknown name, a width that does not divide, or a pair of options that does not go together.
@@ -134,9 +136,19 @@ class SqueezeReasoning(nn.Module):
         branches = self.project(x).chunk(self.branches, 1)
         g = self.squeeze(branches).unflatten(1, (self.nodes, -1))
         gated = branches[0] * self.reason(g).flatten(1)[:, :, None, None]
+        y = self.norm(self.restore(gated)) + x
         if maps is not None:
-            maps.add("nodes", gated.unflatten(1, (self.nodes, -1)).mean(2))
-        return self.norm(self.restore(gated)) + x
+            self.show(maps, x, gated, y)
+        return y
+
+    def show(self, maps: Maps, x: Tensor, gated: Tensor, y: Tensor) -> None:
+        """Fill the maps, of t · reason(g) (B, C', H, W) and the unit's input and output."""
+        groups = gated.unflatten(1, (self.nodes, -1))
+        salient = groups.abs().mean((3, 4)).argmax(2)  # (B, K)
+        maps.add("nodes", groups.take_along_dim(salient[:, :, None, None, None], 2).squeeze(2))
+        maps.add("node_channels", salient + torch.arange(self.nodes, device=x.device) * groups.shape[2])
+        maps.add("unit_input", x)
+        maps.add("unit_output", y)
 
     def squeeze(self, branches: Sequence[Tensor]) -> Tensor:
         """(B, C', H, W) of each branch -> (B, C'). The pair is t and e or, in the official layout, all but t."""

@@ -14,7 +14,7 @@ from variants import EXEMPT, VARIANTS
 from segmodels import heads
 from segmodels.checks import keywords_of
 from segmodels.heads.catalog import HEADS, build_head
-from segmodels.heads.maps import Maps
+from segmodels.heads.maps import KINDS, Maps
 from segmodels.losses import Objective
 from segmodels.segmentor import build_segmentor, classifier_keys
 
@@ -28,10 +28,10 @@ EXTRA = {"coarse", "presence", "class_prior", "pam", "cam"}
 
 # The maps that pictures are drawn from: of each head, and of its variants that lack or add a part that gives them.
 GIVES = {
-    "reconet": {"sub_attention"},
+    "reconet": {"sub_attention", "full_attention", "attended", "v_c", "v_h", "v_w", "lambda_"},
     "reconet-gpm": set(),
     "reconet-base": set(),
-    "srnet": {"nodes"},
+    "srnet": {"nodes", "node_channels", "unit_input", "unit_output"},
     "srnet-base": set(),
     "ctnet": {"class_relation"},
     "ctnet-occm": set(),
@@ -49,10 +49,10 @@ GIVES = {
     "psanet-collect": {"collect"},
     "psanet-distribute": {"distribute"},
     "ocr": {"regions"},
-    "dfseg-sr": {"nodes"},
-    "dfseg-sr-gap": {"nodes"},
-    "dfseg-sr-fc": {"nodes"},
-    "dfseg-sr-sa": {"nodes"},
+    "dfseg-sr": {"nodes", "node_channels", "unit_input", "unit_output"},
+    "dfseg-sr-gap": {"nodes", "node_channels", "unit_input", "unit_output"},
+    "dfseg-sr-fc": {"nodes", "node_channels", "unit_input", "unit_output"},
+    "dfseg-sr-sa": {"nodes", "node_channels", "unit_input", "unit_output"},
     "nonlocal": {"relation"},
     "sa2x": {"relation"},
     "ocnet": {"global", "local", "dense"},
@@ -267,7 +267,9 @@ def test_context_maps_come_with_the_logits(name):
             assert torch.equal(head(maps, maps=asked)["logits"], logits)
     assert asking_for_maps == plain
     assert set(asked) == GIVES.get(name, GIVES.get(VARIANTS[name]["name"], set()))
+    assert set(asked) <= set(KINDS)
     assert all(value.isfinite().all() and not value.requires_grad for value in asked.values())
+    assert asked.gathered == {}
 
 
 def segmentor(name, classes=K):

@@ -9,7 +9,7 @@ from naive_layers import conv, enlarge, norm, relu
 from torch import nn
 
 from segmodels.cost import conv_matmul_macs
-from segmodels.heads import interlaced
+from segmodels.heads import attention, interlaced
 from segmodels.heads.catalog import build_head
 from segmodels.heads.interlaced import InterlacedAttention, Regrouping
 from segmodels.heads.maps import Maps
@@ -230,6 +230,52 @@ def test_maps_of_interlaced_attention(order, size):
         assert torch.allclose(value, expected[name][:, at].view(B, *size)), name
         assert torch.allclose(value.sum((1, 2)), torch.ones(B).double())
         assert not value.requires_grad
+
+
+def agreeing(weights, values):
+    """Weights of the same cells, in proportion to how much their values agree."""
+    true = (weights > 0) * (values @ values.mT)
+    return true / true.sum(2, keepdim=True).clamp(min=1e-300)
+
+
+@pytest.mark.parametrize("kind", ["relation", "global_local", "local_global"])
+@pytest.mark.parametrize("size", [(4, 6), (H, W)])
+def test_what_all_cells_gather_by_a_relation_by_equal_weights_and_by_the_truth(kind, size):
+    """Each as the N x N weights say; `attention.GATHER_BYTES` never lets them all exist in one piece."""
+    shares = torch.rand(B, 3, 2 * size[0], 2 * size[1], dtype=torch.float64)
+    shares[:, :, : size[0]] *= 0  # no label
+    x, maps = image(*size), Maps((0.7, 0.3), shares)
+    if kind == "relation":
+        module = shaken(SelfAttention(C, E, V, 2)).eval()
+        relations = {kind: naive_attention(module, x, lambda i, j: True)[1]}
+    else:
+        module = shaken(InterlacedAttention(C, E, V, 1, (2, 3), kind)).eval()
+        relations = naive_interlaced(module, x)[1]
+        first, second = relations.values()
+        relations = relations | {"dense": second @ first}
+        evens = [(weights > 0) / (weights > 0).sum(2, keepdim=True) for weights in (first, second)]
+    assert torch.equal(module(x, maps), module(x))
+    values = shares.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).mean((3, 5)).flatten(2).mT  # (B, N, V)
+    assert set(maps.gathered) == set(relations)
+    for name, weights in relations.items():
+        even = (weights > 0).double()
+        even, cells = even / even.sum(2, keepdim=True), weights
+        if name == "dense":  # where the map is padded, two stages do not reach all cells
+            even, cells = evens[1].double() @ evens[0].double(), torch.ones_like(weights)
+        three = weights, even, agreeing(cells, values)
+        for field, by in zip(("relation", "even", "true"), three, strict=True):
+            found = getattr(maps.gathered[name], field)
+            assert torch.allclose(found, (by @ values).mT.unflatten(2, size)), (name, field)
+            assert not found.requires_grad
+
+
+def test_gathering_in_pieces_is_gathering(monkeypatch):
+    q, k, v = (torch.randn(2, 3, 7, width, dtype=torch.float64) for width in (4, 4, 5))
+    mask = torch.rand(1, 3, 1, 7) > 0.3
+    whole = attention.gather(q, k, v, 0.5, mask)
+    assert torch.allclose(whole, attention.relation(q, k, 0.5, mask) @ v)
+    monkeypatch.setattr(attention, "GATHER_BYTES", 2 * 3 * 7 * 8 * 2)  # two queries at a time
+    assert torch.allclose(attention.gather(q, k, v, 0.5, mask), whole)
 
 
 def test_maps_of_one_stage_and_of_dense_attention():

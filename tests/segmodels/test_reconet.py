@@ -182,3 +182,7 @@ def test_sub_attention_maps_are_what_each_rank_contributes():
     assert maps["sub_attention"].shape == (B, R, H, W)
     for i in range(R):
         assert relative(maps["sub_attention"][:, i], ranks[:, i]) < 1e-10, i
+    a = torch.einsum("r,brc,brh,brw->bchw", *(maps[name] for name in ("lambda_", "v_c", "v_h", "v_w")))
+    assert relative(maps["full_attention"], a.mean(1)) < 1e-10
+    assert relative(maps["attended"], (a * x).mean(1)) < 1e-10
+    assert relative(maps["sub_attention"].sum(1), maps["attended"]) < 1e-10  # the fragments sum to Y

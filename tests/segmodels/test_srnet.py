@@ -153,14 +153,21 @@ def test_official_layout_keeps_of_a_gate_only_whether_it_is_zero():
     assert torch.allclose((changed - x)[~positive], bias[:, None, None].expand(-1, H, W))
 
 
-def test_maps_are_the_means_of_the_nodes():
+def test_maps_are_each_nodes_most_salient_channel_and_the_units_input_and_output():
     module = unit().eval()
     x = torch.randn(B, C, H, W, dtype=torch.float64)
     maps = Maps()
     assert torch.equal(module(x, maps), module(x))
     t = torch.einsum("oc,bchw->bohw", matrix(module.project)[:INNER], x)
     gated = t * module.reason(module.squeeze(module.project(x).chunk(2, 1)).view(B, K, -1)).reshape(B, INNER, 1, 1)
-    assert torch.allclose(maps["nodes"], torch.stack([gated[:, 2 * k : 2 * k + 2].mean(1) for k in range(K)], 1))
+    for image in range(B):
+        for k in range(K):
+            mine = [(gated[image, c].abs().mean().item(), c) for c in range(INNER) if c * K // INNER == k]
+            salient = max(mine)[1]
+            assert maps["node_channels"][image, k] == salient
+            assert torch.allclose(maps["nodes"][image, k], gated[image, salient])
+    assert torch.equal(maps["unit_input"], x)
+    assert torch.equal(maps["unit_output"], module(x))
     head, maps = srnet_head([8], 3, channels=C, nodes=K).eval(), Maps()
     head([torch.randn(1, 8, 4, 6)], maps)
     assert maps["nodes"].shape == (1, K, 4, 6)
