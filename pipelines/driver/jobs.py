@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from datasets.manifest import Manifest
 from pipelines.cluster.sizes import Sizes, threads
 from pipelines.driver.planned import PlannedStage
 from pipelines.driver.weights import Weights
@@ -91,9 +93,17 @@ def about_stage(recipe: Recipe, plan: PlannedStage, digest: str | None) -> About
     if val:
         params |= {"shards.val": plan.val_uri, "shards.val.hash": val.hash, "shards.val.rows": val.rows}
     params |= {"classes": len(train.classes), "steps": plan.steps, "backbone.weights.sha256": digest}
-    note = f"mIoU in percent: {how(recipe)}, every row of {plan.stage.val}."
-    tags = {"mlflow.note.content": note} if val else {}
-    return About(params, tags | nodes_tag(), list(train.classes), how(recipe), plan.steps)
+    shards = {part: shard_facts(split) for part, split in (("train", train), ("val", val)) if split}
+    return About(params, nodes_tag(), list(train.classes), how(recipe), plan.steps, shards)
+
+
+def shard_facts(split: Manifest) -> dict[str, Any]:
+    """What people ask of a split before they trust a number that comes of it."""
+    return {
+        "benchmark": split.benchmark, "split": split.split, "rows": split.rows, "official_rows": split.official_rows,
+        "partial": split.partial, "duplicates": split.duplicates, "skipped": len(split.skipped),
+        "classes_without_a_pixel": split.unseen, "digest": split.hash,
+    }  # fmt: skip
 
 
 def nodes_tag() -> dict[str, str]:

@@ -24,6 +24,8 @@ METRICS = {
     "val": {"miou": "val/mIoU", "accuracy": "val/pixel_accuracy", "fwiou": "val/fwIoU"},
 }  # fmt: skip
 
+CHAIN = {"train/loss": "chain/train_loss", "train/lr": "chain/lr", "val/mIoU": "chain/val_mIoU"}
+
 
 def metric_names(names: Iterable[str]) -> list[str]:
     """Names as MLflow takes them in those of metrics, each its own: it refuses all but letters, digits, few signs.
@@ -61,6 +63,22 @@ def send_lines(client: Any, run: str, place: StageFolder, lines: Sequence[Mappin
     for line in lines:
         if line["kind"] == "val":
             send_validation(client, run, place, line, about)
+
+
+def send_chain_lines(client: Any, run: str, before: int, lines: Sequence[Mapping[str, Any]]) -> None:
+    """The same lines on the chain's run, where all stages share one axis of steps.
+
+    Args:
+        before: steps of the stages before this one.
+    """
+    rest = [(line, {**line, "iou": []}) if "iou" in line else (line, line) for line in lines]
+    points = [
+        Point(CHAIN[k], v, line["time"], before + line["step"])
+        for line, short in rest
+        for k, v in values_of(short, []).items()
+        if k in CHAIN
+    ]
+    send_metrics(client, run, points)
 
 
 def values_of(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:

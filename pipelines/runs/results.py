@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,13 +30,18 @@ class Noted:
 
 @dataclass(frozen=True)
 class About(Noted):
-    """What is known of a stage before it starts: MLflow's `params` and `tags`, class names, protocol, steps."""
+    """What is known of a stage before it starts: MLflow's `params` and `tags`, class names, protocol, steps.
+
+    `shards` are facts of the splits that `train` and `val` name, as `shard_facts` gives them; up to 0.4.0 there are
+    none.
+    """
 
     params: Mapping[str, Any]
     tags: Mapping[str, str]
     classes: Sequence[str]
     protocol: str
     steps: int
+    shards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
