@@ -114,7 +114,7 @@ def nodes_tag() -> dict[str, str]:
         return {}
     kinds = Counter(kind_of(node["Resources"]) for node in ray.nodes() if node["Alive"])
     several = kinds.total() > 1
-    return {"hardware.nodes": ", ".join(f"{number} x ({kind})" for kind, number in kinds.items())} if several else {}
+    return {"hardware": ", ".join(f"{number} x ({kind})" for kind, number in kinds.items())} if several else {}
 
 
 def kind_of(resources: Mapping[str, float]) -> str:

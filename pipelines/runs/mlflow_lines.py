@@ -24,6 +24,7 @@ METRICS = {
     "val": {"miou": "val/mIoU", "accuracy": "val/pixel_accuracy", "fwiou": "val/fwIoU"},
 }  # fmt: skip
 
+CURVES = "curves.png"
 CHAIN = {"train/loss": "chain/train_loss", "train/lr": "chain/lr", "val/mIoU": "chain/val_mIoU"}
 
 
@@ -126,7 +127,7 @@ def send_figure(client: Any, run: str, name: str, draw: Callable[[], Any]) -> No
         except Exception as error:  # whatever matplotlib can raise
             print(f"warning: {name} cannot be drawn, MLflow does without: {first_line(error)}", file=sys.stderr)
             return
-        client.log_artifact(run, str(path), str(Path(name).parent))
+        client.log_artifact(run, str(path), Path(name).parent.name or None)
 
 
 def table_of(classes: Sequence[str], iou: Sequence[float | None], counts: np.ndarray) -> dict[str, list[Any]]:

@@ -43,7 +43,7 @@ def is_ours(note: str | None) -> bool:
     if not note or note.startswith(OLD):
         return True
     found = MARK.search(note)
-    return bool(found) and digest(MARK.sub("", note)) == found[1]
+    return found is not None and digest(MARK.sub("", note)) == found[1]
 
 
 def digest(text: str) -> str:

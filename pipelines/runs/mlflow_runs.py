@@ -46,10 +46,24 @@ def find_run(client: Any, run: str, say: Callable[[str], None] = lambda text: No
     return found
 
 
-def create_run(client: Any, experiment: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
-    """A new run with its parameters, or the one that a server which died meanwhile had begun. Returns its id."""
+def create_run(
+    client: Any,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, Any],
+    began: int | None = None,
+) -> str:
+    """A new run with its parameters, or the one that a server which died meanwhile had begun.
+
+    Args:
+        began: when it began, in ms, which may be long ago; None for now.
+
+    Returns:
+        Its id.
+    """
     run = begun(client, experiment, name, tags)
-    run = run or client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id
+    run = run or client.create_run(experiment, run_name=name, start_time=began, tags=dict(tags)).info.run_id
     send_params(client, run, params)
     return run
 

@@ -10,12 +10,14 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
 
 from pipelines.base.text import duration
 from pipelines.recipes.recipe import Recipe, Stage
 from pipelines.runs.doubts import doubts
 from pipelines.runs.folder import RunFolder, StageFolder
-from pipelines.runs.mlflow_lines import metric_names, values_of
+from pipelines.runs.mlflow_lines import CURVES, metric_names, values_of
 from pipelines.runs.record import read_record
 from pipelines.runs.results import About, Result, final_weights, percent
 from pipelines.runs.subject import subject
@@ -25,15 +27,13 @@ MOST_ROWS = 8  # of a published table
 
 @dataclass(frozen=True)
 class Told:
-    """What the folder says of a stage; `values` are its metrics of the last time, `began` and `ended` in ms."""
+    """What the folder says of a stage; `values` are its metrics, as they were last."""
 
     stage: Stage
     place: StageFolder
     about: About | None
     result: Result | None
     values: Mapping[str, float]
-    first: int | None
-    last: int | None
 
 
 def read_stage(place: StageFolder, stage: Stage) -> Told:
@@ -42,13 +42,17 @@ def read_stage(place: StageFolder, stage: Stage) -> Told:
     lines = read_record(place.record)[0]
     names = metric_names(about.classes) if about else []
     values = {k: v for line in lines for k, v in values_of(line, names).items()} if about else {}
-    times = [line["time"] for line in lines]
     result = Result.read(place.result) if place.result.exists() else None
-    return Told(stage, place, about, result, values, min(times, default=None), max(times, default=None))
+    return Told(stage, place, about, result, values)
 
 
 def write_up(
-    recipe: Recipe, folder: RunFolder, stages: Sequence[Stage], origin: Mapping[str, str], error: str = ""
+    recipe: Recipe,
+    folder: RunFolder,
+    stages: Sequence[Stage],
+    origin: Mapping[str, str],
+    runs: Mapping[str, str],
+    error: str = "",
 ) -> str:
     """The note on some stages of a chain, or on all, in Markdown.
 
@@ -56,18 +60,22 @@ def write_up(
         folder: of the chain.
         stages: what the run in MLflow shows.
         origin: where the run comes from, as `provenance` gives it.
+        runs: stage -> id of its run, of which pictures are shown.
         error: what ended it, if it failed.
     """
     told = [read_stage(folder.stage(stage.name), stage) for stage in stages]
+    origin = {**origin, **{key: value for t in told if t.about for key, value in t.about.tags.items()}}
     parts = [
         f"**Failed:** {error}" if error else "",
+        headline(told),
         what(recipe, stages),
-        result_table(told),
+        scores(told),
         tests(told),
         classes_of(told),
         published(recipe),
         cost(recipe, told, origin),
         shipping(recipe, told, origin),
+        pictures(told, runs),
         data(told),
         again(recipe, folder, origin),
         checkpoints(told),
@@ -90,21 +98,26 @@ def what(recipe: Recipe, stages: Sequence[Stage]) -> str:
     return text + (f" Stage {at + 1} of {len(names)}, from the weights of {names[at - 1]}." if at else "")
 
 
-def result_table(told: Sequence[Told]) -> str:
-    """The scores of the stages that have ended."""
-    done = [t for t in told if t.result]
-    if not done:
-        return "**Result:** none yet."
-    head = ["stage", "rows trained on", "steps", "mIoU before", "mIoU after", "best (step)", "val rows"]
-    rows = [result_row(t.result) for t in done if t.result]
-    scored = [t.result for t in done if t.result and t.result.miou is not None]
+def headline(told: Sequence[Told]) -> str:
+    """The result in a line, with its protocol: the page shows little more until one asks for it."""
+    scored = [(t.stage, t.result) for t in told if t.result and t.result.miou is not None]
     if not scored:
-        return "\n\n".join(["**Result:** no score, no stage was validated.", table(head, rows)])
-    last = scored[-1]
-    where = f"all {last.val_rows} rows of {next(t.stage.val for t in done if t.result is last)}"
-    line = f"**Result: {percent(last.miou)} % mIoU** after {last.stage}, on {where}."
-    how = f"mIoU in percent, {last.protocol}, from one confusion matrix over the split."
-    return "\n\n".join([line, table(head, rows), how])
+        return "**Result:** no score." if all(t.result for t in told) else "**Result:** none yet."
+    stage, last = scored[-1]
+    where = f"all {last.val_rows} rows of {stage.val}"
+    return f"**Result: {percent(last.miou)} % mIoU** after {last.stage}, on {where} ({last.protocol})."
+
+
+def scores(told: Sequence[Told]) -> str:
+    """The scores of the stages that have ended."""
+    if not (rows := [result_row(t.result) for t in told if t.result]):
+        return ""
+    head = ["stage", "rows trained on", "steps", "mIoU before", "mIoU after", "best (step)", "val rows"]
+    how = next(t.result.protocol for t in told if t.result)
+    line = (
+        f"**Stages**, mIoU in percent, {how}, from one confusion matrix over the rows; – where there are no such rows:"
+    )
+    return f"{line}\n\n{table(head, rows)}"
 
 
 def result_row(done: Result) -> list[str]:
@@ -185,7 +198,20 @@ def shipping(recipe: Recipe, told: Sequence[Told], origin: Mapping[str, str]) ->
     found = [*doubts(recipe, [(t.stage, t.about, t.result) for t in told if t.result], origin)]
     if not found:
         return "**May I ship it?** Nothing that was looked at speaks against it."
-    return "\n".join(["**May I ship it?** Know that", "", *(f"- {doubt}" for doubt in found)])
+    return "\n".join(["**May I ship it?** Know before you do:", "", *(f"- {doubt}" for doubt in found)])
+
+
+def pictures(told: Sequence[Told], runs: Mapping[str, str]) -> str:
+    """Curves of the last stage that was scored, IoU of its classes, and what it sees, from the artifacts of its run."""
+    scored = [t for t in told if t.result and t.result.miou is not None and t.stage.name in runs]
+    if not scored:
+        return ""
+    last = scored[-1]
+    line = [line for line in read_record(last.place.record)[0] if line["kind"] == "val"][-1]
+    overlays = [f"overlays/{'/'.join(Path(overlay).parts[-2:])}" for overlay in line["overlays"]]
+    shown = [*overlays[:1], CURVES, f"iou/step-{line['step']:08d}.png"]
+    links = [f"![{p}](get-artifact?path={quote(p, safe='')}&run_uuid={runs[last.stage.name]})" for p in shown]
+    return "\n\n".join([f"**Pictures** of {last.stage.name}: image, truth, prediction; curves; classes.", *links])
 
 
 def data(told: Sequence[Told]) -> str:
@@ -221,8 +247,9 @@ def checkpoints(told: Sequence[Told]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+    """A table in Markdown; MLflow's page draws columns side by side, so each cell ends with a wide space."""
+    lines = [[f"{cell}\u2003" for cell in cells] for cells in (head, *rows)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (lines[0], ["---"] * len(head), *lines[1:]))
 
 
 def plain(text: str) -> str:

@@ -16,7 +16,7 @@ from pipelines.runs.mlflow_client import connect, look_at, set_tags
 from pipelines.runs.mlflow_faults import check_address, explain
 from pipelines.runs.mlflow_runs import find_experiment, find_run
 
-KEPT = ("end", "about")  # of the notes, whatever becomes of the run in MLflow
+KEPT = ("began", "end", "about")  # of the notes, whatever becomes of the run in MLflow
 
 
 class Tracked(ABC):
@@ -24,7 +24,7 @@ class Tracked(ABC):
 
     Attributes:
         top: the key under which the notes have the id of that run.
-        state: what is kept in the folder: `uri`, `key`, the ids of runs, and how it ended (`end`).
+        state: what is kept in the folder: `uri`, `key`, the ids of runs, when it `began` (ms) and how it ended (`end`).
         ready: whether the run was found or created since the server last failed.
     """
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 from pipelines.base.errors import Stopped, users_message
 from pipelines.base.polling import Polling
 from pipelines.recipes.recipe import Recipe, Stage, flatten, to_page, to_yaml
+from pipelines.runs.curves import curves_figure
 from pipelines.runs.folder import RunFolder, StageFolder
 from pipelines.runs.mlflow_client import (
     KEY,
@@ -33,13 +35,13 @@ from pipelines.runs.mlflow_client import (
     set_tags,
 )
 from pipelines.runs.mlflow_inputs import shards_of
-from pipelines.runs.mlflow_lines import send_chain_lines, send_lines
+from pipelines.runs.mlflow_lines import CURVES, send_chain_lines, send_figure, send_lines
 from pipelines.runs.mlflow_note import send_note
 from pipelines.runs.mlflow_runs import create_run, find_run
 from pipelines.runs.note import write_up
 from pipelines.runs.provenance import note_origin, origin
 from pipelines.runs.record import read_record
-from pipelines.runs.results import About, Result, f1_of, final_weights, mean_of
+from pipelines.runs.results import About, Result, f1_of, final_weights, finished, mean_of
 from pipelines.runs.sender import GOES_ON, Sender
 from pipelines.runs.subject import subject
 from pipelines.runs.tracked import Tracked
@@ -126,14 +128,23 @@ class Tracker(Tracked):
     def create_top(self) -> None:
         """The chain's run, with the recipe."""
         tags = subject(self.recipe) | {KEY: self.state["key"]} | self.tags
-        parent = self.create(str(self.recipe.name), tags, flatten(to_page(self.recipe)))
+        began = self.state.get("began") or self.began(self.recipe.stages[0].name)
+        parent = self.create(str(self.recipe.name), tags, flatten(to_page(self.recipe)), began)
         self.client.log_text(parent, to_yaml(self.recipe), self.folder.recipe.name)
         self.state["parent"] = parent
         self.describe(parent, self.recipe.stages)
 
-    def create(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
+    def create(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any], began: int | None = None) -> str:
         """Id of a new run in the chain's experiment, see `create_run`."""
-        return create_run(self.client, str(self.experiment), name, self.ordered(tags), params)
+        return create_run(self.client, str(self.experiment), name, self.ordered(tags), params, began)
+
+    def began(self, stage: str) -> int | None:
+        """When a stage began, in ms; None where it has not."""
+        return min((line["time"] for line in self.lines(stage)), default=None)
+
+    def lines(self, stage: str) -> list[dict[str, Any]]:
+        """The record of a stage."""
+        return read_record(self.folder.stage(stage).record)[0]
 
     def ordered(self, tags: Mapping[str, str]) -> dict[str, str]:
         """A new run's tags, where it comes from behind what it is about: its page shows them in their order."""
@@ -142,7 +153,8 @@ class Tracker(Tracked):
 
     def describe(self, run: str, stages: Sequence[Stage], error: str = "") -> None:
         """The note on these stages, which the page shows above a run's numbers."""
-        send_note(self.client, run, write_up(self.recipe, self.folder, stages, self.origin, error))
+        runs = self.state["stages"]
+        send_note(self.client, run, write_up(self.recipe, self.folder, stages, self.origin, runs, error))
 
     def run_of(self, place: StageFolder) -> str:
         """Id of a stage's run, a child of the chain's (or that one itself, of a study's trial of one stage).
@@ -157,7 +169,7 @@ class Tracker(Tracked):
                 send_params(self.client, run, about.params)
             else:
                 tags = {**subject(self.recipe, stage), **about.tags, PARENT: self.run_id}
-                run = self.create(f"{self.recipe.name}/{name}", tags, about.params)
+                run = self.create(f"{self.recipe.name}/{name}", tags, about.params, self.began(name))
                 send_inputs(self.client, self.run_id, shards_of(about, stage))
             set_tags(self.client, self.run_id, about.tags)
             send_inputs(self.client, run, shards_of(about, stage))
@@ -206,9 +218,18 @@ class Tracker(Tracked):
         done = Result.read(place.result)
         self.client.log_artifact(run, str(final_weights(place)), "checkpoint")
         send_metrics(self.client, self.run_id, points_of(done, self.flat))
+        self.draw(run, [self.stage(place.path.name)])
         self.describe(run, [self.stage(place.path.name)])
-        self.describe(self.run_id, self.recipe.stages)
+        if not self.flat:
+            self.draw(self.run_id, self.recipe.stages)
+            self.describe(self.run_id, self.recipe.stages)
         self.client.set_terminated(run, "FINISHED", end_time=done.time)
+
+    def draw(self, run: str, stages: Sequence[Stage]) -> None:
+        """Loss and mIoU of these stages, as far as they are, over one axis of steps."""
+        first = self.steps_before(stages[0].name)
+        shown = {s.name: (self.steps_before(s.name) - first, self.lines(s.name)) for s in stages if self.lines(s.name)}
+        send_figure(self.client, run, CURVES, lambda: curves_figure(shown))
 
     def undelivered(self) -> list[str]:
         """Stages of which MLflow lacks something."""
@@ -246,11 +267,11 @@ class Tracker(Tracked):
 
     def settle(self, end: Mapping[str, Any]) -> None:
         """Note how the chain ended, and tell MLflow if it answers; say what is still to be sent."""
-        self.state["end"] = dict(end)
+        self.state["end"] = {"time": int(time.time() * 1000), **end}
         if self.ours:
             self.save()
         self.attempt(self.deliver_rest)
-        told = self.attempt(lambda: self.send_end(end))
+        told = self.attempt(lambda: self.send_end(self.state["end"]))
         if lacks := ", ".join([*self.undelivered(), *([] if told else ["how it ended"])]):
             print(
                 f"warning: MLflow at {self.uri} lacks parts of the run ({lacks}); nothing is lost: when it answers "
@@ -281,14 +302,17 @@ class Tracker(Tracked):
 
     def end_of_stages(self) -> Mapping[str, Any]:
         """How a chain ended that does not run: as it noted, or by being killed, unless all its stages are done."""
-        done = all(self.folder.stage(stage.name).result.exists() for stage in self.recipe.stages)
-        return {"status": "FINISHED"} if done else self.state.get("end", {"status": "KILLED"})
+        times = [line["time"] for stage in self.recipe.stages for line in self.lines(stage.name)]
+        noted = self.state.get("end", {"status": "KILLED", "time": max(times, default=None)})
+        if results := finished(self.recipe, self.folder.path):
+            return noted if noted["status"] == "FINISHED" else {"status": "FINISHED", "time": results[-1].time}
+        return noted
 
     def send_end(self, end: Mapping[str, Any]) -> None:
         """The status of the chain's run and of the stages that did not end; of a failed one with its error.
 
         Args:
-            end: `status`, and of a failed one `error` and the whole `text`.
+            end: `status`, `time` in ms, and of a failed one `error` and the whole `text`.
 
         Raises:
             Exception: what MLflow or the network raise.
@@ -300,15 +324,16 @@ class Tracker(Tracked):
             if name not in self.state["ended"] and end["status"] != "FINISHED":
                 self.describe(run, [self.stage(name)], error or "")
                 set_tags(self.client, run, {"error": error})
-                self.client.set_terminated(run, end["status"])
+                self.client.set_terminated(run, end["status"], end_time=end.get("time"))
         self.describe(parent, self.recipe.stages, error or "")
         set_tags(self.client, parent, {"error": error})
-        self.client.set_terminated(parent, end["status"])
+        self.client.set_terminated(parent, end["status"], end_time=end.get("time"))
 
     def resume(self) -> None:
         """Find or create the runs and mark them as running; a server that does not answer is asked again later."""
         self.live = True
         self.state.pop("end", None)
+        self.state.setdefault("began", int(time.time() * 1000))
         note_origin(self.folder.origin)
         try:
             self.connect()

@@ -78,22 +78,21 @@ class StudyRun(Tracked):
         """The study's run."""
         about = self.state["about"]
         tags = {**about["tags"], KEY: self.state["key"], **origin(self.study.origin)}
-        self.state["run"] = create_run(self.client, str(self.experiment), about["name"], tags, about["params"])
+        self.state["run"] = create_run(
+            self.client, str(self.experiment), about["name"], tags, about["params"], self.state.get("began")
+        )
         self.describe()
 
     def describe(self) -> None:
         """Its note: the question, the table once there is one, how to run it again."""
         shown = self.study.table("md")
-        error = self.state.get("end", {}).get("error")
-        words = shlex.join(
-            ["python", "-m", "pipelines.ablate", str(self.study.page), "--name", f"{self.study.path.name}-again"]
-        )
+        error, name, page = self.state.get("end", {}).get("error"), self.study.path.name, self.study.page
+        words = shlex.join(["python", "-m", "pipelines.ablate", str(page), "--name", f"{name}-again"])
+        title = self.state["about"].get("title", name)
         parts = [
             f"**Failed:** {error}" if error else "",
-            shown.read_text().strip()
-            if shown.exists()
-            else f"# {self.state['about'].get('title', '')}\n\nNo table yet.",
-            f"**Reproduce**; the page is the artifact `{self.study.page.name}`:\n\n```\n{words}\n```",
+            shown.read_text().strip() if shown.exists() else f"# {title}\n\nIts trials are below; no table yet.",
+            f"**Reproduce**; the page is the artifact `{page.name}`:\n\n```\n{words}\n```",
         ]
         send_note(self.client, self.run_id, "\n\n".join(filter(None, parts)))
 
@@ -113,6 +112,7 @@ class StudyRun(Tracked):
     def sending(self) -> Polling:
         """While its body runs, what grows is sent."""
         self.state.pop("end", None)
+        self.state.setdefault("began", int(time.time() * 1000))
         self.try_to(self.connect, "  the study goes on; the records keep everything and are sent when MLflow is back")
         return Polling(self.deliver, lambda: POLL_S if self.ready else RETRY_S, "mlflow-study", last=True)
 
@@ -176,7 +176,9 @@ class StudyRun(Tracked):
         """How a trial ended: status, tag, mIoU in percent."""
         error = tracker.folder.error
         text = error.read_text() if end.status == "failed" and error.exists() else end.why
-        how = {"status": STATUSES[end.status]} | ({"error": end.why, "text": text} if end.why else {})
+        how = {"status": STATUSES[end.status], "time": end.time or None} | (
+            {"error": end.why, "text": text} if end.why else {}
+        )
         tracker.connect()
         run = tracker.state["parent"]
         if end.miou is not None:
