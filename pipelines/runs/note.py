@@ -52,6 +52,7 @@ def write_up(
     stages: Sequence[Stage],
     origin: Mapping[str, str],
     runs: Mapping[str, str],
+    run: str,
     error: str = "",
 ) -> str:
     """The note on some stages of a chain, or on all, in Markdown.
@@ -60,7 +61,8 @@ def write_up(
         folder: of the chain.
         stages: what the run in MLflow shows.
         origin: where the run comes from, as `provenance` gives it.
-        runs: stage -> id of its run, of which pictures are shown.
+        runs: stage -> id of its run, whose pictures are shown.
+        run: id of the run that has the note.
         error: what ended it, if it failed.
     """
     told = [read_stage(folder.stage(stage.name), stage) for stage in stages]
@@ -75,10 +77,10 @@ def write_up(
         published(recipe),
         cost(recipe, told, origin),
         shipping(recipe, told, origin),
-        pictures(told, runs),
         data(told),
         again(recipe, folder, origin),
         checkpoints(told),
+        pictures(told, runs, run),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -201,17 +203,22 @@ def shipping(recipe: Recipe, told: Sequence[Told], origin: Mapping[str, str]) ->
     return "\n".join(["**May I ship it?** Know before you do:", "", *(f"- {doubt}" for doubt in found)])
 
 
-def pictures(told: Sequence[Told], runs: Mapping[str, str]) -> str:
-    """Curves of the last stage that was scored, IoU of its classes, and what it sees, from the artifacts of its run."""
+def pictures(told: Sequence[Told], runs: Mapping[str, str], run: str) -> str:
+    """The curves of the run, and what the last stage that was scored sees, from their artifacts.
+
+    Args:
+        runs: stage -> id of its run, which has the validation's pictures.
+        run: id of the run that has the curves.
+    """
     scored = [t for t in told if t.result and t.result.miou is not None and t.stage.name in runs]
     if not scored:
         return ""
     last = scored[-1]
     line = [line for line in read_record(last.place.record)[0] if line["kind"] == "val"][-1]
-    overlays = [f"overlays/{'/'.join(Path(overlay).parts[-2:])}" for overlay in line["overlays"]]
-    shown = [*overlays[:1], CURVES, f"iou/step-{line['step']:08d}.png"]
-    links = [f"![{p}](get-artifact?path={quote(p, safe='')}&run_uuid={runs[last.stage.name]})" for p in shown]
-    return "\n\n".join([f"**Pictures** of {last.stage.name}: image, truth, prediction; curves; classes.", *links])
+    overlays = [f"overlays/{'/'.join(Path(overlay).parts[-2:])}" for overlay in line["overlays"][:1]]
+    shown = [(CURVES, run), *((overlay, runs[last.stage.name]) for overlay in overlays)]
+    links = [f"![{path}](get-artifact?path={quote(path, safe='')}&run_uuid={owner})" for path, owner in shown]
+    return "\n\n".join([f"**Pictures:** curves; image, truth and prediction of a row after {last.stage.name}.", *links])
 
 
 def data(told: Sequence[Told]) -> str:
@@ -248,7 +255,7 @@ def checkpoints(told: Sequence[Told]) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; MLflow's page draws columns side by side, so each cell ends with a wide space."""
-    lines = [[f"{cell}\u2003" for cell in cells] for cells in (head, *rows)]
+    lines = [[f"{cell}&emsp;" for cell in cells] for cells in (head, *rows)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (lines[0], ["---"] * len(head), *lines[1:]))
 
 

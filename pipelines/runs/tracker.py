@@ -154,7 +154,7 @@ class Tracker(Tracked):
     def describe(self, run: str, stages: Sequence[Stage], error: str = "") -> None:
         """The note on these stages, which the page shows above a run's numbers."""
         runs = self.state["stages"]
-        send_note(self.client, run, write_up(self.recipe, self.folder, stages, self.origin, runs, error))
+        send_note(self.client, run, write_up(self.recipe, self.folder, stages, self.origin, runs, run, error))
 
     def run_of(self, place: StageFolder) -> str:
         """Id of a stage's run, a child of the chain's (or that one itself, of a study's trial of one stage).
@@ -303,10 +303,11 @@ class Tracker(Tracked):
     def end_of_stages(self) -> Mapping[str, Any]:
         """How a chain ended that does not run: as it noted, or by being killed, unless all its stages are done."""
         times = [line["time"] for stage in self.recipe.stages for line in self.lines(stage.name)]
-        noted = self.state.get("end", {"status": "KILLED", "time": max(times, default=None)})
-        if results := finished(self.recipe, self.folder.path):
-            return noted if noted["status"] == "FINISHED" else {"status": "FINISHED", "time": results[-1].time}
-        return noted
+        results, noted = finished(self.recipe, self.folder.path), self.state.get("end", {})
+        if results and noted.get("status") != "FINISHED":
+            noted = {"status": "FINISHED"}
+        last = results[-1].time if results else max(times, default=None)
+        return {"status": "KILLED", "time": last, **noted}  # up to 0.4.0 no time is noted
 
     def send_end(self, end: Mapping[str, Any]) -> None:
         """The status of the chain's run and of the stages that did not end; of a failed one with its error.

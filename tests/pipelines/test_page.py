@@ -66,7 +66,7 @@ def chain(recipe_file, tmp_path):
 
 def written(chain, stages=None, origin=(), runs=(), error=""):
     recipe, folder = chain
-    return note.write_up(recipe, folder, stages or recipe.stages, dict(origin), dict(runs), error)
+    return note.write_up(recipe, folder, stages or recipe.stages, dict(origin), dict(runs), "top", error)
 
 
 def test_tags_say_what_a_run_is_about(recipe_file):
@@ -85,7 +85,7 @@ def test_tags_say_what_a_run_is_about(recipe_file):
 def test_a_note_begins_with_the_result_and_its_protocol(chain):
     text = written(chain)
     assert text.startswith("**Result: 43.21 % mIoU** after first, on all 11 rows of voc12/val (whole, no flip).")
-    lines = [re.sub(r"[\s\u2003]+", " ", line) for line in text.splitlines()]
+    lines = [re.sub(r"(\s|&emsp;)+", " ", line) for line in text.splitlines()]
     assert "| first | 26 | 4 | 10.00 | 43.21 | 50.00 (2) | 11 |" in lines
     assert "| second | 26 | 4 | – | – | – | – |" in lines
     assert "**Classes** (IoU in percent, after first): sky\\|blue 6.42, road 80.00." in text
@@ -111,7 +111,7 @@ def test_a_note_has_the_scores_of_each_protocol_with_its_interval(chain, monkeyp
     tested = {"test/single/mIoU": 43.2, "test/ms_flip/mIoU": 45.678, "test/ms_flip/mIoU_low": 40.1,
               "test/ms_flip/mIoU_high": 51.2, "cost/GMACs@512x512": 12.34}  # fmt: skip
     monkeypatch.setattr(note, "values_of", lambda line, names: tested)
-    lines = [re.sub(r"[\s\u2003]+", " ", line) for line in written(chain).splitlines()]
+    lines = [re.sub(r"(\s|&emsp;)+", " ", line) for line in written(chain).splitlines()]
     assert "| first | ms_flip | 45.68 | 40.10 to 51.20 |" in lines
     assert "| first | single | 43.20 | not computed |" in lines
     assert "12.34 GMACs at 512x512" in " ".join(lines)
@@ -152,8 +152,8 @@ def test_the_command_of_a_note_trains_the_same(chain, tmp_path):
 
 def test_pictures_of_a_note_are_artifacts_of_the_scored_stage(chain):
     text = written(chain, runs={"first": "abc", "second": "def"})
-    shown = re.findall(r"!\[.*\]\(get-artifact\?path=(.*)&run_uuid=abc\)", text)
-    assert shown == ["overlays%2Fa%20b%2Fstep-00000004.png", "curves.png", "iou%2Fstep-00000004.png"]
+    shown = re.findall(r"!\[.*\]\(get-artifact\?path=(.*)&run_uuid=(.*)\)", text)
+    assert shown == [("curves.png", "top"), ("overlays%2Fa%20b%2Fstep-00000004.png", "abc")]
     assert "get-artifact" not in written(chain)
 
 
