@@ -22,8 +22,6 @@ from pipelines.runs.record import read_record
 from pipelines.runs.results import About, Result, final_weights, percent
 from pipelines.runs.subject import subject
 
-MOST_ROWS = 8  # of a published table
-
 
 @dataclass(frozen=True)
 class Told:
@@ -169,7 +167,7 @@ def published(recipe: Recipe) -> str:
         return f"**Published:** {error}"
     columns = [column for column in source.columns if column != "per_class"]
     own = [row for row in source.rows if NAMES[source.id.partition("/")[0]] in str(row.get("method", ""))]
-    rows = [[plain(cell(row[column])) for column in columns] for row in (own or source.rows)[:MOST_ROWS]]
+    rows = [[plain(cell(row[column])) for column in columns] for row in own or source.rows]
     line = f"**Published, for comparison:** {source.name}, {plain(conditions(source))}."
     return f"{line} As printed; nothing of it was measured here.\n\n{table(columns, rows)}"
 

@@ -170,9 +170,9 @@ class Tracker(Tracked):
             else:
                 tags = {**subject(self.recipe, stage), **about.tags, PARENT: self.run_id}
                 run = self.create(f"{self.recipe.name}/{name}", tags, about.params, self.began(name))
-                send_inputs(self.client, self.run_id, shards_of(about, stage))
             set_tags(self.client, self.run_id, about.tags)
-            send_inputs(self.client, run, shards_of(about, stage))
+            for reader in {run, self.run_id, self.tags.get(PARENT, run)}:  # the stage, its chain, its study
+                send_inputs(self.client, reader, shards_of(about, stage))
             self.describe(run, [stage])
             self.state["stages"][name] = run
             self.save()
