@@ -94,6 +94,10 @@ def test_a_note_begins_with_the_result_and_its_protocol(chain):
     only = written(chain, chain[0].stages[1:])
     assert only.startswith("**Result:** no score.")
     assert "Stage 2 of 2, from the weights of first." in only
+    recipe, folder = chain
+    result("second", miou=0.6).write(folder.stage("second").result)  # the last one that was scored is the result
+    twice = replace(recipe, stages=(recipe.stages[0], replace(recipe.stages[1], val="ade20k/val")))
+    assert written((twice, folder)).startswith("**Result: 60.00 % mIoU** after second, on all 11 rows of ade20k/val")
 
 
 def test_published_numbers_are_in_a_table_of_their_own(chain):
