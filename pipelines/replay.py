@@ -59,7 +59,8 @@ def send_run(folder: Path, tracking: str | None) -> str:
     from pipelines.recipes.reading import load_recipe
     from pipelines.runs.folder import RunFolder
     from pipelines.runs.mlflow_client import answering
-    from pipelines.runs.tracker import Tracker, last_address
+    from pipelines.runs.tracked import last_address
+    from pipelines.runs.tracker import Tracker
 
     files = RunFolder(folder)
     tracker = Tracker(load_recipe(files.recipe), folder.parents[1], folder, tracking or last_address(files.tracking))

@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipelines.training.stage import Feed
 
 
-def fit(jobs: Sequence[Job], folder: Path, feed: Feed | None = None) -> None:
+def fit(jobs: Sequence[Job], folder: Path, feed: Feed | None = None, tell: Callable[[str], None] | None = None) -> None:
     """Run the loop on Ray Train's workers, all stages on the same ones, so that their start is paid once.
 
     A worker that dies is replaced, and the stage continues from its last checkpoint. Each such end is told on the
@@ -32,6 +32,7 @@ def fit(jobs: Sequence[Job], folder: Path, feed: Feed | None = None) -> None:
     Args:
         folder: of the run.
         feed: gives the batches instead of Ray Data or a DataLoader, see `training.stage.train`.
+        tell: takes these lines; None for the screen.
 
     Raises:
         InputError: a worker found its input at fault.
@@ -41,7 +42,7 @@ def fit(jobs: Sequence[Job], folder: Path, feed: Feed | None = None) -> None:
     run = RunFolder(folder)
     run.fault.unlink(missing_ok=True)
     note_workers(jobs)
-    attempts = Attempts(jobs, run, feed)
+    attempts = Attempts(jobs, run, feed, tell or say)
     with stoppable(folder, attempts.idle):
         try:
             ended = attempts.until_done()
@@ -65,16 +66,17 @@ class Attempts:
         jobs: the stages.
         run: the run's files.
         feed: as `fit` is given it.
+        tell: takes a line on a failure or a wait.
     """
 
-    def __init__(self, jobs: Sequence[Job], run: RunFolder, feed: Feed | None) -> None:
+    def __init__(self, jobs: Sequence[Job], run: RunFolder, feed: Feed | None, tell: Callable[[str], None]) -> None:
         from pipelines.cluster.failures import Notes, steps_in
         from pipelines.cluster.waiting import Waiting
 
         records = [job.place.record for job in jobs]
-        self.jobs, self.run, self.feed, self.began = jobs, run, feed, time.time()
+        self.jobs, self.run, self.feed, self.tell, self.began = jobs, run, feed, tell, time.time()
         self.most = jobs[0].recipe.workers.max_failures
-        self.waiting = Waiting(jobs[0].sizes, jobs[0].recipe.workers, say, lambda: steps_in(records))
+        self.waiting = Waiting(jobs[0].sizes, jobs[0].recipe.workers, tell, lambda: steps_in(records))
         self.notes = Notes(run.ray / f"failures-{time.time_ns()}.jsonl")
         self.avoided: dict[str, str] = {}
         self.kills: dict[str, tuple[int, int]] = {}
@@ -126,7 +128,7 @@ class Attempts:
         for failure in self.notes.new():
             again = "" if failure.final and not failure.node else f"; {self.again(failure)}"
             if failure.kind != "fault":
-                say(f"{failure.text}{again}")
+                self.tell(f"{failure.text}{again}")
         if self.jobs[0].sizes.count:
             self.waiting.look()
 

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from datasets.manifest import Manifest
 from pipelines.cluster.sizes import Sizes, threads
 from pipelines.driver.costs import cost_metrics
 from pipelines.driver.planned import PlannedStage
@@ -96,10 +98,18 @@ def about_stage(recipe: Recipe, plan: PlannedStage, digest: str | None) -> About
         params |= {"shards.val": plan.val_uri, "shards.val.hash": val.hash, "shards.val.rows": val.rows}
         params |= {"shards.val.official_rows": val.official_rows, "protocol": how(recipe)}
     params |= {"classes": len(train.classes), "steps": plan.steps, "backbone.weights.sha256": digest}
-    note = f"mIoU in percent: {how(recipe)}, every row of {plan.stage.val}."
-    tags = {"mlflow.note.content": note} if val else {}
+    shards = {part: shard_facts(split) for part, split in (("train", train), ("val", val)) if split}
     costs = cost_metrics(recipe, len(train.classes), cost)
-    return About(params, tags | nodes_tag(), list(train.classes), how(recipe), plan.steps, costs=costs)
+    return About(params, nodes_tag(), list(train.classes), how(recipe), plan.steps, shards, costs)
+
+
+def shard_facts(split: Manifest) -> dict[str, Any]:
+    """What people ask of a split before they trust a number that comes of it."""
+    return {
+        "benchmark": split.benchmark, "split": split.split, "rows": split.rows, "official_rows": split.official_rows,
+        "partial": split.partial, "duplicates": split.duplicates, "skipped": len(split.skipped),
+        "classes_without_a_pixel": split.unseen, "digest": split.hash,
+    }  # fmt: skip
 
 
 def nodes_tag() -> dict[str, str]:
@@ -110,7 +120,7 @@ def nodes_tag() -> dict[str, str]:
         return {}
     kinds = Counter(kind_of(node["Resources"]) for node in ray.nodes() if node["Alive"])
     several = kinds.total() > 1
-    return {"hardware.nodes": ", ".join(f"{number} x ({kind})" for kind, number in kinds.items())} if several else {}
+    return {"hardware": ", ".join(f"{number} x ({kind})" for kind, number in kinds.items())} if several else {}
 
 
 def kind_of(resources: Mapping[str, float]) -> str:

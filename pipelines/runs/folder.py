@@ -133,6 +133,11 @@ class RunFolder:
         return self.path / "mlflow.json"
 
     @property
+    def origin(self) -> Path:
+        """Who began it, by which command, with which code, versions and machine."""
+        return self.path / "origin.json"
+
+    @property
     def timeline(self) -> Path:
         """Where the seconds before and between the stages went."""
         return self.path / "timeline.json"
@@ -187,6 +192,11 @@ class StudyFolder:
     def tracking(self) -> Path:
         """Its run in MLflow."""
         return self.path / "mlflow.json"
+
+    @property
+    def origin(self) -> Path:
+        """Who began it, by which command, with which code, versions and machine."""
+        return self.path / "origin.json"
 
     @property
     def plots(self) -> Path:

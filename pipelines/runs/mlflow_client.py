@@ -1,4 +1,4 @@
-"""MLflow, and the only importer of it: a client, experiments, runs, parameters, metrics."""
+"""MLflow, and the only importer of it: a client, and what a run is sent."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import socket
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pipelines.base.errors import InputError, SetupError
-from pipelines.runs.local_store import artifact_location, bring_along, sqlite_uri, without_stray_folder
+from pipelines.base.files import to_json
+from pipelines.runs.local_store import bring_along, sqlite_uri, without_stray_folder
 from pipelines.runs.mlflow_faults import PORTS, check_address, explain, first_line
-from pipelines.runs.provenance import provenance
 from pipelines.runs.record import append
 
 SYSTEM_S = 5.0
@@ -38,6 +38,21 @@ class Point(NamedTuple):
     value: float
     time: int
     step: int
+
+
+class Shards(NamedTuple):
+    """A split that a run read, as MLflow shows datasets.
+
+    `use` is what for, `kind` the kind of `uri`, `columns` name and type of each; `profile` are facts for people.
+    """
+
+    use: str
+    name: str
+    digest: str
+    kind: str
+    uri: str
+    columns: Sequence[Mapping[str, str]]
+    profile: Mapping[str, Any]
 
 
 def default_uri(output: Path) -> str:
@@ -110,62 +125,6 @@ def open_client(uri: str) -> Iterator[Any]:
         yield connect(uri)
 
 
-def find_experiment(client: Any, name: str, uri: str, say: Callable[[str], None] = lambda text: None) -> str:
-    """Id of an experiment, created when missing and restored when deleted; of a local store with artifacts next to it.
-
-    Args:
-        say: is told of a restored one.
-    """
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        return client.create_experiment(name, artifact_location=artifact_location(uri, name))
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-        say(f"the experiment {name!r} was deleted there; it is restored, with the runs that went with it")
-    return found.experiment_id
-
-
-def find_run(client: Any, run: str, say: Callable[[str], None] = lambda text: None) -> Any:
-    """A run by its id, restored when deleted; None where the store does not have it, or no longer.
-
-    Args:
-        say: is told of a restored one.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = client.get_run(run)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-    if found.info.lifecycle_stage == "deleted":
-        experiment = client.get_experiment(found.info.experiment_id)
-        if experiment.lifecycle_stage == "deleted":
-            find_experiment(client, experiment.name, "", say)
-        else:
-            say(f"the run {found.info.run_name!r} was deleted there; it is restored, since it goes on")
-        client.restore_run(run)
-    return found
-
-
-def create_run(client: Any, experiment: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
-    """A new run with its parameters, or the one that a server which died meanwhile had begun. Returns its id."""
-    run = begun(client, experiment, name, tags)
-    run = run or client.create_run(experiment, run_name=name, tags={**provenance(), **tags}).info.run_id
-    send_params(client, run, params)
-    return run
-
-
-def begun(client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> str | None:
-    """Id of the unfinished run of that name and key or parent: created, but its id never reached this machine."""
-    tag = next((tag for tag in (KEY, PARENT) if tag in tags), None)
-    if tag is None:
-        return None
-    found = client.search_runs([experiment], f"tags.`{tag}` = '{tags[tag]}' and attributes.status = 'RUNNING'")
-    return next((run.info.run_id for run in found if run.info.run_name == name), None)
-
-
 def send_params(client: Any, run: str, params: Mapping[str, Any]) -> None:
     """Parameters of a run; those that MLflow would cut are kept whole in params.json."""
     from mlflow.entities import Param
@@ -191,6 +150,24 @@ def send_costs(client: Any, run: str, costs: Mapping[str, float]) -> None:
     """Metrics that are known before the first step, at the run's start: sent again they are the same points."""
     began = client.get_run(run).info.start_time
     send_metrics(client, run, [Point(key, value, began, 0) for key, value in costs.items()])
+
+
+def send_inputs(client: Any, run: str, shards: Iterable[Shards]) -> None:
+    """The shards that a run read, as MLflow's datasets; those that it has already stay as they are."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = [
+        DatasetInput(
+            Dataset(
+                name=s.name, digest=s.digest, source_type=s.kind, source=to_json({"uri": s.uri, "url": s.uri}),
+                schema=to_json({"mlflow_colspec": s.columns}), profile=to_json(s.profile),
+            ),
+            [InputTag("mlflow.data.context", s.use)],
+        )
+        for s in shards
+    ]  # fmt: skip
+    if inputs:
+        client.log_inputs(run, datasets=inputs)
 
 
 def set_tags(client: Any, run: str, tags: Mapping[str, str | None]) -> None:

@@ -28,6 +28,9 @@ METRICS = {
 }  # fmt: skip
 KINDS = ("confusion", "iou", "iou_table")
 
+CURVES = "curves.png"
+CHAIN = {"train/loss": "chain/train_loss", "train/lr": "chain/lr", "val/mIoU": "chain/val_mIoU"}
+
 
 def metric_names(names: Iterable[str]) -> list[str]:
     """Names as MLflow takes them in those of metrics, each its own: it refuses all but letters, digits, few signs.
@@ -70,6 +73,22 @@ def send_lines(client: Any, run: str, place: StageFolder, lines: Sequence[Mappin
                 client.log_artifact(run, str(place.path / picture), str(Path(picture).parent))
         for name, scores in line.get("tests", {}).items():
             send_test(client, run, place, name, scores, about)
+
+
+def send_chain_lines(client: Any, run: str, before: int, lines: Sequence[Mapping[str, Any]]) -> None:
+    """The same lines on the chain's run, where all stages share one axis of steps.
+
+    Args:
+        before: steps of the stages before this one.
+    """
+    rest = [(line, {**line, "iou": []}) if "iou" in line else (line, line) for line in lines]
+    points = [
+        Point(CHAIN[k], v, line["time"], before + line["step"])
+        for line, short in rest
+        for k, v in values_of(short, []).items()
+        if k in CHAIN
+    ]
+    send_metrics(client, run, points)
 
 
 def values_of(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
@@ -175,7 +194,7 @@ def send_figure(client: Any, run: str, name: str, draw: Callable[[], Any]) -> No
         except Exception as error:  # whatever matplotlib can raise
             print(f"warning: {name} cannot be drawn, MLflow does without: {first_line(error)}", file=sys.stderr)
             return
-        client.log_artifact(run, str(path), str(Path(name).parent))
+        client.log_artifact(run, str(path), Path(name).parent.name or None)
 
 
 def table_of(classes: Sequence[str], iou: Sequence[float | None], counts: np.ndarray) -> dict[str, list[Any]]:

@@ -1,9 +1,13 @@
-"""Where a run comes from, as tags of MLflow: who, by which command, with which code, versions and machine."""
+"""Where a run comes from, as tags of MLflow: who, by which command, with which code, versions and machine.
+
+The process that trains notes it in the run's folder, so that a replay, by anyone and anywhere, says the same.
+"""
 
 from __future__ import annotations
 
 import functools
 import getpass
+import json
 import os
 import shlex
 import subprocess
@@ -14,7 +18,8 @@ from pathlib import Path
 
 from pipelines.base import machine
 from pipelines.base.addresses import hide_secret
-from pipelines.base.door import ROOT
+from pipelines.base.door import ROOT, version
+from pipelines.base.files import write_json
 
 PACKAGES = ("ray", "timm", "mlflow")
 
@@ -23,7 +28,18 @@ PACKAGES = ("ray", "timm", "mlflow")
 def provenance() -> dict[str, str]:
     """All tags; the same ones for every run of this process."""
     names = {"mlflow.user": user(), "mlflow.source.name": source(), "mlflow.source.type": "LOCAL"}
-    return names | {"command": command()} | versions() | hardware() | git()
+    return names | {"version": version()} | hardware() | {"command": command()} | versions() | git()
+
+
+def note_origin(path: Path) -> None:
+    """Note where a run comes from; what is noted already stays."""
+    if not path.exists():
+        write_json(path, provenance())
+
+
+def origin(path: Path) -> dict[str, str]:
+    """Where a run comes from, as its folder notes it; nothing up to 0.4.0."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def user() -> str:
@@ -59,6 +75,7 @@ def hardware() -> dict[str, str]:
     """Processor, cores that this process may use, memory and GPUs of this machine."""
     gpus = [f"{number} x {name}" for name, number in Counter(machine.gpus()).items()]
     return {
+        "hardware": ", ".join(gpus) or f"{machine.cores()} cores of {machine.cpu_model()}",
         "hardware.cpu": machine.cpu_model(),
         "hardware.cores": str(machine.cores()),
         "hardware.memory_gib": f"{machine.memory_gib():.0f}",
@@ -67,7 +84,7 @@ def hardware() -> dict[str, str]:
 
 
 def git() -> dict[str, str]:
-    """The commit of the code, and whether files differ from it."""
+    """The commit of the code, its branch and repository, and whether files differ from it."""
 
     def ask(*words: str) -> str:
         return subprocess.run(
@@ -77,6 +94,8 @@ def git() -> dict[str, str]:
     try:
         commit = ask("rev-parse", "HEAD")
         dirty = bool(ask("status", "--porcelain", "--untracked-files=no"))
+        place = {"branch": ask("branch", "--show-current"), "repoURL": hide_secret(ask("remote", "get-url", "origin"))}
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    return {"mlflow.source.git.commit": commit, "git.uncommitted_changes": str(dirty)} if commit else {}
+    found = {f"mlflow.source.git.{key}": value for key, value in {"commit": commit, **place}.items() if value}
+    return found | {"git.uncommitted_changes": str(dirty)} if commit else {}

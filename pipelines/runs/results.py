@@ -38,6 +38,8 @@ class Noted:
 class About(Noted):
     """What is known of a stage before it starts: MLflow's `params` and `tags`, class names, protocol, steps.
 
+    `shards` are facts of the splits that `train` and `val` name, as `shard_facts` gives them; up to 0.4.0 there are
+    none.
     `costs` are metrics of its model, none of stages of versions up to 0.4.0.
     """
 
@@ -46,6 +48,7 @@ class About(Noted):
     classes: Sequence[str]
     protocol: str
     steps: int
+    shards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
 
 

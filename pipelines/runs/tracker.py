@@ -11,54 +11,52 @@ come back for. What was deleted in MLflow is restored, as long as MLflow has it;
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import sys
+import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.base.errors import Stopped, users_message
-from pipelines.base.files import write_json
 from pipelines.base.polling import Polling
-from pipelines.recipes.recipe import Recipe, flatten, to_page, to_yaml
+from pipelines.recipes.recipe import Recipe, Stage, flatten, to_page, to_yaml
+from pipelines.runs.curves import curves_figure
 from pipelines.runs.folder import RunFolder, StageFolder
-from pipelines.runs.local_store import file_of
 from pipelines.runs.mlflow_client import (
     KEY,
-    NOTE,
     PARENT,
     Point,
-    connect,
-    create_run,
     default_uri,
-    find_experiment,
-    find_run,
-    look_at,
     send_costs,
+    send_inputs,
     send_metrics,
     send_params,
     set_tags,
 )
-from pipelines.runs.mlflow_faults import check_address, explain
-from pipelines.runs.mlflow_lines import send_lines
+from pipelines.runs.mlflow_inputs import shards_of
+from pipelines.runs.mlflow_lines import CURVES, send_chain_lines, send_figure, send_lines
+from pipelines.runs.mlflow_note import send_note
+from pipelines.runs.mlflow_runs import create_run, find_run
+from pipelines.runs.note import write_up
+from pipelines.runs.provenance import note_origin, origin
 from pipelines.runs.record import read_record
-from pipelines.runs.results import About, Result, f1_of, final_weights, mean_of
+from pipelines.runs.results import About, Result, f1_of, final_weights, finished, mean_of
 from pipelines.runs.sender import GOES_ON, Sender
+from pipelines.runs.subject import subject
+from pipelines.runs.tracked import Tracked
 
-OURS = ("**Failed:**", "`final/mIoU` in percent:")  # how descriptions begin that this file wrote
 
-
-class Tracker:
-    """The MLflow runs of one chain. Nothing that MLflow does, or fails to do, stops a training.
+class Tracker(Tracked):
+    """The MLflow runs of one chain.
 
     Attributes:
-        state: what is kept in the run's folder: `uri`, `key` and the ids of the runs, how far each record was `sent`,
-            which stages have `ended`, and how the chain did (`end`: status, error, and the error's whole text).
-        ready: whether the runs were found or created since the server last failed.
+        state: also ids of the `stages`' runs, how far each record was `sent`, which stages have `ended`, and how the
+            chain did (`end`: status, error, and the error's whole text).
     """
+
+    top = "parent"
 
     def __init__(
         self,
@@ -67,6 +65,7 @@ class Tracker:
         folder: Path,
         uri: str | None = None,
         tags: Mapping[str, str] | None = None,
+        origin_of_study: Mapping[str, str] | None = None,
     ) -> None:
         """Read what is noted of the runs of `folder`; MLflow is not asked before `connect`.
 
@@ -76,74 +75,48 @@ class Tracker:
             folder: the run's.
             uri: the tracking server, if not the recipe's, the environment's or the default.
             tags: of a study's trial: the study's run as its parent, variant and seed.
+            origin_of_study: of a trial: where its study comes from.
 
         Raises:
             SetupError: MLflow can never be at the address.
         """
-        self.uri = uri or recipe.tracking or default_uri(output)
-        check_address(self.uri)
-        self.recipe, self.output, self.folder, self.tags = recipe, output, RunFolder(folder), dict(tags or {})
-        self.path = self.folder.tracking
-        self.known: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        same = self.known.get("uri") == self.uri
-        self.state = self.fresh() | {k: v for k, v in self.known.items() if same or k == "end"}
-        self.ready = self.live = False
-        self.told = ""  # the last warning
-        self.client: Any = None
-        self.experiment: str | None = None
+        self.recipe, self.folder, self.tags = recipe, RunFolder(folder), dict(tags or {})
+        self.origin_of_study, self.live = dict(origin_of_study or {}), False
+        super().__init__(self.folder.tracking, uri or recipe.tracking or default_uri(output))
 
     def fresh(self) -> dict[str, Any]:
-        """The state of a run that MLflow knows nothing of."""
         flat = bool(self.tags) and len(self.recipe.stages) == 1
-        return {"uri": self.uri, "key": uuid.uuid4().hex, "flat": flat, "stages": {}, "sent": {}, "ended": []}
+        return super().fresh() | {"flat": flat, "stages": {}, "sent": {}, "ended": []}
 
     @property
     def flat(self) -> bool:
         """Whether the only stage's metrics go to the trial's own run."""
         return self.state["flat"]
 
-    def connect(self) -> None:
-        """Find the chain's runs in MLflow, or create the parent; nothing where that was done already.
+    @property
+    def origin(self) -> dict[str, str]:
+        """Where the run comes from, as tags."""
+        return origin(self.folder.origin) or self.origin_of_study
 
-        Raises:
-            Exception: what MLflow or the network raise, see `explain`.
-        """
-        if self.ready:
-            return
-        self.client = connect(self.uri, self.say)
-        self.recognise()
-        self.check_runs()
-        if "parent" not in self.state:
-            self.create_parent()
-        if self.live:
-            self.mark_running()
-        self.ready = True
+    def experiment_name(self) -> str:
+        return self.recipe.experiment
 
-    def recognise(self) -> None:
-        """Take over the notes of another address if this one has the run: the store was moved, or has a new name."""
-        parent = self.known.get("parent")
-        if (
-            self.known.get("uri") != self.uri
-            and "parent" not in self.state
-            and parent
-            and find_run(self.client, parent)
-        ):
-            self.state = self.fresh() | self.known | {"uri": self.uri}
-            self.save()
+    def goes_on(self) -> bool:
+        return self.live
 
-    def check_runs(self) -> None:
-        """Restore the runs that were deleted, and forget those that MLflow no longer has."""
-        if (parent := self.state.get("parent")) is None:
-            return
-        if (found := find_run(self.client, parent, self.say)) is None:
-            self.say("it no longer has this run: a new one is made, from the record")
-            self.state = self.fresh() | {k: v for k, v in self.state.items() if k == "end"}
-            return
-        self.experiment = found.info.experiment_id
-        if found.data.tags.get(PARENT) != self.tags.get(PARENT):  # the study's run was made again
-            set_tags(self.client, parent, self.tags)
-        for name, run in list(self.state["stages"].items()):
-            if run != parent and find_run(self.client, run, self.say) is None:
+    def open_runs(self) -> list[str]:
+        return [self.run_id, *(run for name, run in self.state["stages"].items() if name not in self.state["ended"])]
+
+    def mark_running(self) -> None:
+        super().mark_running()
+        self.describe(self.run_id, self.recipe.stages)
+
+    def look_below(self, run: Any) -> None:
+        """Restore the stages' runs that were deleted, and forget those that MLflow no longer has."""
+        if run.data.tags.get(PARENT) != self.tags.get(PARENT):  # the study's run was made again
+            set_tags(self.client, self.run_id, self.tags)
+        for name, stage in list(self.state["stages"].items()):
+            if stage != self.run_id and find_run(self.client, stage, self.say) is None:
                 self.say(f"it no longer has the run of {name}: a new one is made, from the record")
                 self.forget(name)
 
@@ -153,25 +126,36 @@ class Tracker:
         self.state["sent"] = {key: end for key, end in self.state["sent"].items() if not key.startswith(f"{stage}/")}
         self.state["ended"] = [name for name in self.state["ended"] if name != stage]
 
-    def create_parent(self) -> None:
+    def create_top(self) -> None:
         """The chain's run, with the recipe."""
-        self.experiment = find_experiment(self.client, self.recipe.experiment, self.uri, self.say)
-        if self.known.get("uri") in (None, self.uri):  # else the notes of another server stay until this one has it
-            self.save()
-        tags = {KEY: self.state["key"]} | self.tags
-        parent = self.create(str(self.recipe.name), tags, flatten(to_page(self.recipe)))
+        tags = subject(self.recipe) | {KEY: self.state["key"]} | self.tags
+        began = self.state.get("began") or self.began(self.recipe.stages[0].name)
+        parent = self.create(str(self.recipe.name), tags, flatten(to_page(self.recipe)), began)
         self.client.log_text(parent, to_yaml(self.recipe), self.folder.recipe.name)
         self.state["parent"] = parent
-        self.save()
+        self.describe(parent, self.recipe.stages)
 
-    def create(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
+    def create(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any], began: int | None = None) -> str:
         """Id of a new run in the chain's experiment, see `create_run`."""
-        return create_run(self.client, str(self.experiment), name, tags, params)
+        return create_run(self.client, str(self.experiment), name, self.ordered(tags), params, began)
 
-    def save(self) -> None:
-        """Keep run ids and offsets in the run's folder."""
-        write_json(self.path, self.state)
-        self.known = dict(self.state)
+    def began(self, stage: str) -> int | None:
+        """When a stage began, in ms; None where it has not."""
+        return min((line["time"] for line in self.lines(stage)), default=None)
+
+    def lines(self, stage: str) -> list[dict[str, Any]]:
+        """The record of a stage."""
+        return read_record(self.folder.stage(stage).record)[0]
+
+    def ordered(self, tags: Mapping[str, str]) -> dict[str, str]:
+        """A new run's tags, where it comes from behind what it is about: its page shows them in their order."""
+        shown = {key: value for key, value in tags.items() if key != KEY}
+        return {**shown, **{k: v for k, v in self.origin.items() if k not in tags}, **tags}
+
+    def describe(self, run: str, stages: Sequence[Stage], error: str = "") -> None:
+        """The note on these stages, which the page shows above a run's numbers."""
+        runs = self.state["stages"]
+        send_note(self.client, run, write_up(self.recipe, self.folder, stages, self.origin, runs, run, error))
 
     def run_of(self, place: StageFolder) -> str:
         """Id of a stage's run, a child of the chain's (or that one itself, of a study's trial of one stage).
@@ -180,19 +164,32 @@ class Tracker:
         """
         name = place.path.name
         if name not in self.state["stages"]:
-            about = About.read(place.about)
+            about, stage = About.read(place.about), self.stage(name)
             if self.flat:
-                run = self.state["parent"]
+                run = self.run_id
                 send_params(self.client, run, about.params)
-                set_tags(self.client, run, about.tags)
             else:
-                tags = {**about.tags, PARENT: self.state["parent"]}
-                run = self.create(f"{self.recipe.name}/{name}", tags, about.params)
-            for one in {run, self.state["parent"]}:  # on the chain's run too, next to `final/mIoU`
+                tags = {**subject(self.recipe, stage), **about.tags, PARENT: self.run_id}
+                run = self.create(f"{self.recipe.name}/{name}", tags, about.params, self.began(name))
+            set_tags(self.client, self.run_id, about.tags)
+            for one in {run, self.run_id}:  # on the chain's run too, next to `final/mIoU`
                 send_costs(self.client, one, about.costs)
+            for reader in {run, self.run_id, self.tags.get(PARENT, run)}:  # the stage, its chain, its study
+                send_inputs(self.client, reader, shards_of(about, stage))
+            self.describe(run, [stage])
             self.state["stages"][name] = run
             self.save()
         return self.state["stages"][name]
+
+    def stage(self, name: str) -> Stage:
+        """The recipe's stage of a name."""
+        return next(stage for stage in self.recipe.stages if stage.name == name)
+
+    def steps_before(self, name: str) -> int:
+        """Steps of the chain before a stage begins."""
+        names = [stage.name for stage in self.recipe.stages]
+        before = [self.folder.stage(other).about for other in names[: names.index(name)]]
+        return sum(About.read(about).steps for about in before)
 
     def deliver(self, place: StageFolder) -> None:
         """Send what MLflow does not have yet of a stage; what arrived is not sent again.
@@ -206,6 +203,8 @@ class Tracker:
             lines, end = read_record(path, self.sent(path))
             if lines:
                 send_lines(self.client, run, place, lines)
+                if not self.flat:
+                    send_chain_lines(self.client, self.run_id, self.steps_before(place.path.name), lines)
                 self.state["sent"][key_of(path)] = end
                 self.save()
         if self.ends(place):
@@ -221,8 +220,19 @@ class Tracker:
         """Upload a finished stage's checkpoint, put its numbers on the parent, end its run."""
         done = Result.read(place.result)
         self.client.log_artifact(run, str(final_weights(place)), "checkpoint")
-        send_metrics(self.client, self.state["parent"], points_of(done, self.flat))
+        send_metrics(self.client, self.run_id, points_of(done, self.flat))
+        self.draw(run, [self.stage(place.path.name)])
+        self.describe(run, [self.stage(place.path.name)])
+        if not self.flat:
+            self.draw(self.run_id, self.recipe.stages)
+            self.describe(self.run_id, self.recipe.stages)
         self.client.set_terminated(run, "FINISHED", end_time=done.time)
+
+    def draw(self, run: str, stages: Sequence[Stage]) -> None:
+        """Loss and mIoU of these stages, as far as they are, over one axis of steps."""
+        first = self.steps_before(stages[0].name)
+        shown = {s.name: (self.steps_before(s.name) - first, self.lines(s.name)) for s in stages if self.lines(s.name)}
+        send_figure(self.client, run, CURVES, lambda: curves_figure(shown))
 
     def undelivered(self) -> list[str]:
         """Stages of which MLflow lacks something."""
@@ -260,11 +270,11 @@ class Tracker:
 
     def settle(self, end: Mapping[str, Any]) -> None:
         """Note how the chain ended, and tell MLflow if it answers; say what is still to be sent."""
-        self.state["end"] = dict(end)
-        if self.known.get("uri") in (None, self.uri):  # else the notes of another server stay
+        self.state["end"] = {"time": int(time.time() * 1000), **end}
+        if self.ours:
             self.save()
         self.attempt(self.deliver_rest)
-        told = self.attempt(lambda: self.send_end(end))
+        told = self.attempt(lambda: self.send_end(self.state["end"]))
         if lacks := ", ".join([*self.undelivered(), *([] if told else ["how it ended"])]):
             print(
                 f"warning: MLflow at {self.uri} lacks parts of the run ({lacks}); nothing is lost: when it answers "
@@ -295,70 +305,44 @@ class Tracker:
 
     def end_of_stages(self) -> Mapping[str, Any]:
         """How a chain ended that does not run: as it noted, or by being killed, unless all its stages are done."""
-        done = all(self.folder.stage(stage.name).result.exists() for stage in self.recipe.stages)
-        return {"status": "FINISHED"} if done else self.state.get("end", {"status": "KILLED"})
+        times = [line["time"] for stage in self.recipe.stages for line in self.lines(stage.name)]
+        results, noted = finished(self.recipe, self.folder.path), self.state.get("end", {})
+        if results and noted.get("status") != "FINISHED":
+            noted = {"status": "FINISHED"}
+        last = results[-1].time if results else max(times, default=None)
+        return {"status": "KILLED", "time": last, **noted}  # up to 0.4.0 no time is noted
 
     def send_end(self, end: Mapping[str, Any]) -> None:
         """The status of the chain's run and of the stages that did not end; of a failed one with its error.
 
         Args:
-            end: `status`, and of a failed one `error` and the whole `text`.
+            end: `status`, `time` in ms, and of a failed one `error` and the whole `text`.
 
         Raises:
             Exception: what MLflow or the network raise.
         """
-        parent = self.state["parent"]
+        parent, error = self.run_id, end.get("error")
         if text := end.get("text"):
             self.client.log_text(parent, text, self.folder.error.name)
-        open_runs = [run for name, run in self.state["stages"].items() if name not in self.state["ended"]]
-        for run in open_runs if end["status"] != "FINISHED" else []:
-            set_tags(self.client, run, {"error": end.get("error")})
-            self.client.set_terminated(run, end["status"])
-        set_tags(self.client, parent, {"error": end.get("error")} | self.description(end))
-        self.client.set_terminated(parent, end["status"])
-
-    def description(self, end: Mapping[str, Any]) -> dict[str, str | None]:
-        """The tag that MLflow shows above a run's numbers; one that somebody wrote there stays."""
-        written = self.client.get_run(self.state["parent"]).data.tags.get(NOTE)
-        if self.flat or (written and not written.startswith(OURS)):
-            return {}
-        if "error" in end:
-            return {NOTE: f"{OURS[0]} {end['error']}"}
-        places = [self.folder.stage(stage.name).result for stage in self.recipe.stages]
-        scored = [done for done in map(Result.read, filter(Path.exists, places)) if done.miou is not None]
-        return {NOTE: f"{OURS[1]} {scored[-1].stage}, {scored[-1].protocol}" if scored else None}
+        for name, run in self.state["stages"].items():
+            if name not in self.state["ended"] and end["status"] != "FINISHED":
+                self.describe(run, [self.stage(name)], error or "")
+                set_tags(self.client, run, {"error": error})
+                self.client.set_terminated(run, end["status"], end_time=end.get("time"))
+        self.describe(parent, self.recipe.stages, error or "")
+        set_tags(self.client, parent, {"error": error})
+        self.client.set_terminated(parent, end["status"], end_time=end.get("time"))
 
     def resume(self) -> None:
         """Find or create the runs and mark them as running; a server that does not answer is asked again later."""
         self.live = True
         self.state.pop("end", None)
+        self.state.setdefault("began", int(time.time() * 1000))
+        note_origin(self.folder.origin)
         try:
             self.connect()
         except Exception as error:
-            self.warn(error)
-            print(GOES_ON, file=sys.stderr, flush=True)
-
-    def mark_running(self) -> None:
-        """Mark the chain's run, and those of its unfinished stages, as running, without the error of the last time."""
-        names = [name for name in self.state["stages"] if name not in self.state["ended"]]
-        for run in dict.fromkeys([self.state["parent"], *(self.state["stages"][name] for name in names)]):
-            set_tags(self.client, run, {"error": None})
-            self.client.update_run(run, "RUNNING")
-
-    def say(self, text: str) -> None:
-        """Tell what MLflow did not do by itself."""
-        print(f"MLflow at {self.uri}: {text}", file=sys.stderr, flush=True)
-
-    def warn(self, error: Exception) -> None:
-        """A tracking server that fails costs a line on the screen, never the training; the same line once."""
-        self.ready, text = False, explain(self.uri, error)
-        if text != self.told:
-            print(f"warning: {text}", file=sys.stderr, flush=True)
-        self.told = text
-
-    def ui_command(self) -> str:
-        """What opens the run's page: see `look_at`."""
-        return look_at(self.uri, self.experiment, self.state.get("parent"))
+            self.warn(error, GOES_ON)
 
 
 def points_of(done: Result, flat: bool) -> list[Point]:
@@ -380,14 +364,3 @@ def points_of(done: Result, flat: bool) -> list[Point]:
 def key_of(path: Path) -> str:
     """The name of a stage's record in the state."""
     return f"{path.parent.name}/{path.name}"
-
-
-def last_address(notes: Path) -> str | None:
-    """Where a run or a study logged to; None for its default address, as of a store that was moved together with it.
-
-    Args:
-        notes: its `tracking` file.
-    """
-    uri: str | None = json.loads(notes.read_text()).get("uri") if notes.exists() else None
-    store = file_of(uri or "")
-    return uri if store is None or store.exists() else None

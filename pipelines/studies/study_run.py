@@ -13,33 +13,22 @@ import sys
 import threading
 import time
 import traceback
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines.base.errors import InputError, users_message
-from pipelines.base.files import to_json, write_json
+from pipelines.base.files import to_json
 from pipelines.base.polling import Polling
 from pipelines.recipes.reading import load_recipe
 from pipelines.runs.folder import RunFolder, StudyFolder
-from pipelines.runs.mlflow_client import (
-    KEY,
-    PARENT,
-    Point,
-    answering,
-    connect,
-    create_run,
-    default_uri,
-    find_experiment,
-    find_run,
-    look_at,
-    send_metrics,
-    set_tags,
-)
-from pipelines.runs.mlflow_faults import check_address, explain
+from pipelines.runs.mlflow_client import KEY, PARENT, Point, answering, default_uri, send_metrics, set_tags
+from pipelines.runs.mlflow_note import send_note
+from pipelines.runs.mlflow_runs import create_run
+from pipelines.runs.provenance import origin
 from pipelines.runs.results import Result, final_weights
-from pipelines.runs.tracker import Tracker, last_address
+from pipelines.runs.tracked import Tracked, last_address
+from pipelines.runs.tracker import Tracker
 from pipelines.studies.study import Trial
 from pipelines.studies.table import metrics_of
 from pipelines.studies.trial import TrialEnd, ended
@@ -49,13 +38,14 @@ RETRY_S = 15.0
 STATUSES = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "waiting": "KILLED"}
 
 
-class StudyRun:
-    """The MLflow runs of a study, from the notes in its folder. Nothing that MLflow does stops a study.
+class StudyRun(Tracked):
+    """The MLflow runs of a study, from the notes in its folder.
 
     Attributes:
-        state: what is kept in the study's folder: `uri`, `key`, `run`, the `about` that it is made of, and its `end`.
-        ready: whether the study's run was found or created since the server last failed.
+        state: also the `about` that the study's run is made of.
     """
+
+    top = "run"
 
     def __init__(self, study: StudyFolder, output: Path, uri: str, about: Mapping[str, Any]) -> None:
         """Read the notes on the study's run; MLflow is not asked before `connect`.
@@ -64,83 +54,47 @@ class StudyRun:
             study: its folder.
             output: where the default store and its artifacts are.
             uri: the tracking server.
-            about: `name`, `experiment`, `tags` and `params` of its run.
+            about: `name`, `title`, `experiment`, `tags` and `params` of its run.
 
         Raises:
             SetupError: MLflow can never be at the address.
         """
-        check_address(uri)
-        self.study, self.output, self.uri, self.path = study, output, uri, study.tracking
-        self.known: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        kept = self.known if self.known.get("uri") == uri else {k: v for k, v in self.known.items() if k == "end"}
-        self.state = self.fresh() | kept | {"about": dict(about)}
-        self.ready, self.told = False, ""
-        self.client: Any = None
-        self.experiment: str | None = None
+        super().__init__(study.tracking, uri)
+        self.study, self.output = study, output
+        self.state["about"] = dict(about)
         self.trials: dict[str, Trial] = {}
         self.trackers: dict[str, Tracker] = {}
         self.lock = threading.Lock()
         if self.ours:
             self.save()
 
-    def fresh(self) -> dict[str, Any]:
-        """The state of a study that MLflow knows nothing of."""
-        return {"uri": self.uri, "key": uuid.uuid4().hex}
+    def experiment_name(self) -> str:
+        return self.state["about"]["experiment"]
 
-    @property
-    def ours(self) -> bool:
-        """Whether the notes are of this address; those of another stay until this one has the run."""
-        return self.known.get("uri") in (None, self.uri)
+    def goes_on(self) -> bool:
+        return "end" not in self.state
 
-    def save(self) -> None:
-        """Keep the notes in the study's folder."""
-        write_json(self.path, self.state)
-        self.known = dict(self.state)
-
-    @property
-    def run_id(self) -> str:
-        """Id of the study's run, once `connect` found or created it."""
-        return self.state["run"]
-
-    def connect(self) -> None:
-        """Find the study's run in MLflow, or create it; nothing where that was done already.
-
-        Raises:
-            Exception: what MLflow or the network raise, see `explain`.
-        """
-        if self.ready:
-            return
-        self.client = connect(self.uri, self.say)
-        self.recognise()
-        run = self.state.get("run")
-        found = find_run(self.client, run, self.say) if run else None
-        if found is not None:
-            self.experiment = found.info.experiment_id
-        else:
-            if run:
-                self.say("it no longer has this study: a new run is made, from the records")
-                self.state["key"] = uuid.uuid4().hex
-            self.create()
-        self.save()
-        if "end" not in self.state:
-            set_tags(self.client, self.run_id, {"error": None})
-            self.client.update_run(self.run_id, "RUNNING")
-        self.ready = True
-
-    def recognise(self) -> None:
-        """Take over the run of another address if this one has it: the store was moved, or has a new name."""
-        run = self.known.get("run")
-        if not self.ours and "run" not in self.state and run and find_run(self.client, run):
-            self.state |= {"run": run, "key": self.known.get("key", self.state["key"])}
-
-    def create(self) -> None:
+    def create_top(self) -> None:
         """The study's run."""
         about = self.state["about"]
-        self.experiment = find_experiment(self.client, about["experiment"], self.uri, self.say)
-        if self.ours:
-            self.save()
-        tags = {KEY: self.state["key"]} | about["tags"]
-        self.state["run"] = create_run(self.client, self.experiment, about["name"], tags, about["params"])
+        tags = {**about["tags"], KEY: self.state["key"], **origin(self.study.origin)}
+        self.state["run"] = create_run(
+            self.client, str(self.experiment), about["name"], tags, about["params"], self.state.get("began")
+        )
+        self.describe()
+
+    def describe(self) -> None:
+        """Its note: the question, the table once there is one, how to run it again."""
+        shown = self.study.table("md")
+        error, name, page = self.state.get("end", {}).get("error"), self.study.path.name, self.study.page
+        words = shlex.join(["python", "-m", "pipelines.ablate", str(page), "--name", f"{name}-again"])
+        title = self.state["about"].get("title", name)
+        parts = [
+            f"**Failed:** {error}" if error else "",
+            shown.read_text().strip() if shown.exists() else f"# {title}\n\nIts trials are below; no table yet.",
+            f"**Reproduce**; the page is the artifact `{page.name}`:\n\n```\n{words}\n```",
+        ]
+        send_note(self.client, self.run_id, "\n\n".join(filter(None, parts)))
 
     def add(self, trial: Trial) -> None:
         """A trial whose record may grow from now on, or is there already and has not arrived."""
@@ -158,18 +112,16 @@ class StudyRun:
     def sending(self) -> Polling:
         """While its body runs, what grows is sent."""
         self.state.pop("end", None)
+        self.state.setdefault("began", int(time.time() * 1000))
         self.try_to(self.connect, "  the study goes on; the records keep everything and are sent when MLflow is back")
         return Polling(self.deliver, lambda: POLL_S if self.ready else RETRY_S, "mlflow-study", last=True)
 
-    def try_to(self, act: Any, after: str = "") -> bool:
+    def try_to(self, act: Callable[[], None], after: str = "") -> bool:
         """Whether it could be done; a reason why not is printed once, with its consequence."""
         try:
             act()
         except Exception as error:  # whatever a client can raise
-            self.ready, text = False, explain(self.uri, error)
-            if text != self.told:
-                print("\n".join(filter(None, [f"warning: {text}", after])), file=sys.stderr, flush=True)
-            self.told = text
+            self.warn(error, after)
             return False
         return True
 
@@ -214,7 +166,7 @@ class StudyRun:
         tags = {PARENT: self.run_id, "variant": trial.variant, "seed": str(trial.seed)}
         tracker = self.trackers.get(trial.name)
         if tracker is None or tracker.tags != tags:  # the study's run was made again
-            tracker = Tracker(trial.recipe, self.output, folder, self.uri, tags)
+            tracker = Tracker(trial.recipe, self.output, folder, self.uri, tags, origin(self.study.origin))
             self.trackers[trial.name] = tracker
         tracker.live = True
         tracker.connect()
@@ -224,7 +176,9 @@ class StudyRun:
         """How a trial ended: status, tag, mIoU in percent."""
         error = tracker.folder.error
         text = error.read_text() if end.status == "failed" and error.exists() else end.why
-        how = {"status": STATUSES[end.status]} | ({"error": end.why, "text": text} if end.why else {})
+        how = {"status": STATUSES[end.status], "time": end.time or None} | (
+            {"error": end.why, "text": text} if end.why else {}
+        )
         tracker.connect()
         run = tracker.state["parent"]
         if end.miou is not None:
@@ -284,6 +238,7 @@ class StudyRun:
             self.settle(tracker, TrialEnd("waiting"))
         if "text" in end:
             self.client.log_text(self.run_id, end["text"], RunFolder(self.study.path).error.name)
+        self.describe()
         set_tags(self.client, self.run_id, {"error": end.get("error")})
         self.client.set_terminated(self.run_id, end["status"], end_time=end["time"])
 
@@ -302,14 +257,6 @@ class StudyRun:
         miou = Result.read(files.stage(stage).result).miou
         page = tags | {"file": str(path), "mIoU_percent_of_this_seed": None if miou is None else miou * 100}
         self.client.log_text(self.run_id, to_json(page, indent=1), "best_trial.json")
-
-    def say(self, text: str) -> None:
-        """Tell what MLflow did not do by itself."""
-        print(f"MLflow at {self.uri}: {text}", file=sys.stderr, flush=True)
-
-    def ui_command(self) -> str:
-        """What opens the study's page: see `look_at`."""
-        return look_at(self.uri, self.experiment, self.state.get("run"))
 
 
 def open_study(folder: Path, uri: str | None = None) -> StudyRun:

@@ -8,7 +8,9 @@ from typing import Any
 
 from pipelines.base.files import to_json
 from pipelines.recipes.recipe import Recipe, flatten
-from pipelines.runs.mlflow_client import NOTE, default_uri
+from pipelines.runs.mlflow_client import default_uri
+from pipelines.runs.provenance import note_origin
+from pipelines.runs.subject import subject
 from pipelines.studies.study import StudyPlan
 from pipelines.studies.study_run import StudyRun
 from pipelines.studies.trial import TrialContext
@@ -26,9 +28,16 @@ class StudyTracker(StudyRun):
         Raises:
             SetupError: MLflow can never be at the address.
         """
-        tags = {NOTE: plan.study.title, "study": plan.name}
+        tags = subject(base) | {"study": plan.name}
         params = {"seeds": list(plan.study.seeds), "recipe": plan.study.recipe} | fixed(base)
-        about = {"name": plan.name, "experiment": base.experiment, "tags": tags, "params": params}
+        about = {
+            "name": plan.name,
+            "title": plan.study.title,
+            "experiment": base.experiment,
+            "tags": tags,
+            "params": params,
+        }
+        note_origin(place.study.origin)
         super().__init__(place.study, place.output, base.tracking or default_uri(place.output), about)
 
 

@@ -25,6 +25,7 @@ from pipelines.runs.results import About, Noted, Result, finished
 from pipelines.studies.scores import scores_of
 
 POLL_S = 0.1
+SAID = "said"  # what a line of the timeline is that the screen shows
 STATUSES = ("waiting", "running", "done", "stopped", "failed")
 
 
@@ -144,7 +145,7 @@ def follow(recipe: Recipe, place: TrialContext, folder: Path, followed: bool) ->
         def train() -> None:
             try:
                 with shown(stages):
-                    fit(jobs, folder)
+                    fit(jobs, folder, tell=lambda text: timeline(folder, SAID, text=text))
             except BaseException as error:
                 box.append(error)
 
@@ -196,8 +197,8 @@ def points_of(recipe: Recipe, folder: Path) -> Points:
     return Points(folder, [(stage.name, number) for stage, number in zip(recipe.stages, steps, strict=True)])
 
 
-def timeline(folder: Path, what: str, **facts: float) -> None:
-    """Note a moment of a trial, for the benchmark of what a study costs."""
+def timeline(folder: Path, what: str, **facts: float | str) -> None:
+    """Note a moment of a trial: for the benchmark of what a study costs, and `SAID` for the study's screen."""
     folder.mkdir(parents=True, exist_ok=True)
     with RunFolder(folder).marks.open("a") as file:
         append(file, {"what": what, "time": time.time(), **facts})

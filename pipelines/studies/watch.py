@@ -1,20 +1,29 @@
-"""What becomes of a study's trials, on the screen and in their folders."""
+"""What becomes of a study's trials, on the screen and in their folders; what they wait for, and why they died."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipelines.base.text import clock
+from pipelines.base.text import clock, plain
+from pipelines.cluster.waiting import QUIET_S, TELL_S, free
+from pipelines.runs.record import read_record
+from pipelines.runs.screen import size
 from pipelines.studies.study import Trial
-from pipelines.studies.trial import TrialContext, TrialEnd, end, ended, timeline
+from pipelines.studies.trial import SAID, TrialContext, TrialEnd, end, ended, timeline
 
 
 def name_of(trial: Any) -> str:
     """Our name of a Tune trial."""
     return trial.config["name"]
+
+
+def why(trial: Any) -> str:
+    """The last line of a Tune trial's error."""
+    lines = plain(str(trial.get_error() or "")).strip().splitlines()
+    return lines[-1] if lines else "it died"
 
 
 class Watch:
@@ -32,6 +41,8 @@ class Watch:
         self.place, self.look_up, self.tracker, self.left, self.at_once = place, look_up, tracker, left, at_once
         self.began: dict[str, float] = {}  # of those that run
         self.seconds: list[float] = []
+        self.read: dict[str, int] = {}  # bytes of their timelines
+        self.idle, self.told = 0.0, 0.0  # since when no trial runs although one could, and when that was last told
         self.counts = dict.fromkeys(("done", "stopped", "failed"), 0)
         self.closing = threading.Event()
 
@@ -42,6 +53,7 @@ class Watch:
     def started(self, name: str) -> None:
         again = " again, from its last checkpoint" if name in self.began else ""
         self.began[name] = time.time()
+        self.read.setdefault(name, size(self.place.files(name).marks))
         timeline(self.place.trial(name), "started")
         self.tracker.add(self.look_up(name))
         self.say(name, f"starts{again}")
@@ -55,6 +67,7 @@ class Watch:
     def completed(self, name: str, result: Mapping[str, Any]) -> None:
         """The trial's function returned, or the rule stopped it."""
         trial, folder = self.look_up(name), self.place.trial(name)
+        self.hear(name)
         if ended(trial.recipe, folder) is None:
             if self.closing.is_set():
                 self.began.pop(name, None)
@@ -63,8 +76,38 @@ class Watch:
             end(folder, "stopped", progress=result["progress"], miou=result["miou"])
         self.count(name)
 
+    def look(self, pending: Sequence[str]) -> None:
+        """Say what the trials that run have to say, and what those wait for that do not.
+
+        Args:
+            pending: trials that Tune wants to start.
+        """
+        for name in list(self.began):
+            self.hear(name)
+        now = time.monotonic()
+        if self.began or not pending:
+            self.idle = 0.0
+            return
+        self.idle = self.idle or now
+        if now - self.idle >= QUIET_S and now - self.told >= TELL_S:
+            self.told, cpus = now, self.place.sizes.cpus
+            self.say(pending[0], f"waits for its process, which needs {cpus:g} CPU; free are {free()}")
+
+    def hear(self, name: str) -> None:
+        """Say what a trial noted for the screen: failures of its workers, a wait for room."""
+        lines, self.read[name] = read_record(self.place.files(name).marks, self.read.get(name, 0))
+        for line in lines:
+            if line["what"] == SAID:
+                self.say(name, line["text"])
+
+    def died(self, name: str, why: str) -> None:
+        """It is tried again."""
+        self.hear(name)
+        self.say(name, f"died: {why}")
+
     def failed(self, name: str, why: str) -> None:
         """It died more often than it is retried."""
+        self.hear(name)
         end(self.place.trial(name), "failed", why=why)
         self.count(name)
 
@@ -103,9 +146,14 @@ class Watch:
             def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
                 watch.completed(name_of(trial), trial.last_result or {})
 
+            def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+                watch.died(name_of(trial), why(trial))
+
             def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-                lines = str(trial.get_error() or "it died").strip().splitlines()
-                watch.failed(name_of(trial), lines[-1] if lines else "it died")
+                watch.failed(name_of(trial), why(trial))
+
+            def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+                watch.look([name_of(trial) for trial in trials if trial.status == "PENDING"])
 
         watch = self
         return Events()

@@ -23,8 +23,8 @@ from pipelines.training.learner import make_learner
 from pipelines.training.meter import Meter
 from pipelines.training.pulse import Pulse
 from pipelines.training.score import score, validation_steps
-from pipelines.training.step import rehearse, train_step
 from pipelines.training.showing import show_best
+from pipelines.training.step import rehearse, train_step
 
 Feed = Callable[[SamplePlan, str, int, float], Generator[Batch]]
 

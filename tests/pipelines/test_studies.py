@@ -90,3 +90,38 @@ def test_every_variant_has_the_protocol_that_it_is_scored_under(tmp_path, recipe
     protocol = check(plan, trials[0].recipe, trials, Numbers({}, ""), str(shards)).protocol
     assert protocol["plain"].startswith("voc12/val, 11 rows, whole, scales 1.0, no flip; 5 steps")
     assert protocol["flipped"].startswith("voc12/val, 11 rows, whole, scales 1.0, flip; 5 steps")
+
+
+def test_a_study_says_what_its_trials_wait_for_and_why_they_died(tmp_path, capsys, monkeypatch):
+    from types import SimpleNamespace
+
+    from pipelines.cluster.sizes import Sizes
+    from pipelines.studies import watch as watching
+    from pipelines.studies.trial import SAID, TrialContext, timeline
+
+    place = TrialContext(tmp_path / "study", "", tmp_path, Sizes(1, 0, 1.0, 1, 2.0))
+    watch = watching.Watch(place, lambda name: name, SimpleNamespace(add=lambda trial: None), 2, 1)
+    trial = SimpleNamespace(
+        config={"name": "wide-seed0"}, status="PENDING", get_error=lambda: "Trace\n\x1b[31mOSError: no disk\n"
+    )
+    now, events = [100.0], watch.callback()
+    monkeypatch.setattr(watching.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(watching, "free", lambda: "0 CPU(s)")
+    for now[0] in (100.0, 105.0, 111.0, 115.0):  # it says so after ten seconds, and not again for a minute
+        events.on_step_end(0, [trial])
+    assert (
+        capsys.readouterr().out == f"{'wide-seed0':>24}  waits for its process, which needs 1 CPU; free are 0 CPU(s)\n"
+    )
+
+    timeline(place.trial("wide-seed0"), SAID, text="of an earlier run of the study")
+    events.on_trial_start(0, [trial], trial)
+    trial.status = "RUNNING"
+    timeline(place.trial("wide-seed0"), SAID, text="waiting for room for 1 worker")
+    for now[0] in (120.0, 200.0):
+        events.on_step_end(0, [trial])
+    timeline(place.trial("wide-seed0"), SAID, text="rank 0 was killed")
+    events.on_trial_recover(0, [trial], trial)
+    events.on_trial_start(0, [trial], trial)
+    shown = [line.strip().partition("  ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["starts", "waiting for room for 1 worker", "rank 0 was killed", "died: OSError: no disk",
+                     "starts again, from its last checkpoint"]  # fmt: skip

@@ -604,7 +604,13 @@ def test_mlflow_nests_stages_only_where_there_are_several_and_knows_how_trials_e
         "gain/one": 10.0, "gain_half_width/one": 0.0, "seeds/one": 2, "seeds/bad": 2})  # fmt: skip
     assert "train/loss" in found["one-seed0"].data.metrics
     assert "train/loss" not in found["two-seed0"].data.metrics
+    shards = [data.dataset.name for data in found[plan.name].inputs.dataset_inputs]
+    assert sorted(shards) == ["voc12/train", "voc12/trainval", "voc12/val"]
     tags = found[plan.name].data.tags
+    assert (tags["head"], tags["benchmark"]) == ("fcn", "voc12")
+    assert tags["mlflow.note.content"].startswith("# ")
+    assert "python -m pipelines.ablate" in tags["mlflow.note.content"]
+    assert found["one-seed0"].data.tags["command"] == tags["command"]
     assert tags["best.run"] == found["one-seed0"].info.run_id
     assert checkpoint.load(Path(tags["best.checkpoint"].removeprefix("file://")))["step"] == done["best_step"]
 

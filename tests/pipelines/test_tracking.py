@@ -414,13 +414,14 @@ def test_a_failed_run_carries_its_error_until_it_goes_on(recipe_file, tmp_path, 
         run_recipe(page)
         run = client.get_run(state["parent"])
         assert (run.info.status, "error" in run.data.tags) == ("FINISHED", False)
-        assert run.data.tags["mlflow.note.content"].startswith("`final/mIoU` in percent: first, ")
+        assert run.data.tags["mlflow.note.content"].startswith("**Result: ")
 
 
 def test_runs_say_where_they_come_from(recipe_file, tmp_path, monkeypatch):
     import torch
 
-    tracker = connected(load_recipe(recipe_file()), tmp_path, tmp_path / "out/runs/tiny")
+    tracker = tracker_module.Tracker(load_recipe(recipe_file()), tmp_path, tmp_path / "out/runs/tiny")
+    tracker.resume()
     tags = tracker.client.get_run(tracker.state["parent"]).data.tags
     assert tags["mlflow.source.type"] == "LOCAL"
     assert tags["mlflow.user"]
@@ -446,7 +447,7 @@ def test_stages_on_a_cluster_name_its_nodes(monkeypatch):
     nodes = [{"Alive": True, "Resources": gpu}] * 2 + [{"Alive": True, "Resources": {"CPU": 4.0, "memory": 2**33}}]
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {}}])
-    assert nodes_tag() == {"hardware.nodes": "2 x (8 CPU, 64 GiB, 1 GPU H200), 1 x (4 CPU, 8 GiB)"}
+    assert nodes_tag() == {"hardware": "2 x (8 CPU, 64 GiB, 1 GPU H200), 1 x (4 CPU, 8 GiB)"}
     monkeypatch.setattr(ray, "nodes", lambda: nodes[:1])
     assert nodes_tag() == {}
 
