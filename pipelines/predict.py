@@ -126,9 +126,8 @@ def predict(args: argparse.Namespace, path: Path, sources: list[Source]) -> None
         write_film(results, source, plan)
     count = tabulate(results, areas, there, plan)
     print(f"{new:,} image(s) predicted in {duration(seconds)}, {new / max(seconds, 1e-9):.2g} images/s")
-    print(
-        f"written: {results.path}/masks, {'overlays, ' if plan.overlays else ''}areas.csv and .parquet of {count:,} image(s)"
-    )
+    parts = f"masks, {'overlays, ' if plan.overlays else ''}areas.csv, areas.parquet"
+    print(f"written: {results.path}, {parts} of {count:,} image(s)")
     if faults:
         raise RunFailed(told(faults, bool(args.submission)))
     if args.submission:
