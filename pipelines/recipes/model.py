@@ -11,6 +11,7 @@ from torch import nn
 
 from pipelines.recipes.protocols import PROTOCOLS
 from pipelines.recipes.recipe import InferenceSpec, Recipe
+from segmodels import loading
 from segmodels.inference import Inference, protocol
 from segmodels.segmentor import Segmentor, build_segmentor
 
@@ -47,8 +48,7 @@ def count_norms(model: Segmentor) -> int:
 
 def inference_of(recipe: Recipe, spec: InferenceSpec) -> Inference:
     """A recipe's way to predict, its window defaulting to the training crop."""
-    window = (spec.window or recipe.view.crop) if spec.mode == "slide" else None
-    return Inference(spec.mode, window, spec.stride, spec.scales, spec.flip)
+    return loading.inference_of(dataclasses.asdict(spec), recipe.view.crop)
 
 
 def spec_by(name: str, spec: InferenceSpec) -> InferenceSpec:

@@ -88,6 +88,7 @@ class Learner:
             progress=self.progress.to(step),
             classes=job.classes,
             palette=job.palette,
+            flip_pairs=job.flip_pairs,
             seen=job.seen,
             views=views_version(job.recipe.view.rotate),
             numerics=self.numerics,
