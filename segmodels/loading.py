@@ -13,10 +13,9 @@ import torch
 from segmodels.files import FileError, for_use, read
 from segmodels.images import Picture, as_rgb
 from segmodels.inference import Inference, predict, protocol
+from segmodels.precision import settle_precision
 from segmodels.segmentor import Segmentor, build_segmentor
 from segmodels.tiles import PIXELS, tiles
-
-PRECISIONS = ("auto", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -232,16 +231,3 @@ def mirrored(content: Mapping[str, Any], flip: bool, path: Path) -> tuple[tuple[
             f"it has {', '.join(sided[:4])}…; predict without mirrored images (flip: false), or train again"
         )
     return ()
-
-
-def settle_precision(wish: str, device: torch.device) -> str:
-    """`bf16` or `fp32`; `auto` is what training takes it for.
-
-    Raises:
-        ValueError: another word.
-    """
-    if wish not in PRECISIONS:
-        raise ValueError(f"precision is {wish!r}; allowed: {', '.join(PRECISIONS)}")
-    if wish != "auto":
-        return wish
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

@@ -15,6 +15,7 @@ import torch
 from datasets.manifest import Manifest
 from datasets.shards import Shards
 from pipelines.base.errors import InputError
+from pipelines.cluster.device import precision_of
 from pipelines.cluster.sizes import Sizes
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.model import build_model, inference_by, inference_of, meta_model, spec_by
@@ -26,7 +27,6 @@ from pipelines.scoring.checks import check_sizes, check_window
 from pipelines.scoring.counting import ImageCounts, Share, count_images
 from pipelines.scoring.seen import digests
 from segmodels.inference import Inference, protocol
-from segmodels.loading import settle_precision
 from segmodels.segmentor import Segmentor
 
 
@@ -175,7 +175,7 @@ def evaluate_here(
     """
     share = share or Share(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(task.recipe, checkpoint, share.device)
-    precision, batch = settle_precision(task.precision, share.device), task.recipe.inference.batch
+    precision, batch = precision_of(task.precision, share.device), task.recipe.inference.batch
     inferences = list(task.protocols.values())
     counts = count_images(model, task.uri, inferences, share, precision, batch, beat, measures=task.measures)
     return dict(zip(task.protocols, counts, strict=True))

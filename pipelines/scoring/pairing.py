@@ -13,6 +13,7 @@ from datasets.storage import below
 from pipelines.base import pictures
 from pipelines.base.errors import InputError
 from pipelines.base.files import write_json
+from pipelines.cluster.device import precision_of
 from pipelines.cluster.nodes import output_folder
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.recipe import Recipe
@@ -20,7 +21,7 @@ from pipelines.runs.checkpoint import Checkpoint
 from pipelines.scoring.bootstrap import ClassCounts
 from pipelines.scoring.compared import Comparison, draw_row, most_changed, page_of, picture_name, row_scores
 from pipelines.scoring.counting import ImageCounts
-from pipelines.scoring.evaluation import Task, Wishes, load_model, plan_evaluation, settle_precision
+from pipelines.scoring.evaluation import Task, Wishes, load_model, plan_evaluation
 from pipelines.shards.sample import sample_shards
 from segmodels.inference import predict
 
@@ -129,7 +130,7 @@ def predictions(side: Side, rows: Sequence[int]) -> list[np.ndarray]:
     """A side's prediction of some rows, uint8 (H, W) each."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(side.task.recipe, side.checkpoint, device).eval()
-    precision, shards = settle_precision(side.task.precision, device), open_shards(side.task.uri)
+    precision, shards = precision_of(side.task.precision, device), open_shards(side.task.uri)
     found = []
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for row in rows:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.transforms import TrainView, views_version
-from pipelines.cluster.device import named, settle_precision
+from pipelines.cluster.device import named, precision_of
 from pipelines.cluster.sizes import several
 from pipelines.feed.plan import SamplePlan
 from pipelines.recipes.model import build_model, count_norms, frozen_norms
@@ -148,7 +148,7 @@ def set_up_process(job: Job, device: torch.device) -> str:
     torch.set_num_threads(job.threads)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-    return settle_precision(job.recipe.workers.precision, device)
+    return precision_of(job.recipe.workers.precision, device)
 
 
 def start_weights(model: Segmentor, job: Job) -> str:

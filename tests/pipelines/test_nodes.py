@@ -786,7 +786,7 @@ def test_a_buckets_error_has_a_cure(text, cure):
     ],
 )
 def test_auto_is_bf16_exactly_where_a_gpu_computes_in_it(monkeypatch, wish, device, native, precision):
-    from pipelines.cluster.device import settle_precision
+    from segmodels.precision import settle_precision
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
     assert settle_precision(wish, torch.device(device)) == precision
@@ -795,11 +795,11 @@ def test_auto_is_bf16_exactly_where_a_gpu_computes_in_it(monkeypatch, wish, devi
 def test_emulated_bf16_is_refused_and_a_gpu_that_was_not_asked_for_is_not_touched(monkeypatch):
     import ray.train.torch
 
-    from pipelines.cluster.device import device_of, settle_precision
+    from pipelines.cluster.device import device_of, precision_of
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(InputError, match=r"precision bf16: Tesla T4 only emulates it.* allowed there: fp32"):
-        settle_precision("bf16", torch.device("cuda"))
+        precision_of("bf16", torch.device("cuda"))
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cuda", 0))
     assert (device_of(0).type, device_of(1).type) == ("cpu", "cuda")

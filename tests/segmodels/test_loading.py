@@ -13,7 +13,8 @@ import segmodels
 from segmodels import files
 from segmodels.files import FileError
 from segmodels.inference import Inference, predict
-from segmodels.loading import inference_of, settle_precision
+from segmodels.loading import inference_of
+from segmodels.precision import settle_precision
 from segmodels.segmentor import build_segmentor
 
 PARTS = {"backbone": {"name": "test_resnet", "output_stride": 32}, "head": {"name": "fcn", "channels": 8}}
