@@ -39,8 +39,7 @@ class About(Noted):
     """What is known of a stage before it starts: MLflow's `params` and `tags`, class names, protocol, steps.
 
     `shards` are facts of the splits that `train` and `val` name, as `shard_facts` gives them; up to 0.4.0 there are
-    none.
-    `costs` are metrics of its model, none of stages of versions up to 0.4.0.
+    none. `costs` are metrics of its model; likewise.
     """
 
     params: Mapping[str, Any]
