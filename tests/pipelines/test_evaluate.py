@@ -25,11 +25,7 @@ from pipelines.recipes.protocols import OWN
 from pipelines.recipes.reading import load_recipe
 from pipelines.recipes.recipe import InferenceSpec
 from pipelines.runs.checkpoint import Checkpoint, Progress
-<<<<<<< HEAD
 from pipelines.scoring.evaluation import Wishes, check_labels, evaluate_here, override_inference, plan_evaluation
-=======
-from pipelines.scoring.evaluation import evaluate_here, override_inference, plan_evaluation
->>>>>>> main
 from pipelines.scoring.validate import sizes_that_vary
 from segmodels.inference import Inference
 from segmodels.segmentor import classifier_keys
