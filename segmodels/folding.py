@@ -50,7 +50,7 @@ def fold_norms(model: nn.Module, inputs: Any) -> nn.Module:
     folded = copy.deepcopy(model).eval()
     for conv, norm in pairs:
         both = folded.get_submodule(conv), folded.get_submodule(norm)
-        one = fuse_conv_bn_eval(*both)  # type: ignore[type-var]
+        one = fuse_conv_bn_eval(*both)  # type: ignore[type-var, arg-type]
         for name, module in list(folded.named_modules(remove_duplicate=False)):
             if module in both:
                 folded.set_submodule(name, one if module is both[0] else nn.Identity())
