@@ -93,7 +93,7 @@ def test_a_safetensors_file_is_small_and_the_same_model(best, content, image, tm
 def test_the_recipes_way_to_predict_can_be_changed_and_a_wrong_one_is_named(best):
     given = {"mode": "whole", "scales": [1.0], "flip": False}
     assert segmodels.load(best, inference=given).inference == Inference(flip_pairs=((1, 2),))
-    with pytest.raises(ValueError, match="inference has no windows; allowed: .*flip"):
+    with pytest.raises(ValueError, match=r"inference has no windows; allowed: .*flip"):
         segmodels.load(best, inference={"windows": [8, 8]})
     with pytest.raises(ValueError, match="precision is 'fp8'; allowed: auto, bf16, fp32"):
         segmodels.load(best, precision="fp8")
