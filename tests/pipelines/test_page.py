@@ -77,7 +77,12 @@ def test_tags_say_what_a_run_is_about(recipe_file):
     first, second = recipe.stages
     assert subject(recipe, first) == subject(recipe)
     assert "protocol" not in subject(recipe, second)  # it is not validated
-    assert benchmark(replace(recipe, data="s3://bucket/x?region=eu"), replace(second, train="ade20k/train")) == "ade20k"
+    assert (
+        benchmark(
+            replace(recipe, data="s3://bucket/x?endpoint_override=http://h:9"), replace(second, train="ade20k/train")
+        )
+        == "ade20k"
+    )
     assert benchmark(replace(recipe, data="data/mine"), replace(first, val="val")) == "mine"
     assert paper("no head") == ""
 
