@@ -1,19 +1,17 @@
 #!/usr/bin/env python
-"""Score a checkpoint on a split: every row once, one confusion matrix over all of them.
+"""Score a checkpoint on a split: every row once, one confusion matrix over all of them for each protocol.
 
 The checkpoint knows its model, its classes and the rows that it was trained on; it is not scored on those. Prints mIoU
 with its protocol, IoU and F1 (Dice) per class; with --out also writes scores.json, with every digit, and pictures.
+
+Several protocols cost one pass: each row is read once, and what protocols have in common is predicted once.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import itertools
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,32 +20,40 @@ if not __package__:
 
 from pipelines.base.door import program, run, version, writable
 from pipelines.base.errors import InputError
-from pipelines.base.files import replacing, write_json
-from pipelines.base.polling import Polling
-from pipelines.base.text import Progress, clock
+from pipelines.base.text import Progress
+from pipelines.recipes.protocols import check_names, describe
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from pipelines.runs.checkpoint import Checkpoint
+    from pipelines.scoring.counting import ImageCounts
     from pipelines.scoring.evaluation import Task
-    from segmodels.metrics import Scores
 
 EXAMPLES = """\
 examples:
   python -m pipelines.evaluate ~/context-heads/runs/NAME/camvid/best.pt data/camvid/val
   python -m pipelines.evaluate best.pt s3://bucket/voc12/val --mode slide --stride 342 342 --workers 4
   python -m pipelines.evaluate best.pt data/voc12/val --scales 0.75 1.0 1.25 --flip --out scores/
+  python -m pipelines.evaluate best.pt data/voc12/val --protocol single --protocol reconet
+
+protocols:
+{protocols}
 """
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        program(), description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        program(),
+        description=__doc__,
+        epilog=EXAMPLES.format(protocols=describe()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, help="best.pt or step-….pt of a run")
     parser.add_argument("shards", help="folder or URI of one split's shards")
+    parser.add_argument(
+        "--protocol", action="append", default=[], metavar="NAME", dest="protocols",
+        help="score under a protocol of the list below; may be given several times (default: the recipe's inference)",
+    )  # fmt: skip
     parser.add_argument("--mode", choices=["whole", "slide"], help="whole image or sliding window (default: recipe)")
     parser.add_argument("--window", type=int, nargs=2, metavar=("H", "W"), help="pixels (default: the training crop)")
     parser.add_argument(
@@ -55,11 +61,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--scales", type=float, nargs="+", help="image scales to average over (default: the recipe's)")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
+    parser.add_argument("--average", help="what is averaged: probabilities (the default), logits, exponentials")
     parser.add_argument("--workers", type=int, help="Ray workers, on CPUs a core each (default: this process)")
     parser.add_argument("--gpus", type=int, choices=[0, 1], help="GPUs of each worker (default: 1 where there are any)")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default: bf16 on GPUs")
     parser.add_argument("--allow-seen", action="store_true", help="score on training rows all the same, and say so")
-    parser.add_argument("--out", type=Path, help="folder for scores.json, confusion.png and iou.png")
+    parser.add_argument("--out", type=Path, help="folder for scores.json, scores.csv, confusion.png and iou.png")
     parser.add_argument("--version", action="version", version=version())
     return parser.parse_args()
 
@@ -71,6 +78,7 @@ def main() -> None:
 
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers {args.workers}: 1 or more; without it, only this process scores")
+    check_names(args.protocols)
     path, uri = args.checkpoint.expanduser().resolve(), below(str(Path.cwd()), args.shards)
     if not path.is_file():
         raise InputError(
@@ -79,19 +87,22 @@ def main() -> None:
     rows = len(open_shards(uri))  # their faults are told before PyTorch is imported, which takes seconds
     print(f"{path} on the {rows:,} rows of {uri}: PyTorch is imported, the checkpoint is read", flush=True)
     from pipelines.runs.checkpoint import Checkpoint
-    from pipelines.scoring.evaluation import plan_evaluation
-    from segmodels.metrics import scores
+    from pipelines.scoring.evaluation import Wishes, plan_evaluation
+    from pipelines.scoring.report import Scored, print_scores, write_scores
 
     checkpoint = Checkpoint.read(path, mapped=True)
-    task = plan_evaluation(path, checkpoint, uri, overrides(args), args.precision, args.allow_seen)
+    wishes = Wishes(args.protocols, overrides(args), args.average)
+    task = plan_evaluation(path, checkpoint, uri, wishes, args.precision, args.allow_seen)
     if args.out:
         writable("--out", args.out)
-    print(f"scores {task.protocol}", flush=True)
-    counts = count(task, checkpoint, args.workers, args.gpus)
-    result = scores(counts)
-    print_scores(task, result)
+    for name in task.protocols:
+        print(f"scores {name}: {task.words(name)}", flush=True)
+    scored = [
+        Scored.of(name, task, counts) for name, counts in count(task, checkpoint, args.workers, args.gpus).items()
+    ]
+    print_scores(checkpoint.classes, scored)
     if args.out:
-        write_scores(args.out, task, checkpoint, counts, result)
+        print(f"written: {args.out}/{', '.join(write_scores(args.out, task, checkpoint, scored))}")
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -100,85 +111,27 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     return {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
 
 
-def count(task: Task, checkpoint: Checkpoint, workers: int | None, gpus: Literal[0, 1] | None) -> np.ndarray:
-    """Confusion counts of the split, by this process or by Ray workers, each on so many GPUs."""
+def count(
+    task: Task, checkpoint: Checkpoint, workers: int | None, gpus: Literal[0, 1] | None
+) -> dict[str, ImageCounts]:
+    """Confusion counts of the split's images, by this process or by Ray workers, each on so many GPUs."""
+    from pipelines.scoring.evaluation import evaluate_here, evaluate_on_ray
+
+    progress = Progress(task.manifest.rows, "images", lambda line: print(line, flush=True))
+    if workers is None:
+        done = itertools.count(1)  # counted by threads: `next` is one step of the interpreter
+
+        def beat(images: int) -> None:
+            for _ in range(images):
+                progress.reach(next(done))
+
+        return evaluate_here(task, checkpoint, beat=beat)
     from pipelines.cluster.session import ray_cluster
     from pipelines.recipes.recipe import Workers
-    from pipelines.scoring.evaluation import evaluate_on_ray
 
-    if workers is None:
-        return count_here(task, checkpoint)
     print(f"Ray starts, {workers} worker(s) score", flush=True)
-    with ray_cluster(Workers(count=workers, gpus=gpus)) as sizes, waiting():
-        return evaluate_on_ray(task, sizes)
-
-
-def count_here(task: Task, checkpoint: Checkpoint) -> np.ndarray:
-    """As `count`, by this process, with lines that say how far it is."""
-    import torch
-
-    from pipelines.feed.plan import open_shards
-    from pipelines.feed.validation import validation_batches
-    from pipelines.scoring.evaluation import load_model, settle_precision
-    from pipelines.scoring.validate import validate
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, batch = load_model(task.recipe, checkpoint, device), task.recipe.inference.batch
-    sizes = [len(rows) for rows in validation_batches(open_shards(task.uri), batch)]
-    done = itertools.accumulate(sizes, initial=0)
-    progress = Progress(sum(sizes), "images", lambda line: print(line, flush=True))
-    precision = settle_precision(task.precision, device)
-    return validate(
-        model, task.uri, task.inference, device, 0, 1, precision, batch, lambda: progress.reach(next(done, 0))
-    )
-
-
-@contextlib.contextmanager
-def waiting() -> Iterator[None]:
-    """While workers score, say every few seconds that they do."""
-    began = time.monotonic()
-
-    def say() -> None:
-        print(f"  the workers score, for {clock(time.monotonic() - began)} so far", flush=True)
-
-    with Polling(say, lambda: 5.0, "evaluate-progress"):
-        yield
-
-
-def print_scores(task: Task, result: Scores) -> None:
-    """Print the scores of each class and of all, with their protocol; every digit is in scores.json."""
-    print(f"{'':>20}  {'IoU %':>6}  {'F1 %':>6}")
-    for name, iou, f1 in zip(task.manifest.classes, result.iou, result.f1, strict=True):
-        print(f"{name:>20}  {percent(iou)}  {percent(f1)}")
-    print(f"{'mIoU':>20}  {result.miou * 100:.2f} %   ({task.protocol})")
-    print(f"{'mean F1':>20}  {result.mean_f1 * 100:.2f} %")
-    print(f"{'pixel accuracy':>20}  {result.accuracy * 100:.2f} %   fwIoU {result.fwiou * 100:.2f} %")
-
-
-def percent(value: float) -> str:
-    """A score of a class, six characters wide."""
-    return "absent" if value != value else f"{value * 100:6.2f}"
-
-
-def write_scores(out: Path, task: Task, checkpoint: Checkpoint, counts: np.ndarray, result: Scores) -> None:
-    """Write scores.json, where an absent class has null for its scores, and pictures of the matrix and of the IoU."""
-    from pipelines.base import pictures
-
-    classes = checkpoint.classes
-    about = {
-        "protocol": task.protocol, "checkpoint": str(task.path), "shards": task.uri, "shards_hash": task.manifest.hash,
-        "stage": checkpoint.stage, "step": checkpoint.step, "classes": classes, "confusion": counts.tolist(),
-    }  # fmt: skip
-    write_json(out / "scores.json", dataclasses.asdict(result) | about)
-    title = f"mIoU {result.miou * 100:.2f} %\n{task.protocol}"
-    figures = {
-        "confusion.png": pictures.confusion_figure(counts, classes, title),
-        "iou.png": pictures.iou_figure(result.iou, classes, title),
-    }
-    for name, figure in figures.items():
-        with replacing(out / name) as temporary:
-            figure.savefig(temporary, dpi=110)
-    print(f"written: {out}/scores.json, {', '.join(figures)}")
+    with ray_cluster(Workers(count=workers, gpus=gpus)) as sizes:
+        return evaluate_on_ray(task, sizes, progress.reach)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,16 @@ from segmodels.checks import nearest
 from segmodels.cost import CONVENTIONS
 from segmodels.heads.catalog import HEADS
 
+Size = tuple[int, int]  # (h, w) in pixels
 EXAMPLES = """\
 examples:
   python -m segmodels             all heads: paper, parameters, GMACs
   python -m segmodels reconet     one head: its paper, equations, keywords and cost
   python -m segmodels backbones   the trunks
   python -m segmodels losses      the loss terms and their options
+  python -m segmodels ocnet --size 1024 2048               its cost at an image of 1024 x 2048 pixels
+  python -m segmodels ocnet --size 512 512 --size 1024 1024 --batch 4    at several sizes; memory of 4 images
+  python -m segmodels backbones --size 1024 2048           the trunks at that size
 
 Everything is read off the code and counted on the meta device: no weights, no GPU, nothing downloaded.
 """
@@ -31,24 +35,37 @@ def main(words: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", default="heads", help="a head, or one of: heads, backbones, losses")
-    name = parser.parse_args(words).name
-    if name in HEADS:
-        show_head(name)
-    elif name in LISTINGS:
-        LISTINGS[name]()
-    else:
+    parser.add_argument(
+        "--size", nargs=2, type=int, action="append", metavar=("H", "W"), dest="sizes",
+        help="of the image, in pixels (default 512 512); a head takes several",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=int, default=1, help="images at once, for a head's memory (default 1)")
+    args = parser.parse_args(words)
+    name, sizes = args.name, [tuple(size) for size in args.sizes or [cards.SIZE]]
+    if name not in HEADS and name not in LISTINGS:
         allowed = [*HEADS, *LISTINGS]
         parser.error(f"unknown name {name!r}; allowed: {', '.join(allowed)}.{nearest(name, allowed)}")
+    if name not in HEADS and (len(sizes) > 1 or args.batch != 1 or (args.sizes and name == "losses")):
+        parser.error(f"{name}: heads and backbones take one --size H W; several, and --batch N, are for one head")
+    if min(min(sizes)) < 1 or args.batch < 1:
+        parser.error("--size H W and --batch N are 1 or more")
+    try:
+        if name in HEADS:
+            show_head(name, sizes, args.batch)
+        else:
+            LISTINGS[name](sizes[0])
+    except ValueError as error:
+        parser.error(str(error))
 
 
-def list_heads() -> None:
+def list_heads(size: Size) -> None:
     """All heads, one line each."""
     rows, problems = [["head", "paper", "arXiv", "parameters", "GMACs", "map size"]], []
     for name, builder in HEADS.items():
         paper = cards.paper_of(builder)
         row = [name, ", ".join(filter(None, (paper.authors, paper.venue))), paper.arxiv]
         try:
-            cost = cards.head_cost(name, {"conv+matmul": CONVENTIONS["conv+matmul"]})
+            cost = cards.head_cost(name, size, conventions={"conv+matmul": CONVENTIONS["conv+matmul"]}, peak=False)
         except ValueError as error:
             rows.append([*row, "-", "-", "-"])
             problems.append(f"{name}: {error}")
@@ -56,19 +73,26 @@ def list_heads() -> None:
         bound = "bound to its crop" if cost.bound else "any"
         rows.append([*row, f"{cost.parameters:,}", f"{cost.macs['conv+matmul'] / 1e9:.3f}", bound])
     print_table(rows, right=(3, 4))
-    print(f"\n{SETTING}; MACs of convolutions and matrix products.\nOne head in full: python -m segmodels NAME")
+    print(f"\n{setting(size)}; MACs of convolutions and matrix products.\nOne head in full: python -m segmodels NAME")
     for problem in problems:
         print(f"not counted: {problem}")
 
 
-SETTING = (
-    f"The head by itself with its defaults, {cards.CLASSES} classes, on the features of resnet101s at output stride 8 "
-    f"and {cards.SIZE[0]}x{cards.SIZE[1]} pixels"
-)
+def setting(*sizes: Size, batch: int = 1) -> str:
+    """What the costs are of."""
+    return (
+        f"The head by itself with its defaults, {cards.CLASSES} classes, on the features of resnet101s at output "
+        f"stride 8 and {', '.join(map(by, sizes))} pixels" + (f", {batch} images" if batch > 1 else "")
+    )
 
 
-def show_head(name: str) -> None:
-    """One head: docstrings, keywords, cost."""
+def by(size: Size) -> str:
+    """512x512"""
+    return f"{size[0]}x{size[1]}"
+
+
+def show_head(name: str, sizes: list[Size], batch: int) -> None:
+    """One head: docstrings, keywords, costs."""
     builder = HEADS[name]
     paper = cards.paper_of(builder)
     print_paragraph(f"{name}: {paper.title}")
@@ -78,25 +102,37 @@ def show_head(name: str) -> None:
     print("\n\n".join(filter(None, [about, *modules, f"{builder.__name__}\n{indented(builder)}"])))
     print("\nKeywords")
     print_keywords(builder)
-    cost = cards.head_cost(name)
+    show_costs(name, {size: cards.head_cost(name, size, batch) for size in sizes}, batch)
+
+
+def show_costs(name: str, costs: dict[Size, cards.HeadCost], batch: int) -> None:
+    """A head's costs, a column for each size."""
     print()
-    print_paragraph(f"{SETTING}:")
-    rows = [["parameters", f"{cost.parameters:,}", ""]]
-    rows += [[f"GMACs, {rule}", f"{macs / 1e9:,.3f}", RULES.get(rule, "")] for rule, macs in cost.macs.items()]
-    rows += [["MiB of maps", f"{cost.activation_bytes / 2**20:,.1f}", "outputs of all leaf modules in float32"]]
-    print_table(rows, right=(1,), indent=2)
-    print("  gives " + ", ".join(f"{key} {shape}" for key, shape in cost.outputs.items()))
-    if cost.bound:
-        print(f"  bound to the map of its training crop, here {cost.bound} cells: sliding windows keep to that crop")
+    print_paragraph(f"{setting(*costs, batch=batch)}:")
+    rows = [["", *map(by, costs), ""]] if len(costs) > 1 else []
+    rows += [["parameters", *(f"{cost.parameters:,}" for cost in costs.values()), ""]]
+    for rule, text in RULES.items():
+        rows += [[f"GMACs, {rule}", *(f"{cost.macs[rule] / 1e9:,.3f}" for cost in costs.values()), text]]
+    rows += [["MiB of maps", *(f"{cost.activation_bytes / 2**20:,.1f}" for cost in costs.values()), MAPS]]
+    rows += [["MiB at once", *(f"{(cost.peak_bytes or 0) / 2**20:,.1f}" for cost in costs.values()), PEAK]]
+    print_table(rows, right=tuple(range(1, 1 + len(costs))), indent=2)
+    for size, cost in costs.items():
+        at = f"at {by(size)} " if len(costs) > 1 else ""
+        print(f"  {at}gives " + ", ".join(f"{key} {shape}" for key, shape in cost.outputs.items()))
+    if bound := next(iter(costs.values())).bound:
+        print(f"  bound to the map of its training crop, here {bound} cells: sliding windows keep to that crop")
+    print(f"How fast: python -m pipelines.bench inference {name} --size {' '.join(map(str, next(iter(costs))))}")
 
 
+MAPS = "outputs of all leaf modules in float32"
+PEAK = "the most that evaluation holds besides weights and features, float32, a CPU's kernels"
 RULES = {
     "conv+matmul": "convolutions and matrix products, FlopCounterMode / 2",
     "leaf-modules": "torchstat's rule: only modules; batch norm 2 and ReLU 1 per value",
 }
 
 
-def list_backbones() -> None:
+def list_backbones(size: Size) -> None:
     """All trunks at the smallest output stride that they take."""
     import torch
 
@@ -107,14 +143,14 @@ def list_backbones() -> None:
     for name, kind in BACKBONES.items():
         with torch.device("meta"):
             trunk = build_backbone(name, min(kind.output_strides))
-        cost = measure(trunk, cards.SIZE)
+        cost = measure(trunk, size)
         strides, widths = (" ".join(map(str, values)) for values in (trunk.strides, trunk.channels))
         rows.append([name, strides, widths, f"{cost.parameters:,}", f"{cost.macs / 1e9:.3f}"])
     print_table(rows, right=(3, 4))
-    print(f"\n{cards.SIZE[0]}x{cards.SIZE[1]} pixels at the smallest output stride that the trunk takes, no classifier")
+    print(f"\n{by(size)} pixels at the smallest output stride that the trunk takes, no classifier")
 
 
-def list_losses() -> None:
+def list_losses(_: Size) -> None:
     """All loss terms with their options."""
     from segmodels.losses import KINDS, TERMS
 
@@ -128,7 +164,7 @@ def list_losses() -> None:
     print("In a recipe: loss: {logits: {cross_entropy: 1.0}, aux: {ohem: {weight: 0.4, threshold: 0.7}}}")
 
 
-LISTINGS: dict[str, Callable[[], None]] = {"heads": list_heads, "backbones": list_backbones, "losses": list_losses}
+LISTINGS: dict[str, Callable[[Size], None]] = {"heads": list_heads, "backbones": list_backbones, "losses": list_losses}
 
 
 def indented(thing: Callable[..., object]) -> str:

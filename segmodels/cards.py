@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segmodels.checks import choose, keywords_of
+from segmodels.checks import choose, keywords_of, positive
 from segmodels.cost import CONVENTIONS, activation_bytes
 from segmodels.heads.catalog import HEADS, build_head
 from segmodels.heads.context_head import ContextHead
+from segmodels.memory import evaluation_peak
 
 SIZE = (512, 512)
 CLASSES = 21
@@ -49,8 +50,10 @@ class HeadCost:
 
     Attributes:
         parameters: their number.
-        macs: convention -> multiply-accumulates.
+        macs: convention -> multiply-accumulates of one image.
         activation_bytes: all outputs of leaf modules, every call, in float32.
+        peak_bytes: the most that evaluation holds at once besides weights and features, see `evaluation_peak`; None where it was
+            not asked for.
         bound: (h, w) in cells to which the head is bound, or None.
         outputs: name -> shape, in evaluation.
     """
@@ -58,6 +61,7 @@ class HeadCost:
     parameters: int
     macs: dict[str, int]
     activation_bytes: int
+    peak_bytes: int | None
     bound: tuple[int, int] | None
     outputs: dict[str, tuple[int, ...]]
 
@@ -129,26 +133,38 @@ def modules_of(builder: Callable[..., Any]) -> dict[str, str]:
     return {module.__name__: description(module.__doc__) for module in [*own, *taken] if module is not ContextHead}
 
 
-def head_cost(name: str, conventions: Mapping[str, Callable[[nn.Module, Any], int]] = CONVENTIONS) -> HeadCost:
+def head_cost(
+    name: str,
+    size: tuple[int, int] = SIZE,
+    batch: int = 1,
+    conventions: Mapping[str, Callable[[nn.Module, Any], int]] = CONVENTIONS,
+    peak: bool = True,
+) -> HeadCost:
     """Build a head of `HEADS` with its defaults on the meta device, and count its cost.
 
     Args:
         name: a key of `HEADS`.
+        size: (h, w) in pixels of the image; a head that is bound to its crop is built for it.
+        batch: images at once, to which memory and outputs belong.
         conventions: name -> rule by which multiply-accumulates are counted.
+        peak: whether to follow the memory too, which takes as long as all the rest.
 
     Raises:
-        ValueError: an unknown head, or one that does not take these features.
+        ValueError: an unknown head, or one that does not take these features; a bad size or batch.
     """
-    cells = [tuple(-(-side // stride) for side in SIZE) for stride in STRIDES]
+    size, batch = (positive("size", size[0]), positive("size", size[1])), positive("batch", batch)
+    cells = [tuple(-(-side // stride) for side in size) for stride in STRIDES]
     given = {"feature_size": cells[-1]} if "feature_size" in keywords_of(choose(HEADS, name, "head")) else {}
     with torch.device("meta"):
         head = build_head(name, WIDTHS, CLASSES, **given).eval()
-        features: list[Tensor] = [torch.zeros(1, c, *hw) for c, hw in zip(WIDTHS, cells, strict=True)]
-        outputs = head(features)
+        features: list[Tensor] = [torch.zeros(batch, c, *hw) for c, hw in zip(WIDTHS, cells, strict=True)]
+        with torch.no_grad():
+            outputs = head(features)
         return HeadCost(
             parameters=sum(p.numel() for p in head.parameters()),
-            macs={rule: count(head, features) for rule, count in conventions.items()},
+            macs={rule: count(head, features) // batch for rule, count in conventions.items()},
             activation_bytes=activation_bytes(head, features),
+            peak_bytes=evaluation_peak(head, [feature.shape for feature in features]) if peak else None,
             bound=getattr(head, "feature_size", None),
             outputs={key: tuple(value.shape) for key, value in outputs.items()},
         )

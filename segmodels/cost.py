@@ -17,6 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from segmodels.checks import choose, positive
 
 SILENT = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation they pass their input on
+PAPER_SIZES = (  # (h, w) in pixels at which the papers print costs
+    (512, 512),  # RecoNet, Table 9
+    (513, 513),  # CTNet, Table 3
+    (768, 768),  # SRNet, Tables I and IV
+    (1024, 1024),  # OCNet, Table 4: a map of 128 x 128 at stride 8
+    (1024, 2048),  # SRNet, Table V
+)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 

@@ -43,25 +43,43 @@ class Confusion:
             ValueError: the shapes differ.
             RuntimeError: classes outside 0..K−1 (in the mask, `ignore` is allowed too).
         """
-        if prediction.shape != mask.shape:
-            raise ValueError(f"prediction has shape {tuple(prediction.shape)}; allowed: the mask's {tuple(mask.shape)}")
-        k, (p, t) = self.num_classes, (prediction.long(), mask.long())
-        labelled = t != self.ignore
-        wrong = (p < 0) | (p >= k) | (((t < 0) | (t >= k)) & labelled)
-        # Two further cells take the pixels without a label and the wrong classes, so that one pass counts them all.
-        cell = (k * t + p).where(labelled, k * k).masked_fill(wrong, k * k + 1)
-        cells = torch.bincount(cell.flatten(), minlength=k * k + 2)
-        if cells[-1]:
-            raise RuntimeError(
-                f"prediction or mask: a class outside of 0 to {k - 1}, in {int(cells[-1])} of {cell.numel()} pixels; "
-                f"allowed: those classes, and {self.ignore} in the mask. Set num_classes to the data's"
-            )
-        self._counts += cells[:-2].view(k, k)
+        k = self.num_classes
+        counted = torch.bincount(cells(prediction, mask, k, self.ignore).flatten(), minlength=k * k + 1)
+        self._counts += counted[:-1].view(k, k)
 
     @property
     def counts(self) -> Tensor:
         """int64 (K, K), rows the truth, columns the prediction; of this process only."""
         return self._counts.clone()
+
+
+def cells(prediction: Tensor, mask: Tensor, num_classes: int, ignore: int = IGNORE) -> Tensor:
+    """The cell of the confusion matrix that each pixel counts in: K · truth + prediction, K² without a label.
+
+    Args:
+        prediction: integers in 0..K−1, (B, H, W).
+        mask: uint8, (B, H, W).
+        num_classes: K.
+        ignore: the mask's value for pixels without a label.
+
+    Returns:
+        int64 (B, H, W).
+
+    Raises:
+        ValueError: the shapes differ.
+        RuntimeError: classes outside 0..K−1 (in the mask, `ignore` is allowed too).
+    """
+    if prediction.shape != mask.shape:
+        raise ValueError(f"prediction has shape {tuple(prediction.shape)}; allowed: the mask's {tuple(mask.shape)}")
+    k, p, t = num_classes, prediction.long(), mask.long()
+    labelled = t != ignore
+    wrong = (p < 0) | (p >= k) | (((t < 0) | (t >= k)) & labelled)
+    if count := int(wrong.sum()):
+        raise RuntimeError(
+            f"prediction or mask: a class outside of 0 to {k - 1}, in {count} of {t.numel()} pixels; "
+            f"allowed: those classes, and {ignore} in the mask. Set num_classes to the data's"
+        )
+    return (k * t + p).where(labelled, k * k)
 
 
 @dataclass(frozen=True)

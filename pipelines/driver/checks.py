@@ -6,7 +6,8 @@ import torch
 
 from pipelines.base.errors import InputError
 from pipelines.cluster.sizes import Sizes, joins, machine
-from pipelines.recipes.model import frozen_norms, meta_model, train_mode
+from pipelines.recipes.model import frozen_norms, meta_model, spec_by, train_mode
+from pipelines.recipes.protocols import of_protocol
 from pipelines.recipes.recipe import Recipe, check_split, micro_batch
 from pipelines.scoring.checks import check_window
 from segmodels.losses import Objective
@@ -25,6 +26,9 @@ def check_model(recipe: Recipe) -> None:
         objective.check(outputs)
         for spec in (recipe.inference, recipe.validation or recipe.inference):
             check_window(recipe, spec, model.window)
+        for name in recipe.protocols:
+            with of_protocol(name):
+                check_window(recipe, spec_by(name, recipe.inference), model.window)
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
     if forgotten := sorted(set(outputs) - set(recipe.loss)):

@@ -12,6 +12,7 @@ from typing import Any
 
 from datasets.manifest import Manifest
 from pipelines.cluster.sizes import Sizes, threads
+from pipelines.driver.costs import cost_metrics
 from pipelines.driver.planned import PlannedStage
 from pipelines.driver.weights import Weights
 from pipelines.recipes.model import how, meta_model
@@ -73,7 +74,9 @@ def make_job(
 def finish_stage(recipe: Recipe, plan: PlannedStage, place: StageFolder) -> None:
     """Turn a stage's outcome into its result, which ends it for good."""
     outcome, val = Outcome.read(place.outcome), plan.val
-    lines = [line for line in read_record(place.record)[0] if line["kind"] == "val" and line["step"] == outcome.step]
+    record = read_record(place.record)[0]
+    lines = [line for line in record if line["kind"] == "val" and line["step"] == outcome.step]
+    tests = [line["tests"] for line in record if line["kind"] == "test"]
     Result(
         stage=plan.stage.name, rows=plan.train.rows, steps=outcome.step, val_rows=val.rows if val else None,
         miou_before=outcome.before, miou=outcome.after, best=outcome.best if val else None,
@@ -81,6 +84,7 @@ def finish_stage(recipe: Recipe, plan: PlannedStage, place: StageFolder) -> None
         checkpoint=str(place.checkpoint(outcome.step)), best_checkpoint=str(place.best) if val else None,
         protocol=how(recipe), time=int(time.time() * 1000),
         classes=plan.train.classes, iou=lines[-1]["iou"] if lines else (),
+        accuracy=lines[-1]["accuracy"] if lines else None, tests=tests[-1] if tests else {},
     ).write(place.result)  # fmt: skip
 
 
@@ -92,9 +96,11 @@ def about_stage(recipe: Recipe, plan: PlannedStage, digest: str | None) -> About
     params |= {"shards.train": plan.train_uri, "shards.train.hash": train.hash, "shards.train.rows": train.rows}
     if val:
         params |= {"shards.val": plan.val_uri, "shards.val.hash": val.hash, "shards.val.rows": val.rows}
+        params |= {"shards.val.official_rows": val.official_rows, "protocol": how(recipe)}
     params |= {"classes": len(train.classes), "steps": plan.steps, "backbone.weights.sha256": digest}
     shards = {part: shard_facts(split) for part, split in (("train", train), ("val", val)) if split}
-    return About(params, nodes_tag(), list(train.classes), how(recipe), plan.steps, shards)
+    costs = cost_metrics(recipe, len(train.classes), cost)
+    return About(params, nodes_tag(), list(train.classes), how(recipe), plan.steps, shards, costs)
 
 
 def shard_facts(split: Manifest) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from datasets.shards import Shards
 from datasets.text import named
 from pipelines.base.addresses import locate
 from pipelines.base.errors import InputError
+from pipelines.recipes.protocols import of_protocol
 from pipelines.recipes.recipe import Recipe, Stage
 from pipelines.runs.folder import RunFolder, StageFolder
 from pipelines.runs.results import About
@@ -58,7 +59,8 @@ def plan_stages(recipe: Recipe, root: str, folder: Path | None = None) -> list[P
         InputError: as `check_splits`; rows that a stage would be scored on after it, or a stage before it, was trained
             on them; or other rows than the run began with.
     """
-    from pipelines.scoring.checks import check_sizes  # with torch
+    from pipelines.recipes.model import spec_by  # with torch
+    from pipelines.scoring.checks import check_sizes
 
     planned: list[PlannedStage] = []
     seen = np.zeros(0, np.int64)
@@ -67,6 +69,9 @@ def plan_stages(recipe: Recipe, root: str, folder: Path | None = None) -> list[P
         if val:
             refuse_seen(stage, seen, Shards(val.uri))
             check_sizes(recipe, recipe.validation or recipe.inference, val.name, Shards(val.uri))
+            for name in recipe.protocols:
+                with of_protocol(name):
+                    check_sizes(recipe, spec_by(name, recipe.inference), val.name, Shards(val.uri))
         planned.append(
             PlannedStage(
                 stage, train.uri, val.uri if val else None, train.manifest, val.manifest if val else None,

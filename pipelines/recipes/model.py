@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from pipelines.recipes.protocols import PROTOCOLS
 from pipelines.recipes.recipe import InferenceSpec, Recipe
 from segmodels.inference import Inference, protocol
 from segmodels.segmentor import Segmentor, build_segmentor
@@ -48,6 +49,21 @@ def inference_of(recipe: Recipe, spec: InferenceSpec) -> Inference:
     """A recipe's way to predict, its window defaulting to the training crop."""
     window = (spec.window or recipe.view.crop) if spec.mode == "slide" else None
     return Inference(spec.mode, window, spec.stride, spec.scales, spec.flip)
+
+
+def spec_by(name: str, spec: InferenceSpec) -> InferenceSpec:
+    """A recipe's `inference`, with what a protocol of the table sets; of another mode, without window and stride."""
+    chosen = PROTOCOLS[name]
+    if chosen.mode is not None and chosen.mode != spec.mode:
+        spec = dataclasses.replace(spec, mode=chosen.mode, window=None, stride=None)
+    given = {key: getattr(chosen, key) for key in ("scales", "flip")}
+    return dataclasses.replace(spec, **{key: value for key, value in given.items() if value is not None})
+
+
+def inference_by(name: str, recipe: Recipe) -> Inference:
+    """How a protocol of the table predicts; the recipe's `inference` says what the protocol leaves open."""
+    given = inference_of(recipe, spec_by(name, recipe.inference))
+    return dataclasses.replace(given, average=PROTOCOLS[name].average)
 
 
 def build_model(recipe: Recipe, classes: int, weights: str | None = None) -> Segmentor:

@@ -13,6 +13,7 @@ import yaml
 
 from pipelines.base.addresses import CURE, hide_secret, holds_secret
 from pipelines.base.errors import InputError
+from pipelines.recipes.protocols import check_names
 
 # The rule of a run's identity. A key that can change what a run computes, beyond the order in which floating-point sums
 # are taken, is part of it: another value is another run. All other keys are here, each with what a change of it does.
@@ -27,6 +28,7 @@ PLACED = {
     "data": "where shards are; their rows are compared by their hash",
     "feed": "both give the same batches, bit for bit",
     "overlays": "pictures",
+    "protocols": "how the weights are scored once they are trained",
     "log_every": "lines of the record",
     "keep_last": "checkpoints that stay",
     "checkpoint_minutes": "checkpoints between validations",
@@ -191,6 +193,11 @@ class Recipe:
     view: View = key("what training sees of an image", View)
     inference: InferenceSpec = key("how `evaluate` predicts", InferenceSpec)
     validation: InferenceSpec | None = key("how the stages predict when they validate; null for the same way", None)
+    protocols: tuple[str, ...] = key(
+        "how a stage's best weights are scored once at its end, all in one pass over the val rows, such as [single, "
+        "reconet]; `python -m pipelines.evaluate --help` lists them",
+        (),
+    )
     workers: Workers = key("who trains, and how it computes", Workers)
     feed: Literal["ray", "torch"] = key("Ray Data or a torch DataLoader; both give the same batches", "ray")
     tracking: str | None = key("address of MLflow; null for MLFLOW_TRACKING_URI, else output/mlflow.db", None)
@@ -235,8 +242,12 @@ def check(recipe: Recipe) -> None:
     demand(0 < recipe.view.scale[0] <= recipe.view.scale[1], f"view.scale = {recipe.view.scale}: 0 < low <= high")
     demand(0 <= recipe.view.flip <= 1, f"view.flip = {recipe.view.flip}: a probability, 0 to 1")
     for spec in (recipe.inference, recipe.validation or recipe.inference):
-        demand(min(spec.scales, default=0) > 0, f"scales = {list(spec.scales)}: one or more numbers above 0")
+        demand(
+            min(spec.scales, default=0) > 0 and len(set(spec.scales)) == len(spec.scales),
+            f"scales = {list(spec.scales)}: one or more numbers above 0, none twice",
+        )
         demand(spec.batch >= 1, f"batch of inference = {spec.batch}: 1 or more")
+    check_names(recipe.protocols)
     demand("name" in recipe.head, "head lacks its name, e.g. {name: fcn}")
     demand(recipe.aux is None or "name" in recipe.aux, "aux lacks its name, e.g. {name: fcn, stage: 3}")
     demand((recipe.workers.count or 0) >= 0, f"workers.count = {recipe.workers.count}: 0 or more, or null")

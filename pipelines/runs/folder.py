@@ -67,6 +67,14 @@ class StageFolder:
         """The confusion counts of a validation."""
         return self.path / "validation" / f"step-{step:08d}.npy"
 
+    def test(self, protocol: str) -> Path:
+        """The confusion counts of the best weights under a protocol."""
+        return self.path / "test" / f"{protocol}.npy"
+
+    def image_counts(self, protocol: str) -> Path:
+        """The same of each validation row."""
+        return self.path / "test" / f"{protocol}-images.npy"
+
     def overlay(self, name: str, step: int) -> Path:
         """The picture of a validation row."""
         return self.path / "overlays" / name / f"step-{step:08d}.png"

@@ -164,6 +164,12 @@ def send_inputs(client: Any, run: str, shards: Iterable[Shards]) -> None:
         client.log_inputs(run, datasets=inputs)
 
 
+def send_costs(client: Any, run: str, costs: Mapping[str, float]) -> None:
+    """Metrics that are known before the first step, at the run's start: sent again they are the same points."""
+    began = client.get_run(run).info.start_time
+    send_metrics(client, run, [Point(key, value, began, 0) for key, value in costs.items()])
+
+
 def set_tags(client: Any, run: str, tags: Mapping[str, str | None]) -> None:
     """Set tags of a run, cut to what MLflow takes; None removes one that is there."""
     there = client.get_run(run).data.tags if None in tags.values() else {}

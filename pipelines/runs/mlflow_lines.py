@@ -22,7 +22,10 @@ METRICS = {
     "train": {"loss": "train/loss", "lr": "train/lr", "epoch": "train/epoch", "images_per_s": "speed/images_per_s",
               "data_wait": "speed/data_wait_share", "gpu_mib": "speed/gpu_peak_mib"},
     "val": {"miou": "val/mIoU", "accuracy": "val/pixel_accuracy", "fwiou": "val/fwIoU"},
+    "test": {"miou": "mIoU", "accuracy": "pixel_accuracy", "mean_accuracy": "mean_accuracy", "fwiou": "fwIoU",
+             "mean_f1": "mF1"},
 }  # fmt: skip
+KINDS = ("confusion", "iou", "iou_table")
 
 CURVES = "curves.png"
 CHAIN = {"train/loss": "chain/train_loss", "train/lr": "chain/lr", "val/mIoU": "chain/val_mIoU"}
@@ -64,6 +67,8 @@ def send_lines(client: Any, run: str, place: StageFolder, lines: Sequence[Mappin
     for line in lines:
         if line["kind"] == "val":
             send_validation(client, run, place, line, about)
+        for name, scores in line.get("tests", {}).items():
+            send_test(client, run, place, name, scores, about)
 
 
 def send_chain_lines(client: Any, run: str, before: int, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -88,6 +93,8 @@ def values_of(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]
     Args:
         names: of the classes, as `metric_names` gives them.
     """
+    if line["kind"] == "test":
+        return tested(line["tests"])
     values = {METRICS[line["kind"]][k]: v for k, v in line.items() if k in METRICS.get(line["kind"], {})}
     if line["kind"] == "system":
         values = {f"system/{k}": v for k, v in line["values"].items()}
@@ -101,6 +108,26 @@ def values_of(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]
     return {k: v for k, v in values.items() if v is not None}
 
 
+def tested(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The metrics of a stage's protocols, in percent: `test/PROTOCOL/mIoU` and its like."""
+    return {
+        f"test/{name}/{METRICS['test'][key]}": value * 100
+        for name, scores in tests.items()
+        for key, value in scores.items()
+        if key in METRICS["test"] and value is not None
+    }
+
+
+def send_test(client: Any, run: str, place: StageFolder, name: str, scores: Mapping[str, Any], about: About) -> None:
+    """Confusion matrix, IoU bars and a table of one protocol; sent again they replace the first."""
+    title = (
+        f"{place.path.name}, best weights: mIoU {percent(scores['miou'])} %\n{scores['rows']} rows, {name}: "
+        f"{scores['protocol']}"
+    )
+    counts = np.load(place.path / scores["counts"])
+    send_scores(client, run, [f"test/{name}/{kind}" for kind in KINDS], title, scores["iou"], counts, about)
+
+
 def send_validation(client: Any, run: str, place: StageFolder, line: Mapping[str, Any], about: About) -> None:
     """Overlays, confusion matrix, IoU bars and a table of one validation; sent again they replace the first."""
     step = f"step-{line['step']:08d}"
@@ -110,12 +137,36 @@ def send_validation(client: Any, run: str, place: StageFolder, line: Mapping[str
     for picture in line["overlays"]:
         client.log_artifact(run, str(place.path / picture), f"overlays/{Path(picture).parent.name}")
     counts = np.load(place.path / line["counts"])
-    iou = [float("nan") if value is None else value for value in line["iou"]]
-    send_figure(client, run, f"confusion/{step}.png", lambda: pictures.confusion_figure(counts, about.classes, title))
-    send_figure(client, run, f"iou/{step}.png", lambda: pictures.iou_figure(iou, about.classes, title))
-    name = f"iou_table/{step}.json"
-    if name not in {file.path for file in client.list_artifacts(run, "iou_table")}:  # it would be added to
-        client.log_table(run, data=table_of(about.classes, line["iou"], counts), artifact_file=name)
+    send_scores(client, run, [f"{kind}/{step}" for kind in KINDS], title, line["iou"], counts, about)
+
+
+def send_scores(
+    client: Any,
+    run: str,
+    names: Sequence[str],
+    title: str,
+    iou: Sequence[float | None],
+    counts: np.ndarray,
+    about: About,
+) -> None:
+    """Confusion matrix, IoU bars and a table of the classes.
+
+    Args:
+        client: MLflow's.
+        run: its id.
+        names: of the three, without their endings.
+        title: of the pictures.
+        iou: of each class, a fraction.
+        counts: confusion counts (K, K).
+        about: of the stage.
+    """
+    confusion, bars, table = names
+    shown = [float("nan") if value is None else value for value in iou]
+    send_figure(client, run, f"{confusion}.png", lambda: pictures.confusion_figure(counts, about.classes, title))
+    send_figure(client, run, f"{bars}.png", lambda: pictures.iou_figure(shown, about.classes, title))
+    there = {file.path for file in client.list_artifacts(run, table.rpartition("/")[0])}
+    if f"{table}.json" not in there:  # it would be added to
+        client.log_table(run, data=table_of(about.classes, iou, counts), artifact_file=f"{table}.json")
 
 
 def send_figure(client: Any, run: str, name: str, draw: Callable[[], Any]) -> None:

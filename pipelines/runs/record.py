@@ -21,7 +21,7 @@ class Record:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.last, self.file = dict.fromkeys(("train", "val"), -1), None
+        self.last, self.file = dict.fromkeys(("train", "val", "test"), -1), None
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ class Record:
             self.file.close()
 
     def add(self, kind: str, step: int, **values: Any) -> None:
-        """Append an event: `train` and `val` carry numbers, `note` a text."""
+        """Append an event: `train`, `val` and `test` carry numbers, `note` a text."""
         if self.file is None or step <= self.last.get(kind, -1):
             return
         if kind in self.last:

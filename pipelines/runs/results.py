@@ -13,6 +13,11 @@ from pipelines.base.text import padded
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.folder import RunFolder, StageFolder
 
+TESTED = {
+    "mIoU": "miou", "pixel accuracy": "accuracy", "mean accuracy": "mean_accuracy", "fwIoU": "fwiou",
+    "mean F1": "mean_f1",
+}  # fmt: skip
+
 
 class Noted:
     """A frozen dataclass that is kept as JSON; fields that this version does not know are ignored."""
@@ -34,6 +39,7 @@ class About(Noted):
 
     `shards` are facts of the splits that `train` and `val` name, as `shard_facts` gives them; up to 0.4.0 there are
     none.
+    `costs` are metrics of its model, none of stages of versions up to 0.4.0.
     """
 
     params: Mapping[str, Any]
@@ -42,6 +48,7 @@ class About(Noted):
     protocol: str
     steps: int
     shards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,10 @@ class Outcome(Noted):
 class Result(Noted):
     """The result of a stage: rows, steps, mIoU (0 to 1) with its protocol, speed, checkpoints; `time` in ms.
 
-    `iou` are those of the classes that `miou` is the mean of, None for one that is absent; results of versions up to
-    0.3.5 have neither `classes` nor `iou`.
+    `iou` are those of the classes that `miou` is the mean of, None for one that is absent, and `accuracy` is the share
+    of pixels that are right; results of older versions have none of them. `tests` are what the best weights score
+    under the recipe's protocols, by name: `protocol` in words, `rows`, all of `Scores`, and the file with the counts
+    of each row.
     """
 
     stage: str
@@ -79,6 +88,8 @@ class Result(Noted):
     time: int
     classes: Sequence[str] = ()
     iou: Sequence[float | None] = ()
+    accuracy: float | None = None
+    tests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def finished(recipe: Recipe, folder: Path) -> list[Result]:
@@ -99,7 +110,23 @@ def table(results: Sequence[Result]) -> str:
         f"mIoU in percent, of the stage's last weights on every val row, {results[0].protocol}, from one confusion "
         "matrix over the split; – where the stage has no rows that it may be scored on."
     )
-    return "\n".join(["", *lined(head, rows), note, *class_tables(results)])
+    return "\n".join(["", *lined(head, rows), note, *test_table(results), *class_tables(results)])
+
+
+def test_table(results: Sequence[Result]) -> Iterator[str]:
+    """What the best weights of each stage score under the recipe's protocols; nothing where it names none."""
+    rows = [
+        [result.stage, name, *(percent(scores[key]) for key in TESTED.values())]
+        for result in results
+        for name, scores in result.tests.items()
+    ]
+    if not rows:
+        return
+    yield ""
+    yield from lined(["stage", "protocol", *TESTED], rows, range(2, 2 + len(TESTED)))
+    yield "In percent, of the stage's best weights on every val row:"
+    for name, words in {(n, s["protocol"]): None for r in results for n, s in r.tests.items()}:
+        yield f"  {name}: {words}"
 
 
 def lined(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:

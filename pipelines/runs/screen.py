@@ -81,4 +81,10 @@ def describe(stage: str, line: Mapping[str, Any], about: About) -> str:
             f"{head}  step {line['step']:>5}/{about.steps}  val mIoU {percent(line['miou'])} %  pixel accuracy "
             f"{percent(line['accuracy'])} %  ({line['rows']} rows, {about.protocol})"
         )
+    if line["kind"] == "test":
+        return "\n".join(
+            f"{head}  test {name}: mIoU {percent(scores['miou'])} %  pixel accuracy {percent(scores['accuracy'])} %  "
+            f"(weights of step {line['weights']}, {scores['rows']} rows, {scores['protocol']})"
+            for name, scores in line["tests"].items()
+        )
     return f"{head}  {line.get('text', '')}"

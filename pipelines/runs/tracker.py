@@ -29,6 +29,7 @@ from pipelines.runs.mlflow_client import (
     PARENT,
     Point,
     default_uri,
+    send_costs,
     send_inputs,
     send_metrics,
     send_params,
@@ -171,6 +172,8 @@ class Tracker(Tracked):
                 tags = {**subject(self.recipe, stage), **about.tags, PARENT: self.run_id}
                 run = self.create(f"{self.recipe.name}/{name}", tags, about.params, self.began(name))
             set_tags(self.client, self.run_id, about.tags)
+            for one in {run, self.run_id}:  # on the chain's run too, next to `final/mIoU`
+                send_costs(self.client, one, about.costs)
             for reader in {run, self.run_id, self.tags.get(PARENT, run)}:  # the stage, its chain, its study
                 send_inputs(self.client, reader, shards_of(about, stage))
             self.describe(run, [stage])
@@ -352,6 +355,7 @@ def points_of(done: Result, flat: bool) -> list[Point]:
         flat: whether the run is the stage's own too.
     """
     scores = {"mIoU": done.miou, "mIoU_before": done.miou_before} if done.val_rows else {}
+    scores |= {f"test/{name}/mIoU": test["miou"] for name, test in done.tests.items()}
     named = {f"{'' if flat else f'{done.stage}/'}{key}": value for key, value in scores.items()}
     named |= {f"final/{key}": value for key, value in {**scores, "mF1": mean_of(f1_of(done.iou))}.items()}
     return [Point(key, value * 100, done.time, 0) for key, value in named.items() if value is not None]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,18 @@ import numpy as np
 import torch
 
 from datasets.manifest import Manifest
+from datasets.shards import Shards
 from pipelines.base.errors import InputError
 from pipelines.cluster.sizes import Sizes
 from pipelines.feed.plan import open_shards
-from pipelines.recipes.model import build_model, inference_of, meta_model
+from pipelines.recipes.model import build_model, inference_by, inference_of, meta_model, spec_by
+from pipelines.recipes.protocols import OWN, check_names, of_protocol
 from pipelines.recipes.reading import convert_table
 from pipelines.recipes.recipe import InferenceSpec, Recipe
 from pipelines.runs.checkpoint import Checkpoint
 from pipelines.scoring.checks import check_sizes, check_window
+from pipelines.scoring.counting import ImageCounts, Share, count_images
 from pipelines.scoring.seen import digests
-from pipelines.scoring.validate import validate
 from segmodels.inference import Inference, protocol
 from segmodels.segmentor import Segmentor
 
@@ -31,31 +33,43 @@ from segmodels.segmentor import Segmentor
 class Task:
     """A checkpoint to score on a split: all that a worker needs to know. Path and URI are absolute.
 
-    `recipe` is the checkpoint's, with the `inference` that was asked for. `seen` of the rows were trained on.
-    `precision` is `bf16`, `fp32` or `auto`: bf16 on GPUs that have it.
+    `protocols` are the ways to predict, by name. `seen` of the rows were trained on. `precision` is `bf16`, `fp32` or
+    `auto`: bf16 on GPUs that have it.
     """
 
     path: Path
     recipe: Recipe
     uri: str
     manifest: Manifest
-    inference: Inference
+    protocols: Mapping[str, Inference]
     seen: int = 0
     precision: str = "auto"
 
-    @property
-    def protocol(self) -> str:
-        """In words: rows, how they are predicted, and whether some of them were trained on."""
+    def words(self, name: str) -> str:
+        """A protocol in words: rows, how they are predicted, and whether some of them were trained on."""
         rows = f"{self.manifest.benchmark} {self.manifest.split}, {self.manifest.rows} rows"
         seen = f"; {self.seen} OF THEM WERE TRAINED ON" if self.seen else ""
-        return f"{rows}, {protocol(self.inference)}{seen}"
+        return f"{rows}, {protocol(self.protocols[name])}{seen}"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What to score under: names of `PROTOCOLS`, and a protocol of one's own.
+
+    `overrides` are keys of `inference` and their values, as a recipe's page has them, in place of the recipe's;
+    `average` is one of `AVERAGES`. Where there are any of these, or no names, a further protocol is called `OWN`.
+    """
+
+    names: Sequence[str] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    average: str | None = None
 
 
 def plan_evaluation(
     path: Path,
     checkpoint: Checkpoint,
     uri: str,
-    overrides: Mapping[str, Any] | None = None,
+    wishes: Wishes | None = None,
     precision: str = "auto",
     allow_seen: bool = False,
 ) -> Task:
@@ -65,15 +79,16 @@ def plan_evaluation(
         path: of the checkpoint.
         checkpoint: what it holds.
         uri: of the split's shards.
-        overrides: keys of `inference` and their values, as a recipe's page has them, in place of the recipe's.
+        wishes: the protocols; None for the recipe's own `inference`.
         precision: `auto`, `bf16` or `fp32`.
         allow_seen: score rows that were trained on too.
 
     Raises:
         DataError: shards that are missing or of another schema.
-        InputError: other classes, unlabelled shards, rows that were trained on, or a window the head cannot use.
+        InputError: other classes, unlabelled shards, rows that were trained on, an unknown protocol, or windows that
+            the head cannot use.
     """
-    shards = open_shards(uri)  # once: `validate` reads the same ones
+    shards = open_shards(uri)  # once: `count_images` reads the same ones
     check_labels(path, checkpoint, uri, shards.manifest)
     seen = int(np.isin(digests(shards), checkpoint.seen).sum())
     if seen and not allow_seen:
@@ -81,12 +96,36 @@ def plan_evaluation(
             f"{seen} of the {len(shards)} images of {uri} were trained on by this checkpoint's chain: the score would "
             "mean nothing. Score on other rows, or add --allow-seen to see it labelled as such."
         )
-    spec = override_inference(checkpoint.recipe.inference, overrides or {})
-    recipe = replace(checkpoint.recipe, inference=spec)
+    recipe = checkpoint.recipe
+    protocols = dict(wanted(recipe, wishes or Wishes(), shards))
+    return Task(path, recipe, uri, shards.manifest, protocols, seen, precision)
+
+
+def wanted(recipe: Recipe, wishes: Wishes, shards: Shards) -> Iterator[tuple[str, Inference]]:
+    """The protocols that are asked for, by name, each checked against the model and the sizes of the images."""
+    check_names(wishes.names)
+    pairs = shards.manifest.flip_pairs
+    for name in wishes.names:
+        with of_protocol(name):
+            check_protocol(recipe, spec_by(name, recipe.inference), shards)
+        yield name, replace(inference_by(name, recipe), flip_pairs=pairs)
+    if wishes.overrides or wishes.average or not wishes.names:
+        spec = override_inference(recipe.inference, wishes.overrides)
+        check_protocol(recipe, spec, shards)
+        try:
+            yield OWN, replace(inference_of(recipe, spec), flip_pairs=pairs, average=wishes.average or "probabilities")
+        except ValueError as error:
+            raise InputError(f"--average: {error}") from None
+
+
+def check_protocol(recipe: Recipe, spec: InferenceSpec, shards: Shards) -> None:
+    """The model must be able to predict the images of a split in this way.
+
+    Raises:
+        InputError: it is not.
+    """
     check_window(recipe, spec, meta_model(recipe, 2).window)
-    check_sizes(recipe, spec, uri, shards)
-    inference = replace(inference_of(recipe, spec), flip_pairs=shards.manifest.flip_pairs)
-    return Task(path, recipe, uri, shards.manifest, inference, seen, precision)
+    check_sizes(recipe, spec, shards.uri, shards)
 
 
 def check_labels(path: Path, checkpoint: Checkpoint, uri: str, manifest: Manifest) -> None:
@@ -118,21 +157,25 @@ def override_inference(spec: InferenceSpec, overrides: Mapping[str, Any]) -> Inf
 
 
 def evaluate_here(
-    task: Task, checkpoint: Checkpoint, rank: int = 0, world: int = 1, device: torch.device | None = None
-) -> np.ndarray:
-    """Counts of the split int64 (K, K), rows truth, on this process' share of the rows, summed over the workers.
+    task: Task,
+    checkpoint: Checkpoint,
+    share: Share | None = None,
+    beat: Callable[[int], None] = lambda images: None,
+) -> dict[str, ImageCounts]:
+    """Confusion counts of each image of the split under each protocol, of all workers.
 
     Args:
         task: from `plan_evaluation`.
         checkpoint: its checkpoint.
-        rank: of this process among the workers.
-        world: workers.
-        device: where to predict; by default a GPU where there is one.
+        share: what this process does of it; None for everything, on a GPU where there is one.
+        beat: is given the images that this process has counted since the last call.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(task.recipe, checkpoint, device)
-    precision = settle_precision(task.precision, device)
-    return validate(model, task.uri, task.inference, device, rank, world, precision, task.recipe.inference.batch)
+    share = share or Share(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load_model(task.recipe, checkpoint, share.device)
+    precision, batch = settle_precision(task.precision, share.device), task.recipe.inference.batch
+    inferences = list(task.protocols.values())
+    counts = count_images(model, task.uri, inferences, share, precision, batch, beat)
+    return dict(zip(task.protocols, counts, strict=True))
 
 
 def load_model(recipe: Recipe, checkpoint: Checkpoint, device: torch.device) -> Segmentor:
@@ -150,23 +193,32 @@ def settle_precision(wish: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def evaluate_on_ray(task: Task, sizes: Sizes) -> np.ndarray:
-    """Counts of the split int64 (K, K), rows truth, by several workers."""
+def evaluate_on_ray(task: Task, sizes: Sizes, beat: Callable[[int], None]) -> dict[str, ImageCounts]:
+    """As `evaluate_here`, by several workers; `beat` is given the images that all of them have counted."""
     from pipelines.cluster.group import trainer
+    from pipelines.cluster.tally import tallied
 
-    def enter(config: dict[str, Any]) -> list[list[int]]:
+    def enter(config: dict[str, Any]) -> list[np.ndarray]:
         # imported in the worker: Ray's controller need not load the models too
         from pipelines.scoring.evaluation import evaluate_worker
 
-        return evaluate_worker(pickle.loads(config["task"]))
+        return evaluate_worker(pickle.loads(config["task"]), config["tally"])
 
-    with tempfile.TemporaryDirectory() as folder:
-        job = trainer(enter, {"task": pickle.dumps(task)}, sizes, "evaluate", Path(folder), failures=0)
-        return np.array(job.fit().return_value, np.int64)  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as folder, tallied(beat) as tally:
+        config = {"task": pickle.dumps(task), "tally": tally}
+        job = trainer(enter, config, sizes, "evaluate", Path(folder), failures=0)
+        found = job.fit().return_value  # type: ignore[attr-defined]
+    classes = len(task.manifest.classes)
+    return {name: ImageCounts(classes, entries) for name, entries in zip(task.protocols, found, strict=True)}
 
 
-def evaluate_worker(task: Task) -> list[list[int]]:
-    """One Ray worker's part; the counts are summed over the workers."""
+def evaluate_worker(task: Task, tally: Any) -> list[np.ndarray]:
+    """One Ray worker's part; returns the entries of all workers, by protocol.
+
+    Args:
+        task: what is scored.
+        tally: is told of the images that were counted, see `tallied`.
+    """
     import ray.train
     import ray.train.torch
 
@@ -174,5 +226,6 @@ def evaluate_worker(task: Task) -> list[list[int]]:
 
     context, checkpoint = ray.train.get_context(), Checkpoint.read(task.path, mapped=True)
     with process_group():
-        rank, world = context.get_world_rank(), context.get_world_size()
-        return evaluate_here(task, checkpoint, rank, world, ray.train.torch.get_device()).tolist()
+        share = Share(ray.train.torch.get_device(), context.get_world_rank(), context.get_world_size())
+        counts = evaluate_here(task, checkpoint, share, lambda images: tally.add.remote(images))
+        return [each.entries for each in counts.values()]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipelines.speed.memory import peak_bytes
+from segmodels.memory import peak_bytes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 AGREE = 1e-3  # greatest difference of two forms in float32, relative to the greatest output

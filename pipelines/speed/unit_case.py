@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pipelines.speed.memory import peak_bytes
 from pipelines.speed.rounds import Measured, agreement, contest, training_passes
 from pipelines.speed.units import Unit, wake
 from segmodels.cost import conv_matmul_macs, on_meta
+from segmodels.memory import peak_bytes
 
 
 class Case:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import html as markup
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.base.text import padded
 from pipelines.runs.mlflow_lines import metric_names
 from pipelines.scoring.intervals import Interval, Summary, summarise
+from pipelines.studies.class_tables import in_html, in_markdown, in_text
+from pipelines.studies.scores import Further, further, short
 
 PUBLISHED = ("published", "gain published", "difference of gains")  # left out where nothing is published
 COMPARED = ("gain measured", "verdict")  # left out without a baseline
@@ -55,6 +57,7 @@ class StudyTable:
     curve: str | None
     notes: str
     confidence: float
+    further: Further = field(default_factory=Further)
 
 
 def build(
@@ -75,7 +78,7 @@ def build(
     Args:
         title: of the study.
         variants: name -> settings, dotted keys with their values. A variant without a trial has a line too.
-        rows: one trial each, see `intervals.summarise`.
+        rows: one trial each, see `intervals.summarise` and `scores.further`.
         protocol: how mIoU was measured: split, rows, whole or slide, scales, flip, length of training. One for all,
             or one for each variant, by name.
         baseline: the variant that gains are measured against. Without one, lines are sorted, the best first.
@@ -105,7 +108,8 @@ def build(
     if baseline is None:
         lines.sort(key=lambda line: -line.summary.mean.mean if line.summary and line.summary.mean else 1.0)
     common, others = protocols(variants, protocol, baseline)
-    return StudyTable(title, tuple(lines), common, others, baseline, published_as, curve, notes, confidence)
+    more = further(rows, confidence)
+    return StudyTable(title, tuple(lines), common, others, baseline, published_as, curve, notes, confidence, more)
 
 
 def protocols(
@@ -125,9 +129,14 @@ def gain_of(value: float | None, reference: float | None) -> float | None:
     return None if value is None or reference is None else round(value - reference, 6)
 
 
+def names_of(table: StudyTable) -> list[str]:
+    """The variants, in the order of the table."""
+    return [line.variant for line in table.lines]
+
+
 def cells(table: StudyTable) -> list[dict[str, str]]:
     """Column -> text for every line; columns that a table has no use for are left out."""
-    rows = [line_cells(line) for line in table.lines]
+    rows = [line_cells(line, table.further) for line in table.lines]
     for column in (
         *PUBLISHED * all(line.published is None for line in table.lines),
         *COMPARED * (table.baseline is None),
@@ -145,7 +154,7 @@ def columns_of(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return list(rows[0]) if rows else ["variant", "measured"]
 
 
-def line_cells(line: Line) -> dict[str, str]:
+def line_cells(line: Line, more: Further) -> dict[str, str]:
     """All columns of one line."""
     own = line.summary
     gain = own.gain if own else None
@@ -154,6 +163,7 @@ def line_cells(line: Line) -> dict[str, str]:
         "settings": ", ".join(f"{key}={setting(value)}" for key, value in line.settings.items()),
         "published": "-" if line.published is None else f"{line.published:g}",
         "measured": "-" if own is None or own.mean is None else measured(own.mean),
+        **{score.heading: short(score.cells.get(line.variant)) for score in more.scores},
         "gain published": "-" if line.published_gain is None else f"{line.published_gain:+.2f}",
         "gain measured": "-" if gain is None else points(gain.mean * 100, gain),
         "difference of gains": "-"
@@ -194,6 +204,9 @@ def caption(table: StudyTable) -> list[str]:
     level = f"{table.confidence:.0%}".replace("%", " %")
     other = "".join(f" But {name}: {protocol}." for name, protocol in table.others.items())
     parts = [f"Measured: mIoU in percent, {table.protocol}.{other} ± is half of the {level} t-interval over the seeds."]
+    if table.further.words:
+        tests = "".join(f" {name}: {words}." for name, words in table.further.words.items())
+        parts.append(f"The same trainings, scored once more with the best weights of each:{tests}")
     if table.baseline is not None:
         parts.append(
             f"Gains are percentage points over {table.baseline}, paired by seed. Where their {level} interval holds "
@@ -214,8 +227,22 @@ def numbers(table: StudyTable) -> dict[str, Any]:
     return {
         "title": table.title, "protocol": table.protocol, "other_protocols": dict(table.others),
         "baseline": table.baseline, "confidence": table.confidence, "published_as": table.published_as,
-        "variants": [line_numbers(line) for line in table.lines],
+        "protocols": dict(table.further.words or {}),
+        "variants": [line_numbers(line) | further_numbers(line.variant, table.further) for line in table.lines],
     }  # fmt: skip
+
+
+def further_numbers(variant: str, more: Further) -> dict[str, Any]:
+    """A variant's further scores in percent: `scores`, by metric, with half widths; `iou`, by protocol and class."""
+    scores: dict[str, float | None] = {}
+    for score in more.scores:
+        if (cell := score.cells.get(variant)) is not None:
+            scores |= {score.metric: hundred(cell.mean), f"{score.metric}_half_width": hundred(cell.half)}
+    iou = {
+        name: {label: hundred(cells[variant].mean) for label, cells in classes.items() if variant in cells}
+        for name, classes in (more.classes or {}).items()
+    }
+    return {"scores": scores, "iou": iou} if scores else {}
 
 
 def line_numbers(line: Line) -> dict[str, Any]:
@@ -243,12 +270,14 @@ def metrics_of(page: Mapping[str, Any]) -> dict[str, float]:
     """
     lines = page["variants"]
     names = metric_names([line["variant"] for line in lines])
-    return {
-        f"{key}/{name}": float(line[key])
+    found = {
+        f"{key}/{name}": line[key]
         for key in ("mIoU", "mIoU_half_width", "gain", "gain_half_width", "seeds")
         for name, line in zip(names, lines, strict=True)
-        if line[key] is not None
     }
+    for name, line in zip(names, lines, strict=True):
+        found |= {f"{key}/{name}": value for key, value in line.get("scores", {}).items()}
+    return {key: float(value) for key, value in found.items() if value is not None}
 
 
 def text(table: StudyTable) -> str:
@@ -259,7 +288,7 @@ def text(table: StudyTable) -> str:
     right = [i for i, column in enumerate(columns) if column not in WORDS]
     shown = ["  ".join(line).rstrip() for line in padded(lines, right)]
     below = [line for part in caption(table) for line in textwrap.wrap(part, 120)]
-    return "\n".join([table.title, *shown, "", *below]) + "\n"
+    return "\n".join([table.title, *shown, "", *below, *in_text(table.further, names_of(table))]) + "\n"
 
 
 def markdown(table: StudyTable) -> str:
@@ -268,7 +297,19 @@ def markdown(table: StudyTable) -> str:
     head = columns_of(rows)
     lines = [head, [":---" if c in WORDS else "---:" for c in head], *(list(row.values()) for row in rows)]
     body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return "\n".join([f"# {table.title}", "", *body, "", "\n\n".join(caption(table))]) + "\n"
+    return (
+        "\n".join(
+            [
+                f"# {table.title}",
+                "",
+                *body,
+                "",
+                "\n\n".join(caption(table)),
+                *in_markdown(table.further, names_of(table)),
+            ]
+        )
+        + "\n"
+    )
 
 
 def html(table: StudyTable) -> str:
@@ -288,5 +329,6 @@ def html(table: StudyTable) -> str:
         + "".join(f"<tr>{row}</tr>\n" for row in body)
         + "</table>"
         + "".join(f"<p>{markup.escape(part)}</p>" for part in caption(table))
+        + "".join(in_html(table.further, names_of(table)))
         + "</html>\n"
     )

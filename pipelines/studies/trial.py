@@ -22,6 +22,7 @@ from pipelines.recipes.recipe import Recipe
 from pipelines.runs.folder import RunFolder, StudyFolder
 from pipelines.runs.record import append, read_record
 from pipelines.runs.results import About, Noted, Result, finished
+from pipelines.studies.scores import scores_of
 
 POLL_S = 0.1
 SAID = "said"  # what a line of the timeline is that the screen shows
@@ -226,4 +227,6 @@ def row_of(variant: str, seed: int, recipe: Recipe, folder: Path) -> dict[str, A
         lines, _ = read_record(place.record)
         row["memory_mib"] = max((line["gpu_mib"] for line in lines if "gpu_mib" in line), default=None)
         row["images_per_s"] = Result.read(place.result).images_per_s
+        scored = [result for result in finished(recipe, folder) if result.val_rows]
+        row["tests"] = scores_of(scored[-1]) if scored else {}
     return row

@@ -16,6 +16,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runs.record import Record
 from pipelines.runs.results import Outcome
 from pipelines.runs.stopping import asked_to_stop
+from pipelines.training.closing import score_best
 from pipelines.training.job import Interrupted, Job
 from pipelines.training.learner import make_learner
 from pipelines.training.meter import Meter
@@ -80,6 +81,8 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
                 learner.keep()
             if ends_now:
                 return stopped(record, signal.Signals(int(ending)).name, job.stage.name, done)
+        if unscored := score_best(learner, record, pulse.beat):
+            return unscored
     progress = learner.progress
     return Outcome(progress.step, progress.before, progress.after, progress.best, progress.best_step, meter.overall())
 

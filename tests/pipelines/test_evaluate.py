@@ -1,25 +1,31 @@
 """Scoring a checkpoint: what is read how often, what is overridden, and what is written."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from datasets.manifest import read_manifest
+from datasets.shards import Shards
 from pipelines import evaluate
+from pipelines.base import pictures
 from pipelines.base.door import ROOT
 from pipelines.base.errors import InputError
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.model import build_model
+from pipelines.recipes.protocols import OWN
 from pipelines.recipes.reading import load_recipe
 from pipelines.recipes.recipe import InferenceSpec
 from pipelines.runs.checkpoint import Checkpoint, Progress
-from pipelines.scoring.evaluation import evaluate_here, override_inference, plan_evaluation
+from pipelines.scoring.evaluation import Wishes, check_labels, evaluate_here, override_inference, plan_evaluation
 from segmodels.segmentor import classifier_keys
 
 ABSENT = "train"
@@ -70,10 +76,10 @@ def test_an_absent_class_is_null_in_strict_json(best, val, tmp_path, opened):
     place = found["classes"].index(ABSENT)
     assert [found[key][place] for key in ("iou", "f1", "precision", "recall")] == [None] * 4
     assert f"{ABSENT:>20}  absent  absent\n" in shown
-    assert f"{found['mean_f1'] * 100:.2f} %" in shown
+    assert re.search(rf"^own +{found['miou'] * 100:.2f} .* {found['mean_f1'] * 100:.2f}$", shown, re.MULTILINE)
     background = f"{found['iou'][0] * 100:6.2f}  {found['f1'][0] * 100:6.2f}"
     assert f"{found['classes'][0]:>20}  {background}\n" in shown
-    assert sorted(path.name for path in out.iterdir()) == ["confusion.png", "iou.png", "scores.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["confusion.png", "iou.png", "scores.csv", "scores.json"]
     assert all(cv2.imread(str(out / name)) is not None for name in ("confusion.png", "iou.png"))
 
 
@@ -94,13 +100,13 @@ def test_checkpoint_and_manifest_are_read_once_and_the_optimizer_stays_on_disk(b
 
 def test_other_code_than_the_door_can_score(best, val):
     checkpoint = Checkpoint.read(best, mapped=True)
-    task = plan_evaluation(best, checkpoint, val, {"mode": "slide", "stride": [16, 16], "flip": True})
-    assert task.protocol == "voc12 val, 11 rows, slide 32x32 stride 16x16, scales 1.0, flip"
+    task = plan_evaluation(best, checkpoint, val, Wishes(overrides={"mode": "slide", "stride": [16, 16], "flip": True}))
+    assert task.words(OWN) == "voc12 val, 11 rows, slide 32x32 stride 16x16, scales 1.0, flip"
     assert task.recipe.inference.batch == 2
-    counts = evaluate_here(task, checkpoint)
-    assert counts.sum() == sum(task.manifest.histogram[:-1])
+    counts = evaluate_here(task, checkpoint)[OWN]
+    assert counts.total().sum() == sum(task.manifest.histogram[:-1])
     with pytest.raises(InputError, match=r"unknown key 'inference.windows'"):
-        plan_evaluation(best, checkpoint, val, {"windows": [32, 32]})
+        plan_evaluation(best, checkpoint, val, Wishes(overrides={"windows": [32, 32]}))
 
 
 def test_overrides_leave_the_rest_of_the_recipe_and_another_mode_drops_its_windows():
@@ -111,6 +117,49 @@ def test_overrides_leave_the_rest_of_the_recipe_and_another_mode_drops_its_windo
     assert override_inference(slide, {"mode": "whole"}) == InferenceSpec("whole", None, None, (0.5, 1.0), True, 2)
     wider = override_inference(InferenceSpec(), {"mode": "slide", "window": [48, 48]})
     assert (wider.window, wider.stride) == ((48, 48), None)
+
+
+def test_several_protocols_are_scored_in_one_pass_and_shown_side_by_side(best, val, tmp_path, opened, monkeypatch):
+    out, reads = tmp_path / "scores", []
+    read = Shards.sample
+    monkeypatch.setattr(Shards, "sample", lambda shards, row: reads.append(row) or read(shards, row))
+    for name in ("confusion_figure", "iou_figure"):  # drawn in other tests
+        monkeypatch.setattr(pictures, name, lambda *args: Figure(figsize=(0.2, 0.2)))
+    shown = opened(best, val, "--protocol", "single", "--protocol", "single-flip", "--average", "logits", "--out", out)
+    assert sorted(reads) == list(range(11))
+    found = json.loads((out / "scores.json").read_text(), parse_constant=fail)
+    assert list(found["protocols"]) == ["single", "single-flip", OWN]
+    assert found["iou"] == found["protocols"]["single"]["iou"]
+    assert "whole, scales 1.0, no flip, logits averaged" in found["protocols"][OWN]["protocol"]
+    head, *_ = [line for line in shown.splitlines() if line.split() == ["single", "single-flip", OWN]]
+    assert len(head) == 20 + 3 * 16
+    for name, page in found["protocols"].items():
+        assert re.search(rf"^{name} +{page['miou'] * 100:.2f} ", shown, re.MULTILINE)
+        assert f"{name}: {page['protocol']}\n" in shown
+        assert (out / f"confusion-{name}.png").exists()
+    lines = (out / "scores.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * len(found["classes"])
+    assert lines[1].split(",")[:3] == ["single", "background", str(found["iou"][0])]
+
+
+def test_bad_protocols_and_averages_are_refused(best, val, opened):
+    with pytest.raises(InputError, match="unknown protocol 'ocnett'; did you mean 'ocnet'"):
+        opened(best, val, "--protocol", "ocnett")
+    with pytest.raises(InputError, match="--average: average is 'votes'; allowed: probabilities, logits, exp"):
+        opened(best, val, "--average", "votes")
+
+
+def test_other_classes_rows_without_labels_and_foreign_files_are_refused(best, val, opened, tmp_path, monkeypatch):
+    checkpoint = Checkpoint.read(best, mapped=True)
+    other = replace(checkpoint, classes=("sky", *checkpoint.classes[1:]))
+    with pytest.raises(InputError, match="they must be the same, in this order"):
+        plan_evaluation(best, other, val)
+    manifest = open_shards(val).manifest
+    with pytest.raises(InputError, match="labelled: False: nothing to score"):
+        check_labels(best, checkpoint, val, replace(manifest, labelled=False))
+    torch.save({"format": 99}, tmp_path / "new.pt")
+    with pytest.raises(InputError, match="has checkpoint format 99, this version reads 1"):
+        opened(tmp_path / "new.pt", val, "--protocol", "single")
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -1,9 +1,13 @@
+import dataclasses
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from segmodels.heads.reconet import reconet_head
-from segmodels.inference import Inference, predict, protocol
+from segmodels.inference import AVERAGES, Inference, predict, predict_together, protocol
+from segmodels.memory import peak_bytes
 from segmodels.segmentor import Segmentor, build_segmentor
 
 K = 4
@@ -141,8 +145,179 @@ def test_protocol_in_words():
         {"mode": "slide", "window": (4, 4), "stride": (0, 4)},
         {"scales": ()},
         {"scales": (0.0,)},
+        {"scales": (1.0, 1.0)},
+        {"average": "votes"},
     ],
 )
 def test_bad_values(values):
     with pytest.raises(ValueError, match="allowed"):
         Inference(**values)
+
+
+WAYS = [
+    Inference(),
+    Inference("slide", (10, 12), scales=(0.5, 1.0, 1.5), flip=True, flip_pairs=((1, 2),)),
+    Inference("slide", (10, 12), (10, 5)),
+    Inference("slide", (30, 12), scales=(1.0, 1.5)),
+    Inference(scales=(1.5, 1.0), flip=True, average="logits"),
+    Inference("slide", (10, 12), scales=(0.5, 1.0), average="logits"),
+    Inference("slide", (10, 12), scales=(0.5, 1.0), flip=True, average="exponentials"),
+    Inference("slide", (10, 12), scales=(0.5, 1.0, 1.5), flip=True, average="exponentials"),
+]
+
+
+@pytest.fixture
+def unlike():
+    """A model that sees more than a pixel, so that a window, a scale and a mirror change what it says."""
+    torch.manual_seed(0)
+    model = Segmentor(Pixels(), Classify(3, K, 5, padding=2), K).eval()
+    with torch.no_grad():
+        model.head.weight *= 20
+    return model
+
+
+def test_ways_that_are_predicted_together_have_the_very_numbers_that_they_have_alone(unlike, image):
+    for together, way in zip(predict_together(unlike, image, WAYS), WAYS, strict=True):
+        assert torch.equal(together, predict(unlike, image, way)), way
+        assert torch.allclose(together.sum(1), torch.ones(2, 23, 31), atol=1e-5)
+
+
+def test_the_model_sees_each_window_of_each_scale_once_plainly_and_once_mirrored(unlike, image):
+    ways = [Inference("slide", (10, 12)), Inference("slide", (10, 12), scales=(0.5, 1.0), flip=True)]
+    predict_together(unlike, image, [*ways, Inference("slide", (10, 12), average="logits"), Inference()])
+    seen = [tuple(x.shape[2:]) for x in unlike.backbone.seen]
+    # (12, 16): rows 0, 2, columns 0, 4; (23, 31): rows 0, 7, 13, columns 0, 8, 16, 19; each mirrored; and the whole
+    assert seen.count((10, 12)) == 2 * 4 + 2 * 12
+    assert seen.count((23, 31)) == 1
+    assert len(seen) == 33
+
+
+def naive(model, image, way):
+    """The average of a way, window by window and pass by pass, from its words."""
+    height, width = image.shape[2:]
+    total = 0
+    for scale in way.scales:
+        size = round(height * scale), round(width * scale)
+        scaled = nn.functional.interpolate(image.float(), size, mode="bilinear", align_corners=True)
+        window, stride = way.window or size, way.stride or size
+        full = [max(size[0], window[0]), max(size[1], window[1])]
+        canvas = model.mean.expand(len(image), 3, *full).clone()
+        canvas[..., : size[0], : size[1]] = scaled
+        count, part = torch.zeros(1, 1, *full), torch.zeros(len(image), K, *full)
+        tops, lefts = ([*range(0, a - w, s), a - w] for a, w, s in zip(full, window, stride, strict=True))
+        for top in tops:
+            for left in lefts:
+                place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
+                logits = [model(canvas[place])["logits"]]
+                if way.flip:
+                    mirrored = model(canvas[place].flip(3))["logits"].flip(3)
+                    logits.append(mirrored[:, [0, 2, 1, 3]] if way.flip_pairs else mirrored)
+                stacked = torch.stack(logits).double()
+                value = {
+                    "probabilities": lambda x: x.softmax(2).mean(0),
+                    "logits": lambda x: x.mean(0),
+                    "exponentials": lambda x: x.sum(0).exp(),
+                }[way.average](stacked)
+                part[place] += value.float()
+                count[place] += 1
+        part = (part / count)[..., : size[0], : size[1]]
+        total = total + nn.functional.interpolate(part, (height, width), mode="bilinear", align_corners=True)
+    if way.average == "logits":
+        return (total / len(way.scales)).softmax(1)
+    return total / total.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=protocol)
+def test_averages_are_what_their_words_say(unlike, image, way):
+    expected = naive(unlike, image, way)
+    torch.testing.assert_close(predict(unlike, image, way), expected.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_averages_by_hand(image):
+    """One pixel, two classes; plain it has logits (0, 0), mirrored (2 ln 3, 0): odds of 1 and of 9."""
+
+    class Turned(nn.Module):
+        def forward(self, features):
+            x = features[-1]
+            self.calls = getattr(self, "calls", 0) + 1
+            first = torch.full_like(x[:, :1], 0.0 if self.calls % 2 else 2 * math.log(3))
+            return {"logits": torch.cat([first, torch.zeros_like(first)], 1)}
+
+    model = Segmentor(Pixels(), Turned(), 2).eval()
+    first = {
+        a: predict(model, image[..., :1, :1], Inference(flip=True, average=a))[0, 0, 0, 0].item() for a in AVERAGES
+    }
+    assert first == pytest.approx({"probabilities": (0.5 + 0.9) / 2, "logits": 0.75, "exponentials": 0.9})
+
+
+def test_exponentials_of_large_logits_stay_finite_and_a_common_offset_changes_nothing(unlike, image):
+    way = Inference(scales=(0.5, 1.0), flip=True, average="exponentials")
+    expected = predict(unlike, image, way)
+    with torch.no_grad():
+        unlike.head.bias += 500
+    assert unlike(image)["logits"].min() > 200
+    torch.testing.assert_close(predict(unlike, image, way), expected, atol=1e-3, rtol=0)
+    with torch.no_grad():
+        unlike.head.weight *= 100
+    assert predict(unlike, image, way).isfinite().all()
+
+
+class Forgetful(Pixels):
+    """As `Pixels`, without a memory of what it saw."""
+
+    def forward(self, x):
+        return [x]
+
+
+class Upsampled(nn.Module):
+    """A head whose map is small, as a real one's: of the memory only logits and averages matter."""
+
+    def forward(self, features):
+        x = features[-1]
+        return {"logits": x.new_zeros(len(x), self.classes, -(-x.shape[2] // 8), -(-x.shape[3] // 8))}
+
+
+def held(ways, size, classes):
+    """Bytes that predicting an image holds at most, counted on tensors that hold nothing; an interpolation is one."""
+    with torch.device("meta"):
+        head = Upsampled()
+        head.classes = classes
+        model = Segmentor(Forgetful(), head, classes).eval()
+        image = torch.zeros(1, 3, *size, dtype=torch.uint8)
+        return peak_bytes(lambda: predict_together(model, image, ways), "cpu")
+
+
+def bound(ways, size, classes):
+    """The bytes that `predict_together` promises."""
+    largest = max(s for way in ways for s in way.scales)
+    scaled = [round(side * largest) for side in size]
+    different = {dataclasses.replace(way, scales=(1.0,)) for way in ways}
+    canvases = sum(
+        math.prod(max(a, w) for a, w in zip(scaled, way.window, strict=True)) for way in different if way.window
+    )
+    passes = max(math.prod(way.window or scaled) for way in ways)
+    held = 3 if len({way.average == "probabilities" for way in ways}) == 1 else 6
+    return 4 * classes * ((len(ways) + 1) * math.prod(size) + canvases + held * passes)
+
+
+MULTI = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        [Inference("slide", (512, 1024), scales=MULTI, flip=True)],
+        [Inference("slide", (512, 1024)), Inference("slide", (512, 1024), scales=MULTI, flip=True, average="logits")],
+        [Inference(scales=MULTI, flip=True, average="logits")],
+    ],
+    ids=["windows", "two protocols", "whole"],
+)
+def test_memory_of_a_large_image_with_many_classes_is_bounded(ways, monkeypatch):
+    # on the meta device an interpolation is thousands of operations, which hold what the real one does not
+    monkeypatch.setattr(nn.functional, "interpolate", lambda x, size, **options: x.new_empty(*x.shape[:2], *size))
+    size, classes = (1024, 2048), 150
+    peak = held(ways, size, classes)
+    assert peak > 4 * classes * math.prod(size)  # it counts what there is
+    assert peak < bound(ways, size, classes) + 4 * 3 * math.prod(size) * 10  # images in float32, up to twice their size
+    one = held([dataclasses.replace(way, scales=(2.0,)) for way in ways[-1:]], size, classes)
+    assert peak < 1.3 * one + 4 * classes * math.prod(size) * len(ways)  # no scale is held while the next is predicted

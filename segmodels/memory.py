@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -67,3 +69,23 @@ def peak_bytes(work: Callable[[], object], device: str) -> int:
     with LiveStorages() as live:
         work()
     return live.peak
+
+
+def evaluation_peak(model: nn.Module, shapes: Sequence[Sequence[int]]) -> int:
+    """The most bytes that evaluation holds at once besides weights and inputs, in float32; nothing is computed.
+
+    The choice of kernels is a CPU's: fused attention holds no weights, where the meta device would write them out.
+
+    Args:
+        model: stays as it is; takes one tensor, or a list of them where there are several shapes.
+        shapes: of the inputs.
+
+    Raises:
+        ValueError: the model does not take them.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        empty: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in model.buffers()}
+        empty |= {id(p): nn.Parameter(torch.empty(p.shape), requires_grad=False) for p in model.parameters()}
+        drawn = copy.deepcopy(model, empty).eval()
+        inputs = [torch.empty(tuple(shape)) for shape in shapes]
+        return peak_bytes(lambda: drawn(inputs if len(inputs) > 1 else inputs[0]), "cpu")
