@@ -22,7 +22,6 @@ def curves_figure(stages: Mapping[str, tuple[int, Lines]]) -> Figure:
     """
     figure, left = new_figure(8, 3.2)
     right = left.twinx()
-    last = max((before + line["step"] for before, lines in stages.values() for line in lines), default=0)
     for name, (before, lines) in stages.items():
         train = [(before + line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
         val = [(before + x["step"], x["miou"] * 100) for x in lines if x["kind"] == "val" and x["miou"] is not None]
@@ -32,10 +31,8 @@ def curves_figure(stages: Mapping[str, tuple[int, Lines]]) -> Figure:
             right.plot(*zip(*val, strict=True), "o-", color=SCORE, linewidth=1.2, markersize=4)
         if len(stages) > 1:
             left.axvline(before, color="#999999", linewidth=0.8, linestyle=":")
-            left.text(
-                before, 1.02, drawable(name), transform=left.get_xaxis_transform(), fontsize=8, parse_math=False,
-                ha="right" if 4 * before > 3 * last else "left",
-            )  # fmt: skip
+            at, look = left.get_xaxis_transform(), {"rotation": 90, "va": "top", "fontsize": 8}
+            left.text(before, 0.98, drawable(name), transform=at, parse_math=False, **look)
     left.set_xlabel("steps of the chain" if len(stages) > 1 else "steps")
     left.set_ylabel("training loss (line)", color=LOSS)
     right.set_ylabel("validation mIoU, percent (dots)", color=SCORE)

@@ -40,6 +40,7 @@ def read_stage(place: StageFolder, stage: Stage) -> Told:
     lines = read_record(place.record)[0]
     names = metric_names(about.classes) if about else []
     values = {k: v for line in lines for k, v in values_of(line, names).items()} if about else {}
+    values = {**about.costs, **values} if about else {}
     result = Result.read(place.result) if place.result.exists() else None
     return Told(stage, place, about, result, values)
 
@@ -135,10 +136,13 @@ def tests(told: Sequence[Told]) -> str:
             if found := re.fullmatch(r"test/(.+)/mIoU", key):
                 low, high = (t.values.get(f"{key}_{end}") for end in ("low", "high"))
                 interval = f"{low:.2f} to {high:.2f}" if low is not None and high is not None else "not computed"
-                rows.append([t.stage.name, found[1], f"{value:.2f}", interval])
+                words = t.result.tests.get(found[1], {}).get("protocol", "") if t.result else ""
+                rows.append([t.stage.name, found[1], f"{value:.2f}", interval, words])
     if not rows:
         return ""
-    return "**Tested by protocol**, the best weights:\n\n" + table(["stage", "protocol", "mIoU %", "interval"], rows)
+    return "**Tested by protocol**, the best weights:\n\n" + table(
+        ["stage", "protocol", "mIoU %", "interval", "how"], rows
+    )
 
 
 def classes_of(told: Sequence[Told]) -> str:
