@@ -6,7 +6,10 @@ from pipelines.bench import build_parser
 from pipelines.speed import evaluate
 from pipelines.speed.rounds import Disagreement
 
-SMALL = "evaluate --images 2 --size 40 56 --crop 32 32 --backbone test_resnet --channels 8 --scales 0.5 1 --repeats 1"
+SMALL = (
+    "evaluate --images 1 --size 24 32 --crop 24 24 --backbone test_resnet --channels 8 --scales 0.5 1 --repeats 1 "
+    "--threads 1"
+)
 
 
 def measure(words=SMALL):
