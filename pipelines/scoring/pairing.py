@@ -141,8 +141,8 @@ def predictions(side: Side, rows: Sequence[int]) -> list[np.ndarray]:
 
 
 def heading(sides: tuple[Side, Side]) -> list[str]:
-    """What is compared: both files and protocols; a line of its own where these differ."""
-    words = [side.task.words(side.protocol) for side in sides]
-    lines = [f"{name}: {side.task.path}, {how}" for name, side, how in zip("AB", sides, words, strict=True)]
+    """What is compared: both files and protocols; a line of its own where A and B are not predicted alike."""
+    lines = [f"{name}: {s.task.path}, {s.task.words(s.protocol)}" for name, s in zip("AB", sides, strict=True)]
+    one, other = (side.task.protocols[side.protocol] for side in sides)
     note = "NOTE: A and B are not predicted alike; --protocol NAME sets one protocol for both"
-    return lines if words[0] == words[1] else [*lines, note]
+    return lines if one == other else [*lines, note]

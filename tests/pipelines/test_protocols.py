@@ -19,7 +19,7 @@ from pipelines.driver.run import run_recipe
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.bundled import names_in
 from pipelines.recipes.model import build_model, inference_by
-from pipelines.recipes.protocols import PROTOCOLS, describe
+from pipelines.recipes.protocols import MEASURES, PROTOCOLS, describe
 from pipelines.recipes.reading import RECIPES, load_recipe
 from pipelines.recipes.recipe import fingerprint
 from pipelines.runs.checkpoint import Checkpoint, Progress
@@ -272,12 +272,15 @@ def best(recipe_file, val, tmp_path):
 @pytest.mark.ray
 def test_workers_count_what_one_process_counts(ray_session, best, val):
     checkpoint = Checkpoint.read(best, mapped=True)
-    task = plan_evaluation(best, checkpoint, val, Wishes(["single", "single-flip"]))
+    task = plan_evaluation(best, checkpoint, val, Wishes(["single", "single-flip"], measures=MEASURES))
     here = evaluate_here(task, checkpoint)
     told = []
     there = evaluate_on_ray(task, Sizes(2, 0, 1.0, 0, 1.0), told.append)
     assert list(there) == ["single", "single-flip"]
     for name, counts in here.items():
         assert np.array_equal(counts.entries, there[name].entries)
+        assert np.array_equal(counts.sums, there[name].sums)
+        assert counts.measures == there[name].measures == MEASURES
+        assert there[name].sums.sum() > 0
     assert told == sorted(told)
     assert max(told, default=0) <= 11

@@ -80,6 +80,17 @@ def test_intervals_are_scipys_for_a_class_that_is_a_mean():
     assert plain.confidence_interval.high < found.high - 0.006
 
 
+def test_intervals_of_differences_are_scipys_too():
+    rng = np.random.default_rng(2)
+    before = rng.integers(100, 300, 20)
+    gain = (700 * rng.beta(0.5, 4.0, 20)).astype(int)  # skewed
+    size = np.full((20, 1), 1000)
+    a, b = (ClassCounts(hits[:, None], size, hits[:, None]) for hits in (before, before + gain))
+    found = difference(a, b, draws=20_000).miou
+    peer = stats.bootstrap((gain / 1000,), np.mean, n_resamples=20_000, method="BCa", rng=rng).confidence_interval
+    assert (found.low, found.high) == pytest.approx((peer.low, peer.high), abs=0.003)
+
+
 def test_a_score_is_in_its_own_interval_where_few_images_hold_the_classes():
     for seed in range(30):
         rng = np.random.default_rng(seed)

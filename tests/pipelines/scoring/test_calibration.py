@@ -39,6 +39,12 @@ def test_a_naive_loop_finds_the_same():
     assert np.isnan(found.bin_accuracy[0])  # of five classes, none wins with less than a fifth
 
 
+def test_the_upper_end_belongs_to_a_bin():
+    sure = torch.tensor([[[0.2, 0.2001, 1.0, 0.6]]], dtype=torch.float64)
+    right = torch.zeros(1, 1, 4, dtype=torch.long)
+    assert torch.equal(calibration_counts(sure, right, right.byte())[:, 0].nonzero()[:, 0], torch.tensor([2, 3, 8, 14]))
+
+
 def test_torchmetrics_finds_the_same():
     probabilities, mask = guesses(1)
     peer = MulticlassCalibrationError(5, n_bins=BINS, norm="l1", ignore_index=255)

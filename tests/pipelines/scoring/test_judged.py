@@ -22,7 +22,7 @@ from pipelines.runs import mlflow_lines
 from pipelines.runs.checkpoint import Checkpoint, Progress
 from pipelines.scoring import measures
 from pipelines.scoring.boundary import boundary_counts, f_score
-from pipelines.scoring.evaluation import Wishes, evaluate_here, evaluate_on_ray, load_model, plan_evaluation
+from pipelines.scoring.evaluation import Wishes, evaluate_here, load_model, plan_evaluation
 from pipelines.scoring.judged import Judged
 from segmodels.inference import predict
 from segmodels.metrics import scores
@@ -111,17 +111,6 @@ def test_measures_of_a_recipe_are_checked(recipe_file):
         load_recipe(recipe_file(protocols=["single"], measures=["boundry"]))
     with pytest.raises(InputError, match="measures without protocols"):
         load_recipe(recipe_file(measures=["strata"]))
-
-
-@pytest.mark.ray
-def test_two_workers_count_the_very_same(ray_session, best, task):
-    alone = evaluate_here(task, Checkpoint.read(best))
-    both = evaluate_on_ray(task, ray_session, lambda images: None)
-    for name, counts in alone.items():
-        assert np.array_equal(both[name].entries, counts.entries)
-        assert np.array_equal(both[name].sums, counts.sums)
-        assert both[name].sums.sum() > 0
-        assert both[name].measures == counts.measures == MEASURES
 
 
 def test_whiskers_end_where_the_intervals_do():
