@@ -63,10 +63,9 @@ def find(inputs: Iterable[str]) -> tuple[list[Source], list[str]]:
     for given in inputs:
         found, strange = find_in(given)
         if not found:
+            there = f"but {named(strange)}" if strange else "it is empty"
             kinds = f"images ({', '.join(READ)}) or videos ({', '.join(VIDEOS)})"
-            raise InputError(
-                f"{given}: nothing to predict in it, but {named(strange) or 'nothing'}; expected are {kinds}"
-            )
+            raise InputError(f"{given}: nothing to predict in it, {there}; expected are {kinds}")
         sources += found
         others += strange
     return unlike(sources), others

@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+import segmodels
 from datasets.manifest import read_manifest
 from datasets.shards import Shards
 from pipelines import evaluate
@@ -27,6 +28,7 @@ from pipelines.recipes.recipe import InferenceSpec
 from pipelines.runs.checkpoint import Checkpoint, Progress
 from pipelines.scoring.evaluation import Wishes, check_labels, evaluate_here, override_inference, plan_evaluation
 from pipelines.scoring.validate import sizes_that_vary
+from segmodels import files
 from segmodels.inference import Inference
 from segmodels.segmentor import classifier_keys
 
@@ -110,6 +112,13 @@ def test_other_code_than_the_door_can_score(best, val):
     assert counts.total().sum() == sum(task.manifest.histogram[:-1])
     with pytest.raises(InputError, match=r"unknown key 'inference.windows'"):
         plan_evaluation(best, checkpoint, val, Wishes(overrides={"windows": [32, 32]}))
+
+
+def test_a_file_for_use_is_predicted_with_and_not_scored(best, val, tmp_path, opened):
+    files.write_safetensors(tmp_path / "use.safetensors", files.read(best))
+    assert segmodels.load(tmp_path / "use.safetensors").classes == Checkpoint.read(best).classes
+    with pytest.raises(InputError, match=r"use\.safetensors is a file for use.* give the run's own best\.pt"):
+        opened(tmp_path / "use.safetensors", val)
 
 
 def test_overrides_leave_the_rest_of_the_recipe_and_another_mode_drops_its_windows():

@@ -133,7 +133,7 @@ def test_cityscapes_own_script_gives_the_scores_of_evaluate(streets, door, tmp_p
     found = script.evaluateImgLists([script.getPrediction(options, truth) for truth in truths], truths, options)
     checkpoint = Checkpoint.read(best)
     ours = scores(evaluate_here(plan_evaluation(best, checkpoint, uri), checkpoint))
-    assert ours.miou > 0.01
+    assert sum(iou > 0 for iou in ours.iou) > 5
     assert found["averageScoreClasses"] == pytest.approx(ours.miou, abs=1e-15)
     assert [found["classScores"][name] for name in facts.classes] == ours.iou
 
