@@ -119,8 +119,13 @@ def count(
 
     progress = Progress(task.manifest.rows, "images", lambda line: print(line, flush=True))
     if workers is None:
-        done = itertools.count(1)  # whole images, counted by threads: `next` is one step of the interpreter
-        return evaluate_here(task, checkpoint, beat=lambda images: [progress.reach(next(done)) for _ in range(images)])
+        done = itertools.count(1)  # counted by threads: `next` is one step of the interpreter
+
+        def beat(images: int) -> None:
+            for _ in range(images):
+                progress.reach(next(done))
+
+        return evaluate_here(task, checkpoint, beat=beat)
     from pipelines.cluster.session import ray_cluster
     from pipelines.recipes.recipe import Workers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ Palette = Sequence[Sequence[int]]
 LONGEST = 100  # letters of a file's name
 LARGEST = 8192  # sides of a picture, pixels
 MOST_LETTERS = 40  # of a label
+LETTERS = 14  # of a title, per inch
 
 
 def safe_name(sample_id: str) -> str:
@@ -217,6 +219,12 @@ def new_figure(width: float, height: float) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
+def set_title(axes: Any, title: str, width: float) -> None:
+    """A small title above a figure, its lines broken where they are wider than this, in inches."""
+    lines = [part for line in drawable(title).splitlines() for part in textwrap.wrap(line, int(width * LETTERS))]
+    axes.set_title("\n".join(lines), fontsize=9, parse_math=False)
+
+
 def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     """Rows of the confusion matrix as shares of the true class."""
     size = max(5.0, 0.32 * len(classes) + 2)
@@ -229,7 +237,7 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str) -> 
     axes.set_yticks(range(len(classes)), names, fontsize=8, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(drawable(title), fontsize=9, parse_math=False)
+    set_title(axes, title, size - 1)
     return figure
 
 
@@ -244,5 +252,5 @@ def iou_figure(iou: Sequence[float], classes: Sequence[str], title: str) -> Figu
     axes.invert_yaxis()
     axes.set_xlim(0, 108)
     axes.set_xlabel("IoU, percent")
-    axes.set_title(drawable(title), fontsize=9, parse_math=False)
+    set_title(axes, title, 5.5)
     return figure

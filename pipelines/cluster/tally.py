@@ -31,7 +31,7 @@ def tallied(tell: Callable[[int], object]) -> Iterator[Any]:
     """An actor with `add`, for the workers of the body; `tell` is given its sum every few seconds."""
     import ray
 
-    tally = ray.remote(num_cpus=0)(Tally).remote()
+    tally: Any = ray.remote(num_cpus=0)(Tally).remote()  # type: ignore[arg-type,attr-defined]  # an actor, not a task
 
     def look() -> None:
         with contextlib.suppress(ray.exceptions.GetTimeoutError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def write_scores(out: Path, task: Task, checkpoint: Checkpoint, scored: Sequence
     return ["scores.json", "scores.csv", *draw(out, checkpoint.classes, scored)]
 
 
-def page_of(scored: Scored) -> Mapping[str, Any]:
+def page_of(scored: Scored) -> dict[str, Any]:
     """All that is known of a protocol's scores."""
     counts = scored.counts.total().tolist()
     return dataclasses.asdict(scored.scores) | {"protocol": scored.words, "confusion": counts}

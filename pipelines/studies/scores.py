@@ -50,8 +50,13 @@ class Further:
 
 def scores_of(result: Result) -> dict[str, Any]:
     """A trial's part: `tests`, by protocol, each with `miou`, `accuracy`, `iou` by class, and its words."""
-    own = {"miou": result.miou, "accuracy": result.accuracy, "iou": result.iou, "protocol": result.protocol}
-    found = {VALIDATION: own} | dict(result.tests)
+    own: Mapping[str, Any] = {
+        "miou": result.miou,
+        "accuracy": result.accuracy,
+        "iou": result.iou,
+        "protocol": result.protocol,
+    }
+    found: dict[str, Mapping[str, Any]] = {VALIDATION: own, **result.tests}
     return {
         name: {key: test[key] for key in ("miou", "accuracy", "protocol")}
         | {"iou": dict(zip(result.classes, test["iou"], strict=True)) if test["iou"] else {}}
