@@ -97,8 +97,8 @@ def check_head(recipe: Recipe, path: Path) -> list[str]:
     if not names:
         raise InputError(
             f"{path}: the head {recipe.head['name']} gives no context maps ({reason(recipe.head['name'])}). Heads that "
-            f"do: {', '.join(sorted(name for name in HEADS if given_by(name)[0]))}. Predictions of two models can be compared "
-            "all the same: --against CHECKPOINT"
+            f"do: {', '.join(sorted(name for name in HEADS if given_by(name)[0]))}. Predictions of two models can be "
+            "compared all the same: --against CHECKPOINT"
         )
     return names
 
