@@ -97,8 +97,8 @@ def check_head(recipe: Recipe, path: Path) -> list[str]:
     if not names:
         raise InputError(
             f"{path}: the head {recipe.head['name']} gives no context maps ({reason(recipe.head['name'])}). Heads that "
-            f"do: {', '.join(name for name in HEADS if given_by(name)[0])}. Predictions of two models can be compared "
-            "all the same: --against CHECKPOINT"
+            f"do: {', '.join(sorted(name for name in HEADS if given_by(name)[0]))}. Predictions of two models can be "
+            "compared all the same: --against CHECKPOINT"
         )
     return names
 
@@ -110,7 +110,7 @@ def check_measured(recipe: Recipe, path: Path) -> None:
         InputError: it has none.
     """
     if not COUNTED & set(names_of_maps(recipe)):
-        heads = [name for name in HEADS if COUNTED & {*given_by(name)[0], *given_by(name)[1]}]
+        heads = [name for name in sorted(HEADS) if COUNTED & {*given_by(name)[0], *given_by(name)[1]}]
         raise InputError(
             f"{path}: the head {recipe.head['name']} as the recipe builds it has neither presence, nor relations "
             f"between all cells, nor an attention tensor to measure. Heads that have one: {', '.join(heads)}"

@@ -265,6 +265,18 @@ def learner(made, val, tmp_path):
     return SimpleNamespace(job=job, rank=0, shown=model, progress=Progress(step=5, best_step=5))
 
 
+def test_the_best_weights_are_shown_not_the_last(learner):
+    with torch.no_grad():
+        expected = metrics(measure(learner.shown.eval(), learner.job.val, 1))
+        for parameter in learner.shown.parameters():
+            parameter.zero_()
+    with Record(learner.job.place.record) as record:
+        showing.show_best(learner, record, lambda: None)
+    (line,) = read_record(learner.job.place.record)[0]
+    assert line["numbers"] == pytest.approx(expected)
+    assert all((learner.job.place.path / file).is_file() for file in line["pictures"])
+
+
 def test_pictures_that_fail_cost_a_note_and_not_the_training(learner, monkeypatch):
     def fails(*args):
         raise RuntimeError("CUDA out of memory\nand more")
