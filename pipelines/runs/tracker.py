@@ -43,6 +43,7 @@ from pipelines.runs.mlflow_client import (
 )
 from pipelines.runs.mlflow_faults import check_address, explain
 from pipelines.runs.mlflow_lines import send_lines
+from pipelines.runs.mlflow_models import send_stage_model
 from pipelines.runs.record import read_record
 from pipelines.runs.results import About, Result, f1_of, final_weights, mean_of
 from pipelines.runs.sender import GOES_ON, Sender
@@ -55,7 +56,8 @@ class Tracker:
 
     Attributes:
         state: what is kept in the run's folder: `uri`, `key` and the ids of the runs, how far each record was `sent`,
-            which stages have `ended`, and how the chain did (`end`: status, error, and the error's whole text).
+            which stages have `ended`, ids of the `models` by run, and how the chain did (`end`: status, error, and the
+            error's whole text).
         ready: whether the runs were found or created since the server last failed.
     """
 
@@ -209,6 +211,9 @@ class Tracker:
             self.deliver_end(place, run)
             self.state["ended"].append(place.path.name)
             self.save()
+        if self.lacks_model(place):
+            self.state.setdefault("models", {})[run] = send_stage_model(self.client, run, place)
+            self.save()
 
     def ends(self, place: StageFolder) -> bool:
         """Whether a stage has ended, and MLflow does not know it."""
@@ -224,7 +229,15 @@ class Tracker:
     def undelivered(self) -> list[str]:
         """Stages of which MLflow lacks something."""
         places = [self.folder.stage(stage.name) for stage in self.recipe.stages]
-        return [place.path.name for place in places if self.ends(place) or self.lacks_lines(place)]
+        return [p.path.name for p in places if self.ends(p) or self.lacks_lines(p) or self.lacks_model(p)]
+
+    def model_of(self, stage: str) -> str | None:
+        """Id of the model that MLflow has of a stage's best weights."""
+        return self.state.get("models", {}).get(self.state["stages"].get(stage))
+
+    def lacks_model(self, place: StageFolder) -> bool:
+        """Whether a stage has a packed model, and MLflow does not."""
+        return place.model.exists() and place.result.exists() and self.model_of(place.path.name) is None
 
     def lacks_lines(self, place: StageFolder) -> bool:
         """Whether MLflow lacks lines of the records of a stage that has begun."""
