@@ -21,9 +21,9 @@ from pipelines.base.door import program, run, version, writable
 from pipelines.base.errors import InputError
 
 if TYPE_CHECKING:
-    from pipelines.runs.checkpoint import Checkpoint
     from pipelines.runs.folder import StageFolder
     from pipelines.scoring.evaluation import Task
+    from pipelines.serving.exporting import Source
 
 FORMATS = ("onnx", "torch", "safetensors")
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
@@ -115,48 +115,45 @@ def write_file(path: Path, form: str, args: argparse.Namespace) -> None:
     print(f"{path} as {form}: PyTorch is imported, the checkpoint is read", flush=True)
     from pipelines.base.files import write_text
     from pipelines.base.machine import cores
-    from pipelines.runs.checkpoint import Checkpoint
     from pipelines.serving.card import Written, model_card, place_of
-    from pipelines.serving.exporting import export_file, inference_at_scale_1, model_of
+    from pipelines.serving.exporting import export_file, open_source
     from pipelines.serving.images import rows_of, scenes
     from pipelines.serving.program import check_form
 
-    checkpoint = Checkpoint.read(path, mapped=True)
-    check_form(form, checkpoint.recipe.head["name"])
-    task = plan_int8(path, checkpoint, str(scored), args) if scored else None
-    model = model_of(checkpoint)
-    bound = model.window is not None
-    tried = rows_of(images, model.window) if images else scenes(model.window or checkpoint.recipe.view.crop, bound)
-    agreement = export_file(checkpoint, model, form, args.output, out, tried, cores())
+    check_form(form)
+    source = open_source(path)
+    task = plan_int8(path, source, str(scored), args) if scored else None
+    crop, window = source.checkpoint.recipe.view.crop, source.model.window
+    tried = rows_of(images, window) if images else scenes(window or crop, window is not None)
+    agreement = export_file(source, form, args.output, out, tried, cores())
     print("\n".join(agreement.lines()))
-    written = Written(out.name, form, args.output, inference_at_scale_1(checkpoint), agreement)
+    written = Written(out.name, form, args.output, source.inference, agreement)
     if task:
         from pipelines.serving.quantised import quantise
 
-        more = quantise(out, model, task)
+        more = quantise(out, source.model, task)
         print("\n".join(more))
         written = Written(out.name, form, args.output, written.inference, agreement, more)
     card = out.with_suffix(".md")
-    write_text(card, model_card(checkpoint, place_of(path), written))
+    write_text(card, model_card(source.checkpoint, place_of(path), written))
     print(f"written: {out} ({out.stat().st_size / 2**20:.1f} MiB), {card}")
 
 
-def plan_int8(path: Path, checkpoint: Checkpoint, uri: str, args: argparse.Namespace) -> Task:
+def plan_int8(path: Path, source: Source, uri: str, args: argparse.Namespace) -> Task:
     """How both programs are scored on shards: as the file predicts.
 
     Raises:
         InputError: other classes, no labels, rows that were trained on, or a program that must give probabilities.
     """
     from pipelines.scoring.evaluation import plan_evaluation
-    from pipelines.serving.exporting import inference_at_scale_1
 
-    if args.output == "classes" and inference_at_scale_1(checkpoint).window is not None:
+    if args.output == "classes" and source.inference.window is not None:
         raise InputError(
             "--int8 scores by the recipe's windows, whose probabilities are averaged, and --output is classes. "
             "Give --output probabilities"
         )
     given = {"scales": [1.0], "flip": False}
-    return plan_evaluation(path, checkpoint, uri, given, "fp32", args.allow_seen)
+    return plan_evaluation(path, source.checkpoint, uri, given, "fp32", args.allow_seen)
 
 
 def log_model(path: Path, args: argparse.Namespace) -> None:

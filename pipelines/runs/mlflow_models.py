@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
 import tempfile
@@ -21,6 +23,7 @@ RUNS = ("mlflow", "onnxruntime", "numpy")  # all that a packed model needs, at t
 KIND = "semantic segmentation"
 PAGE = "MLmodel"  # MLflow's name of what describes a model
 SCORE = "val/mIoU"
+ABOUT = ("shards.train", "shards.train.hash", "shards.val", "shards.val.hash", "cost.parameters", "cost.macs")
 DIGITS = 12  # of a hash: MLflow takes up to 36
 
 
@@ -37,10 +40,13 @@ def pack(folder: Path, script: Path, files: Mapping[str, Path], example: np.ndar
         example: images RGB uint8 (B, H, W, 3).
         about: the model's metadata.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
+    for name in ("mlflow.pyfunc", "mlflow.utils.environment"):  # what is checked, and that pip has no version
+        logging.getLogger(name).setLevel(logging.ERROR)
     images, classes = np.dtype(np.uint8), np.dtype(np.uint8)
     signature = ModelSignature(
         Schema([TensorSpec(images, (-1, -1, -1, 3))]), Schema([TensorSpec(classes, (-1, -1, -1))])
@@ -69,19 +75,34 @@ def send_stage_model(client: Any, run: str, place: StageFolder) -> str:
 
     done, about = Result.read(place.result), About.read(place.about)
     name = f"{place.path.parent.name}-{place.path.name}"
-    model = find_model(client, run, name, {"stage": done.stage, "rows": str(done.rows), "protocol": done.protocol})
+    params = {"stage": done.stage, "step": str(done.best_step or done.steps), "protocol": done.protocol}
+    model = find_model(client, run, name, params | {k: str(v) for k, v in about.params.items() if k in ABOUT})
     if str(model.status) == "READY":
         return model.model_id
     upload(client, model, run, place.model)
     client.log_artifact(run, str(place.card), place.model.name)
     step = done.steps if done.best_step is None else done.best_step
     of = dataset_of(about) | {"model_id": model.model_id}
-    scores = {} if done.best is None or done.best < 0 else {SCORE: done.best * 100}
-    client.log_batch(run, metrics=[Metric(key, value, done.time, step, **of) for key, value in scores.items()])
+    # of the time of the stage's own point: MLflow keeps a point that is sent twice once
+    scores = [p for p in client.get_metric_history(run, SCORE) if p.step == step]
+    client.log_batch(run, metrics=[Metric(p.key, p.value, p.timestamp, p.step, **of) for p in scores])
     client.log_outputs(run, [LoggedModelOutput(model.model_id, step=step)])
     client.set_logged_model_tags(model.model_id, {NOTE: place.card.read_text()[:TEXT_CHARS]})
     client.finalize_logged_model(model.model_id, "READY")
     return model.model_id
+
+
+def has_model(client: Any, model: str) -> bool:
+    """Whether a store has a logged model, and has not deleted it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_logged_model(model)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
 
 
 def find_model(client: Any, run: str, name: str, params: Mapping[str, str]) -> Any:

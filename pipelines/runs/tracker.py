@@ -43,7 +43,7 @@ from pipelines.runs.mlflow_client import (
 )
 from pipelines.runs.mlflow_faults import check_address, explain
 from pipelines.runs.mlflow_lines import send_lines
-from pipelines.runs.mlflow_models import send_stage_model
+from pipelines.runs.mlflow_models import has_model, send_stage_model
 from pipelines.runs.record import read_record
 from pipelines.runs.results import About, Result, f1_of, final_weights, mean_of
 from pipelines.runs.sender import GOES_ON, Sender
@@ -147,6 +147,8 @@ class Tracker:
             if run != parent and find_run(self.client, run, self.say) is None:
                 self.say(f"it no longer has the run of {name}: a new one is made, from the record")
                 self.forget(name)
+        kept = {run: model for run, model in self.state.get("models", {}).items() if has_model(self.client, model)}
+        self.state["models"] = kept  # a model that was deleted there is logged again
 
     def forget(self, stage: str) -> None:
         """Have a stage sent again, to a new run."""

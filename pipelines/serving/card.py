@@ -122,11 +122,12 @@ def in_and_out(checkpoint: Checkpoint, written: Written) -> list[str]:
     size = (
         "any H and W" if window is None else f"H x W = {window[0]} x {window[1]}, the crop to which its head is bound"
     )
+    count = len(checkpoint.classes)
     gives = {
         "classes": "`classes`: uint8 `(B, H, W)`, class ids",
-        "probabilities": f"`probabilities`: float32 `(B, {len(checkpoint.classes)}, H, W)`, whose sum over classes is 1",
+        "probabilities": f"`probabilities`: float32 `(B, {count}, H, W)`, summing up to 1 over classes",
     }
-    lines = ["weights alone; the recipe that builds their model is in the file's metadata"]
+    lines = ["The weights alone; `segmodels.load` makes a model of them that takes images."]
     if written.form != "safetensors":
         lines = [
             f"In: `image`, uint8 `(B, 3, H, W)`, RGB as it is in the file, for any B and {size}. Normalisation is "
@@ -256,18 +257,13 @@ names = json.loads(extra["facts.json"])["classes"]
 def weights_how(written: Written) -> list[str]:
     """Python, with this project's models."""
     return [
-        "Weights without code. In a checkout of context-heads:",
+        "Weights without code, and without what only training needs; recipe, classes and colours are in the metadata. "
+        "In a checkout of context-heads:",
         f"""```python
-import safetensors.torch, yaml
-from pipelines.recipes.model import build_model
-from pipelines.recipes.reading import convert
-from pipelines.recipes.recipe import Recipe
+import segmodels
 
-with safetensors.safe_open("{written.file}", "pt") as file:
-    facts = file.metadata()
-model = build_model(convert(Recipe, yaml.safe_load(facts["recipe"]), ""), len(yaml.safe_load(facts["classes"])))
-model.load_state_dict(safetensors.torch.load_file("{written.file}"))
-logits = model.eval()(image)["logits"]               # torch.uint8, (B, 3, H, W)
+model = segmodels.load("{written.file}")
+mask = model.predict("street.jpg")
 ```""",
     ]
 

@@ -2,62 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from pipelines.base.errors import RunFailed
+import segmodels
+from pipelines.base.errors import InputError, RunFailed
 from pipelines.base.files import replacing
-from pipelines.recipes.model import build_model, inference_of
-from pipelines.recipes.recipe import to_yaml
-from pipelines.runs.checkpoint import Checkpoint
-from pipelines.serving.program import Facts, axes, trace, write_onnx, write_safetensors, write_torch
+from pipelines.recipes.model import inference_of
+from pipelines.runs.checkpoint import Checkpoint, load
+from pipelines.serving.program import Facts, axes, trace, write_onnx, write_torch
 from pipelines.serving.running import Agreement, Run, compare, eager, runner
+from segmodels.files import for_use, write_safetensors
 from segmodels.inference import Inference
+from segmodels.loading import segmentor_of
 from segmodels.segmentor import Segmentor
 
 
-def model_of(checkpoint: Checkpoint) -> Segmentor:
-    """The checkpoint's model, on the CPU, in evaluation mode."""
-    model = build_model(checkpoint.recipe, len(checkpoint.classes))
-    model.load_state_dict(checkpoint.model)
-    return model.eval()
+@dataclass(frozen=True)
+class Source:
+    """What is exported: a checkpoint as a file holds it, read, and its model on the CPU in evaluation mode."""
+
+    content: Mapping[str, Any]
+    checkpoint: Checkpoint
+    model: Segmentor
+
+    @property
+    def head(self) -> str:
+        """The head's name."""
+        return self.checkpoint.recipe.head["name"]
+
+    @property
+    def inference(self) -> Inference:
+        """How a program predicts: as the recipe does, but at one scale and unflipped."""
+        recipe = self.checkpoint.recipe
+        return replace(inference_of(recipe, recipe.inference), scales=(1.0,), flip=False)
+
+    def facts(self, output: str) -> Facts:
+        """What a file says of itself."""
+        known, inference = self.checkpoint, self.inference
+        red, green, blue = self.model.mean.flatten().round().int().tolist()
+        return Facts(
+            classes=known.classes, palette=known.palette, output=output, fill=(red, green, blue),
+            source=f"{known.recipe.name}, stage {known.stage}, step {known.step}",
+            window=inference.window, stride=inference.stride,
+        )  # fmt: skip
 
 
-def inference_at_scale_1(checkpoint: Checkpoint) -> Inference:
-    """How a program predicts: as the recipe does, but at one scale and unflipped."""
-    whole = inference_of(checkpoint.recipe, checkpoint.recipe.inference)
-    return replace(whole, scales=(1.0,), flip=False)
+def open_source(path: Path) -> Source:
+    """A checkpoint that a training wrote.
 
-
-def facts_of(checkpoint: Checkpoint, model: Segmentor, output: str) -> Facts:
-    """What a file says of itself."""
-    inference = inference_at_scale_1(checkpoint)
-    red, green, blue = model.mean.flatten().round().int().tolist()
-    return Facts(
-        classes=checkpoint.classes, palette=checkpoint.palette, output=output, fill=(red, green, blue),
-        source=f"{checkpoint.recipe.name}, stage {checkpoint.stage}, step {checkpoint.step}",
-        window=inference.window, stride=inference.stride,
-    )  # fmt: skip
+    Raises:
+        InputError: as `load`, or the file is one for use.
+    """
+    content = load(path, mapped=True)
+    if "state" not in content:
+        raise InputError(
+            f"{path} is a file for use, without the notes of the training that a card shows. Give the checkpoint that "
+            "it was made of: RUN/STAGE/best.pt"
+        )
+    return Source(content, Checkpoint.of(content), segmentor_of(content, torch.device("cpu")))
 
 
 def export_file(
-    checkpoint: Checkpoint,
-    model: Segmentor,
-    form: str,
-    output: str,
-    out: Path,
-    images: Sequence[np.ndarray],
-    threads: int,
+    source: Source, form: str, output: str, out: Path, images: Sequence[np.ndarray], threads: int
 ) -> Agreement:
     """Write a checkpoint's model in a format; the file is there, and agrees with the model, or nothing is.
 
     Args:
-        checkpoint: whose recipe and classes the file names.
-        model: of the checkpoint, see `model_of`.
+        source: the checkpoint.
         form: a name of `FORMATS`.
         output: "classes" or "probabilities".
         out: the file.
@@ -65,31 +82,28 @@ def export_file(
         threads: of the comparison.
 
     Raises:
-        InputError: the model has no such form.
         RunFailed: what was written is not the model.
     """
-    facts = facts_of(checkpoint, model, output)
     with replacing(out) as draft:
         if form == "safetensors":
-            write_safetensors(checkpoint.model, draft, facts, to_yaml(checkpoint.recipe))
-            return compare(eager(model, output), rebuilt(checkpoint, draft, output), images, output, threads)
-        traced = trace(model, output, max(model.backbone.strides))
+            write_safetensors(draft, source.content)
+            return compare(eager(source.model, output), reread(source, draft, output), images, output, threads)
+        traced = trace(source.model, output, max(source.model.backbone.strides))
         if form == "onnx":
-            write_onnx(traced, draft, facts, axes(model))
+            write_onnx(traced, draft, source.facts(output), axes(source.model))
         else:
-            write_torch(traced, draft, facts)
-        return compare(eager(model, output), runner(draft, form, threads), images, output, threads)
+            write_torch(traced, draft, source.facts(output))
+        return compare(eager(source.model, output), runner(draft, form, threads), images, output, threads)
 
 
-def rebuilt(checkpoint: Checkpoint, path: Path, output: str) -> Run:
-    """A model of the weights that were written.
+def reread(source: Source, path: Path, output: str) -> Run:
+    """The model of a safetensors file.
 
     Raises:
         RunFailed: a weight is another one.
     """
-    from safetensors.torch import load_file
-
-    found = load_file(path)
-    if odd := [name for name, value in checkpoint.model.items() if not torch.equal(found[name], value)]:
+    found = segmodels.load(path, device="cpu").segmentor
+    own, meant = found.state_dict(), for_use(source.content)["model"]
+    if odd := [name for name, value in meant.items() if not torch.equal(own[name], value)]:
         raise RunFailed(f"{len(odd)} weights were not written as they are, first {odd[:3]}. Nothing was written")
-    return eager(model_of(replace(checkpoint, model=found)), output)
+    return eager(found, output)

@@ -12,7 +12,7 @@ from pipelines.runs.folder import StageFolder
 from pipelines.runs.mlflow_models import pack
 from pipelines.runs.results import final_weights
 from pipelines.serving.card import Written, model_card
-from pipelines.serving.exporting import export_file, inference_at_scale_1, model_of
+from pipelines.serving.exporting import export_file, open_source
 from pipelines.serving.images import scenes
 from pipelines.serving.program import check_form
 from pipelines.serving.running import Agreement
@@ -33,18 +33,17 @@ def pack_stage(place: StageFolder, threads: int) -> Agreement:
         How the program agrees with the model on scenes of the bundled sample.
 
     Raises:
-        InputError: the head has no ONNX form.
         SetupError: a package that the export needs is missing.
         RunFailed: what was written is not the model.
     """
-    checkpoint = Checkpoint.read(final_weights(place), mapped=True)
-    check_form(FORM, checkpoint.recipe.head["name"])
-    model = model_of(checkpoint)
-    images = scenes(model.window or checkpoint.recipe.view.crop, model.window is not None)
+    check_form(FORM)
+    source = open_source(final_weights(place))
+    checkpoint, window = source.checkpoint, source.model.window
+    images = scenes(window or checkpoint.recipe.view.crop, window is not None)
     with tempfile.TemporaryDirectory(prefix=f".{place.model.name}.", suffix=".tmp", dir=place.path) as draft:
         program, card = Path(draft) / "model.onnx", Path(draft) / place.card.name
-        found = export_file(checkpoint, model, FORM, OUTPUT, program, images, threads)
-        written = Written(program.name, FORM, OUTPUT, inference_at_scale_1(checkpoint), found)
+        found = export_file(source, FORM, OUTPUT, program, images, threads)
+        written = Written(program.name, FORM, OUTPUT, source.inference, found)
         card.write_text(model_card(checkpoint, place, written))
         pack(place.model, SCRIPT, {"program": program, "card": card}, example(), about(checkpoint))
     return found

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.base.errors import InputError, SetupError
-from pipelines.serving.translations import WITHOUT, table
+from pipelines.serving.translations import table
 from segmodels.segmentor import Segmentor
 
 OPSET = 18  # the one that PyTorch's exporter writes by itself; another one would be converted from it
 OUTPUTS = ("classes", "probabilities")
 FORMATS = ("onnx", "torch", "safetensors")
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": (), "safetensors": ("safetensors",)}
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": (), "safetensors": ()}
 CURE = "`uv sync --group export` installs what the export needs"
 CELLS = (9, 14)  # of the last map that the example gives: more than a tile, and no multiple of the heads' partitions
 MOST_CLASSES = 256  # that a uint8 tells apart
@@ -64,7 +64,7 @@ class Facts:
     stride: tuple[int, int] | None = None
 
     def as_text(self) -> dict[str, str]:
-        """Each fact as JSON, as the metadata of ONNX and safetensors hold it."""
+        """Each fact as JSON, as the metadata of ONNX hold it."""
         return {name: json.dumps(value) for name, value in vars(self).items()}
 
 
@@ -120,25 +120,14 @@ def write_onnx(traced: torch.export.ExportedProgram, path: Path, facts: Facts, f
     path.write_bytes(proto.SerializeToString())
 
 
-def check_form(form: str, head: str) -> None:
-    """Make sure that a head can be written in a format, and that its packages are there.
+def check_form(form: str) -> None:
+    """Make sure that the packages of a format are there.
 
     Raises:
-        InputError: the head has no such form.
-        SetupError: a package is missing.
+        SetupError: one is missing.
     """
-    if form == "onnx" and head in WITHOUT:
-        raise InputError(f"head {head!r} has no ONNX form: {WITHOUT[head]}. Give --format torch, which takes it")
     if missing := [name for name in PACKAGES[form] if find_spec(name) is None]:
         raise SetupError(f"--format {form} needs the packages {', '.join(missing)}, which are not installed. {CURE}")
-
-
-def write_safetensors(weights: Mapping[str, Tensor], path: Path, facts: Facts, recipe: str) -> None:
-    """Write the weights alone, without code; facts and the recipe's page are its metadata."""
-    from safetensors.torch import save_file
-
-    whole = {name: value.contiguous() for name, value in weights.items()}
-    save_file(whole, path, metadata={**facts.as_text(), "recipe": recipe})
 
 
 @contextlib.contextmanager

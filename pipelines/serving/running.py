@@ -45,11 +45,12 @@ class Agreement:
         share = f"{self.others:,} of {self.pixels:,} pixels have another class ({self.others / self.pixels:.4%})"
         largest = "" if self.largest is None else f", largest difference of a probability {self.largest:.1e}"
         rows = [["eager PyTorch", f"{self.eager_ms:.1f} ms"], ["program", f"{self.program_ms:.1f} ms"]]
+        size = "x".join(map(str, self.size))
         speed = [f"{name}  {value} an image" for name, value in padded(rows)]
         return [
             f"{self.images} images, run by both: {share}{largest}",
             *speed,
-            f"medians of {ROUNDS} rounds on {self.size[0]}x{self.size[1]} pixels, {self.threads} thread(s) of this CPU; "
+            f"medians of {ROUNDS} rounds on {size} pixels, {self.threads} thread(s) of this CPU; "
             f"program is {self.eager_ms / self.program_ms:.2f} times as fast",
         ]
 

@@ -7,11 +7,6 @@ from typing import Any
 
 import torch
 
-# Why a head has no ONNX form. Every other variant of the contract has one; a test holds both.
-WITHOUT = {
-    "dmnet": "its convolutions have a group for each image and channel, and ONNX's Conv takes only a fixed number",
-}
-
 
 def table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """PyTorch's operations and what makes ONNX nodes of them."""
