@@ -118,22 +118,21 @@ def write_file(path: Path, form: str, args: argparse.Namespace) -> None:
     from pipelines.serving.card import Written, model_card, place_of
     from pipelines.serving.exporting import export_file, open_source
     from pipelines.serving.images import rows_of, scenes
-    from pipelines.serving.program import check_form
+    from pipelines.serving.program import check_form, least
 
     check_form(form)
     source = open_source(path)
     task = plan_int8(path, source, str(scored), args) if scored else None
-    crop, window = source.checkpoint.recipe.view.crop, source.model.window
-    tried = rows_of(images, window) if images else scenes(window or crop, window is not None)
+    tried = rows_of(images, source.model) if images else scenes(source.model, source.checkpoint.recipe.view.crop)
     agreement = export_file(source, form, args.output, out, tried, cores())
     print("\n".join(agreement.lines()))
-    written = Written(out.name, form, args.output, source.inference, agreement)
+    more: list[str] = []
     if task:
         from pipelines.serving.quantised import quantise
 
         more = quantise(out, source.model, task)
         print("\n".join(more))
-        written = Written(out.name, form, args.output, written.inference, agreement, more)
+    written = Written(out.name, form, args.output, source.inference, agreement, least(source.model), more)
     card = out.with_suffix(".md")
     write_text(card, model_card(source.checkpoint, place_of(path), written))
     print(f"written: {out} ({out.stat().st_size / 2**20:.1f} MiB), {card}")

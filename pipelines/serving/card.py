@@ -74,7 +74,7 @@ def place_of(path: Path) -> StageFolder | None:
 class Written:
     """A file that was written of a checkpoint: its format, what it gives, how it agrees with the model, further lines.
 
-    `inference` is how it predicts an image: at scale 1, by windows where it must.
+    `least` is of a side, in pixels; `inference` is how it predicts an image: at scale 1, by windows where it must.
     """
 
     file: str
@@ -82,6 +82,7 @@ class Written:
     output: str
     inference: Inference
     agreement: Agreement
+    least: int
     more: Sequence[str] = ()
 
 
@@ -119,9 +120,9 @@ LIMITS = (
 def in_and_out(checkpoint: Checkpoint, written: Written) -> list[str]:
     """The interface, and the classes."""
     window = meta_model(checkpoint.recipe, 2).window
-    size = (
-        "any H and W" if window is None else f"H x W = {window[0]} x {window[1]}, the crop to which its head is bound"
-    )
+    size = f"H and W of {written.least} pixels or more"
+    if window is not None:
+        size = f"H x W = {window[0]} x {window[1]}, the crop to which its head is bound"
     count = len(checkpoint.classes)
     gives = {
         "classes": "`classes`: uint8 `(B, H, W)`, class ids",

@@ -88,7 +88,7 @@ def export_file(
         if form == "safetensors":
             write_safetensors(draft, source.content)
             return compare(eager(source.model, output), reread(source, draft, output), images, output, threads)
-        traced = trace(source.model, output, max(source.model.backbone.strides))
+        traced = trace(source.model, output)
         if form == "onnx":
             write_onnx(traced, draft, source.facts(output), axes(source.model))
         else:

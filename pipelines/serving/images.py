@@ -6,33 +6,40 @@ import numpy as np
 
 from datasets.drawing import draw_scene
 from pipelines.feed.plan import open_shards
+from pipelines.serving.program import least
+from segmodels.segmentor import Segmentor
 
 COUNT = 4
 
 
-def rows_of(uri: str, window: tuple[int, int] | None) -> list[np.ndarray]:
-    """The first `COUNT` images of shards, RGB uint8 (1, 3, H, W); of a bound head, a window of each.
+def rows_of(uri: str, model: Segmentor) -> list[np.ndarray]:
+    """The first `COUNT` images of shards, RGB uint8 (1, 3, H, W), as large as a program of the model takes them.
 
     Raises:
         DataError: no readable shards.
     """
     shards = open_shards(uri)
     images = [shards.sample(row)[0] for row in range(min(COUNT, len(shards)))]
-    return [batched(image if window is None else cut(image, window)) for image in images]
+    sizes = [model.window or [max(side, least(model)) for side in image.shape[:2]] for image in images]
+    return [batched(cut(image, (size[0], size[1]))) for image, size in zip(images, sizes, strict=True)]
 
 
-def scenes(size: tuple[int, int], bound: bool) -> list[np.ndarray]:
-    """Drawn as the bundled sample's are, RGB uint8 (1, 3, H, W): half of them of another size unless that is bound."""
-    rng = np.random.default_rng(0)
-    other = size if bound else (size[0] * 3 // 4 + 1, size[1] * 5 // 4 + 1)
-    drawn = [draw_scene(rng, size if i < COUNT // 2 else other, [1 + i, 7 + i], "voc")[0] for i in range(COUNT)]
-    return [batched(image) for image in drawn]
+def scenes(model: Segmentor, crop: tuple[int, int]) -> list[np.ndarray]:
+    """Drawn images, RGB uint8 (1, 3, H, W), of about the training crop; half are of another size where that is free."""
+    height, width = model.window or (max(side, least(model)) for side in crop)
+    other = (height, width) if model.window else (height * 5 // 4 + 1, width * 3 // 2 + 1)
+    return [batched(drawn((height, width) if i < COUNT // 2 else other, i)) for i in range(COUNT)]
 
 
-def cut(image: np.ndarray, window: tuple[int, int]) -> np.ndarray:
+def drawn(size: tuple[int, int], number: int) -> np.ndarray:
+    """A scene as the bundled sample's, uint8 (H, W, 3)."""
+    return draw_scene(np.random.default_rng(number), size, [1 + number, 7 + number], "voc")[0]
+
+
+def cut(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The upper left (h, w) of an image, whose border is repeated where it is smaller."""
-    part = image[: window[0], : window[1]]
-    missing = [(0, side - there) for side, there in zip(window, part.shape, strict=False)]
+    part = image[: size[0], : size[1]]
+    missing = [(0, side - there) for side, there in zip(size, part.shape, strict=False)]
     return np.pad(part, [*missing, (0, 0)], mode="edge")
 
 

@@ -13,8 +13,8 @@ from pipelines.runs.mlflow_models import pack
 from pipelines.runs.results import final_weights
 from pipelines.serving.card import Written, model_card
 from pipelines.serving.exporting import export_file, open_source
-from pipelines.serving.images import scenes
-from pipelines.serving.program import check_form
+from pipelines.serving.images import drawn, scenes
+from pipelines.serving.program import check_form, least
 from pipelines.serving.running import Agreement
 
 SCRIPT = Path(__file__).with_name("packed.py")
@@ -38,12 +38,12 @@ def pack_stage(place: StageFolder, threads: int) -> Agreement:
     """
     check_form(FORM)
     source = open_source(final_weights(place))
-    checkpoint, window = source.checkpoint, source.model.window
-    images = scenes(window or checkpoint.recipe.view.crop, window is not None)
+    checkpoint = source.checkpoint
+    images = scenes(source.model, checkpoint.recipe.view.crop)
     with tempfile.TemporaryDirectory(prefix=f".{place.model.name}.", suffix=".tmp", dir=place.path) as draft:
         program, card = Path(draft) / "model.onnx", Path(draft) / place.card.name
         found = export_file(source, FORM, OUTPUT, program, images, threads)
-        written = Written(program.name, FORM, OUTPUT, source.inference, found)
+        written = Written(program.name, FORM, OUTPUT, source.inference, found, least(source.model))
         card.write_text(model_card(checkpoint, place, written))
         pack(place.model, SCRIPT, {"program": program, "card": card}, example(), about(checkpoint))
     return found
@@ -51,7 +51,7 @@ def pack_stage(place: StageFolder, threads: int) -> Agreement:
 
 def example() -> np.ndarray:
     """A scene of the bundled sample, RGB uint8 (1, H, W, 3)."""
-    return scenes(EXAMPLE, True)[0].transpose(0, 2, 3, 1)
+    return drawn(EXAMPLE, 0)[None]
 
 
 def about(checkpoint: Checkpoint) -> dict[str, object]:

@@ -68,13 +68,12 @@ class Facts:
         return {name: json.dumps(value) for name, value in vars(self).items()}
 
 
-def trace(model: Segmentor, output: str, side: int) -> torch.export.ExportedProgram:
+def trace(model: Segmentor, output: str) -> torch.export.ExportedProgram:
     """The program of a model, with a free batch and, unless its head is bound to its crop, a free size.
 
     Args:
         model: its weights stay where they are; it is put into evaluation mode.
         output: "classes" or "probabilities".
-        side: pixels of a cell of the coarsest map.
 
     Raises:
         InputError: more classes than a uint8 tells apart.
@@ -84,11 +83,18 @@ def trace(model: Segmentor, output: str, side: int) -> torch.export.ExportedProg
             f"--output classes gives uint8, which tells {MOST_CLASSES} classes apart, and this model has "
             f"{model.num_classes}. Give --output probabilities"
         )
+    side = least(model)
     height, width = model.window or (CELLS[0] * side, CELLS[1] * side)
     image = torch.zeros(2, 3, height, width, dtype=torch.uint8)
-    shapes = {"image": dict.fromkeys(axes(model), torch.export.Dim.DYNAMIC)}
+    free = torch.export.Dim.DYNAMIC
+    shapes = {"image": {axis: free if axis == 0 else free(min=side) for axis in axes(model)}}
     with torch.no_grad(), quiet():
         return torch.export.export(Program(model.eval(), output), (image,), dynamic_shapes=shapes)
+
+
+def least(model: Segmentor) -> int:
+    """Fewest pixels of a side: a program takes a map of one cell for another case than all larger ones."""
+    return max(model.backbone.strides) + 1
 
 
 def axes(model: Segmentor) -> dict[int, str]:

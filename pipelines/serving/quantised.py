@@ -62,7 +62,7 @@ def quantise(path: Path, model: Segmentor, task: Task) -> list[str]:
         with quiet():  # onnxruntime has its convolution of integers for unsigned weights only
             quantize_dynamic(path, draft, weight_type=QuantType.QUInt8)
         found = [score(file, model, task) for file in (path, draft)]
-        image = rows_of(task.uri, model.window)[0]
+        image = rows_of(task.uri, model)[0]
         times = [median_ms(runner(file, "onnx", cores()), image) for file in (path, draft)]
         sizes = [file.stat().st_size / 2**20 for file in (path, draft)]
     names = ("float32", "int8")
