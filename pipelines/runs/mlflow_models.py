@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from pipelines.runs.results import About, Result
 RUNS = ("mlflow", "onnxruntime", "numpy")  # all that a packed model needs, at the versions that it was packed with
 KIND = "semantic segmentation"
 PAGE = "MLmodel"  # MLflow's name of what describes a model
+VERSIONS = "mlflow.modelVersions"  # the tag of a logged model that its page reads
 SCORE = "val/mIoU"
 ABOUT = ("shards.train", "shards.train.hash", "shards.val", "shards.val.hash", "cost.parameters", "cost.macs")
 DIGITS = 12  # of a hash: MLflow takes up to 36
@@ -134,6 +136,18 @@ def dataset_of(about: About) -> dict[str, str]:
     return {"dataset_name": "/".join(str(uri).rstrip("/").split("/")[-2:]), "dataset_digest": str(digest)[:DIGITS]}
 
 
+def new_version(client: Any, name: str, model: str, run: str, note: str) -> Any:
+    """A version of a registered model, which the logged model's page names; a server notes that by itself."""
+    version = client.create_model_version(
+        name, f"models:/{model}", run, description=note[:TEXT_CHARS], model_id=model
+    )  # fmt: skip
+    noted = json.loads(client.get_logged_model(model).tags.get(VERSIONS, "[]"))
+    entry = {"name": name, "version": version.version}
+    if entry not in noted:
+        client.set_logged_model_tags(model, {VERSIONS: json.dumps([*noted, entry])})
+    return version
+
+
 def register(client: Any, uri: str, name: str, model: str, run: str, aliases: Sequence[str], note: str) -> str:
     """Register a logged model as the next version of a name; one that is a version already stays that one.
 
@@ -160,9 +174,7 @@ def register(client: Any, uri: str, name: str, model: str, run: str, aliases: Se
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
         versions = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == f"models:/{model}"]
-        version = versions[0] if versions else client.create_model_version(
-            name, f"models:/{model}", run, description=note[:TEXT_CHARS], model_id=model
-        )  # fmt: skip
+        version = versions[0] if versions else new_version(client, name, model, run, note)
         for alias in aliases:
             client.set_registered_model_alias(name, alias, version.version)
     except MlflowException as error:

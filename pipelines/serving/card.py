@@ -101,9 +101,9 @@ def model_card(checkpoint: Checkpoint, place: StageFolder | None, written: Writt
             f"Semantic segmentation into {len(checkpoint.classes)} classes; weights of stage {checkpoint.stage}, step "
             f"{checkpoint.step:,}. Made by context-heads."
         ],
+        ["## Scores", *score_lines(checkpoint, scores_of(checkpoint, place), written)],
         ["## In and out", *in_and_out(checkpoint, written)],
         ["## Data", *data_lines(checkpoint, place)],
-        ["## Scores", *score_lines(checkpoint, scores_of(checkpoint, place), written)],
         ["## Cost", *cost_lines(recipe, len(checkpoint.classes), written)],
         ["## How to run it", *HOW[written.form](written)],
         ["## Limits", *LIMITS],
@@ -118,7 +118,7 @@ LIMITS = (
 
 
 def in_and_out(checkpoint: Checkpoint, written: Written) -> list[str]:
-    """The interface, and the classes."""
+    """What the file takes and gives."""
     window = meta_model(checkpoint.recipe, 2).window
     size = f"H and W of {written.least} pixels or more"
     if window is not None:
@@ -138,10 +138,7 @@ def in_and_out(checkpoint: Checkpoint, written: Written) -> list[str]:
             if written.inference.window
             else "Whole images: in one pass.",
         ]
-    rows = zip(checkpoint.classes, checkpoint.palette, strict=True)
-    table = ["| id | class | colour |", "|---|---|---|"]
-    table += [f"| {i} | {name} | #{''.join(f'{v:02x}' for v in colour)} |" for i, (name, colour) in enumerate(rows)]
-    return [*lines, "\n".join(table)]
+    return lines
 
 
 def data_lines(checkpoint: Checkpoint, place: StageFolder | None) -> list[str]:
@@ -183,20 +180,30 @@ def score_lines(checkpoint: Checkpoint, found: Scores | None, written: Written) 
     """mIoU with its protocol, and each class; or that nothing was measured."""
     stage = next(stage for stage in checkpoint.recipe.stages if stage.name == checkpoint.stage)
     own = protocol(written.inference)
+    classes = class_table(checkpoint, found.iou if found else ())
     if found is None:
-        return [f"These weights were not scored in their training. The file predicts with: {own}.", *written.more]
+        return [
+            f"These weights were not scored in their training. The file predicts with: {own}.",
+            *written.more,
+            classes,
+        ]
     lines = [
         f"mIoU **{found.miou * 100:.2f} %** on {stage.val}, {found.protocol}, every row of it, at step {found.step}."
     ]
     lines += [] if found.protocol == own else [f"The file predicts with: {own}. Its own score under that may differ."]
-    if found.iou:
-        rows = zip(checkpoint.classes, found.iou, strict=True)
-        table = ["| class | IoU % |", "|---|---|"]
-        table += [f"| {name} | {'absent' if value is None else f'{value * 100:.2f}'} |" for name, value in rows]
-        lines.append("\n".join(table))
-    else:
-        lines.append("IoU of each class: not in the checkpoint; `python -m pipelines.evaluate` measures it.")
-    return [*lines, *written.more]
+    lines += (
+        [] if found.iou else ["IoU of each class is not in the checkpoint; `python -m pipelines.evaluate` measures it."]
+    )
+    return [*lines, *written.more, classes]
+
+
+def class_table(checkpoint: Checkpoint, iou: Sequence[float | None]) -> str:
+    """Id, name and colour of each class, and its IoU where that is known."""
+    shown = ["absent" if value is None else f"{value * 100:.2f}" for value in iou] or ["–"] * len(checkpoint.classes)
+    colours = ["#" + "".join(f"{value:02x}" for value in colour) for colour in checkpoint.palette]
+    rows = enumerate(zip(checkpoint.classes, colours, shown, strict=True))
+    head = ["| id | class | colour | IoU % |", "|---|---|---|---|"]
+    return "\n".join([*head, *(f"| {i} | {' | '.join(row)} |" for i, row in rows)])
 
 
 def cost_lines(recipe: Recipe, classes: int, written: Written) -> list[str]:

@@ -23,6 +23,7 @@ from pipelines.driver.run import run_recipe
 from pipelines.recipes.reading import load_recipe
 from pipelines.runs.folder import StageFolder
 from pipelines.runs.mlflow_client import connect
+from pipelines.runs.record import read_record
 from pipelines.runs.results import Result
 from pipelines.scoring.evaluation import plan_evaluation
 from pipelines.serving import program, running
@@ -36,11 +37,11 @@ PAGE = {
     "name": "tiny", "seed": 3, "batch": 4, "backbone": {"name": "test_resnet", "output_stride": 8},
     "head": {"name": "fcn", "channels": 16}, "aux": {"name": "fcn", "stage": 3, "channels": 8},
     "view": {"crop": [32, 32]}, "workers": {"count": 0, "gpus": 0}, "feed": "torch", "tracking": AWAY,
-    "loss": {"logits": {"cross_entropy": 1.0}, "aux": {"cross_entropy": 0.4}},
+    "loss": {"logits": {"cross_entropy": {"class_weights": [0.01] + 20 * [1.0]}}, "aux": {"cross_entropy": 0.4}},
     "optim": {"lr": 0.05},
     "inference": {"mode": "slide", "stride": [20, 24], "batch": 2},
     "stages": [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 60, "val_every": 0},
-               {"name": "second", "train": "voc12/train", "val": "voc12/val", "steps": 2, "val_every": 0}],
+               {"name": "second", "train": "voc12/train", "val": "voc12/val", "steps": 2, "val_every": 0, "lr": 0.3}],
 }  # fmt: skip
 
 
@@ -192,9 +193,13 @@ def test_quantised_weights_are_scored_next_to_the_others(place, shards, tmp_path
 
 def test_the_card_says_what_the_weights_are(place):
     card, done, source = place.card.read_text(), Result.read(place.result), open_source(place.best)
+    lines = [line for line in read_record(place.record)[0] if line["kind"] == "val"]
+    (best,) = [line["iou"] for line in lines if line["step"] == done.best_step]
+    assert done.best_step != done.steps  # else the last weights' IoU would do
     assert f"mIoU **{done.best * 100:.2f} %** on voc12/val, {done.protocol}, every row of it" in card
-    for name, iou in zip(source.checkpoint.classes, done.iou, strict=True):
-        assert f"| {name} | {'absent' if iou is None else f'{iou * 100:.2f}'} |" in card
+    for i, (name, iou) in enumerate(zip(source.checkpoint.classes, best, strict=True)):
+        colour = "".join(f"{value:02x}" for value in source.checkpoint.palette[i])
+        assert f"| {i} | {name} | #{colour} | {'absent' if iou is None else f'{iou * 100:.2f}'} |" in card
     assert "| first | voc12/train | 18 |" in card
     assert "VOC's page" in card  # licence
     assert "Ort::Session" in card
@@ -235,6 +240,8 @@ def test_a_registered_model_loads_in_a_fresh_process_without_the_project(store, 
         shown = opened(place.best, "--register", "tiny", "--alias", "champion", "--tracking", uri)
         assert "registered: models:/tiny/1, @champion" in shown
     assert "context-heads" in client.get_model_version("tiny", "1").description
+    (model,) = json.loads((place.path.parent / "mlflow.json").read_text())["models"].values()
+    assert '"version": 1' in client.get_logged_model(model).tags["mlflow.modelVersions"]
     images = np.stack([drawn((45, 70), i) for i in range(2)])
     np.save(tmp_path / "images.npy", images)
     words = [uri, "models:/tiny@champion", tmp_path / "classes.npy", tmp_path / "images.npy"]
