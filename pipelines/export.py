@@ -70,6 +70,8 @@ def main() -> None:
         raise InputError(
             f"no checkpoint {path}; those of a run are RUN/STAGE/best.pt and RUN/STAGE/checkpoints/step-….pt"
         )
+    if form:
+        writable("--out", args.out.expanduser().resolve().parent)
     if args.mlflow:
         log_model(path, args)
     if form:
@@ -99,7 +101,6 @@ def check(args: argparse.Namespace) -> str | None:
         raise InputError(f"--int8 quantises ONNX files, and --format is {form}. Give --format onnx")
     if args.out.is_dir():
         raise InputError(f"--out {args.out} is a folder; give the file to write, such as {args.out}/model.onnx")
-    writable("--out", args.out.expanduser().resolve().parent)
     return form
 
 

@@ -77,13 +77,13 @@ def send_stage_model(client: Any, run: str, place: StageFolder) -> str:
 
     done, about = Result.read(place.result), About.read(place.about)
     name = f"{place.path.parent.name}-{place.path.name}"
-    params = {"stage": done.stage, "step": str(done.best_step or done.steps), "protocol": done.protocol}
+    step = done.steps if done.best_step is None else done.best_step
+    params = {"stage": done.stage, "step": str(step), "protocol": done.protocol}
     model = find_model(client, run, name, params | {k: str(v) for k, v in about.params.items() if k in ABOUT})
     if str(model.status) == "READY":
         return model.model_id
     upload(client, model, run, place.model)
     client.log_artifact(run, str(place.card), place.model.name)
-    step = done.steps if done.best_step is None else done.best_step
     of = dataset_of(about) | {"model_id": model.model_id}
     # of the time of the stage's own point: MLflow keeps a point that is sent twice once
     scores = [p for p in client.get_metric_history(run, SCORE) if p.step == step]

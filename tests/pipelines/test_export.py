@@ -216,6 +216,7 @@ def test_a_run_packs_its_model_though_mlflow_is_away_and_replay_logs_it(store, p
     (metric,) = [metric for metric in logged.metrics if metric.key == "val/mIoU"]
     assert metric.value == pytest.approx(done.best * 100)
     assert (metric.step, metric.dataset_name) == (done.best_step, "voc12/val")
+    assert logged.params["step"] == str(done.best_step)
     assert logged.params["shards.val.hash"].startswith(metric.dataset_digest)
     points = client.get_metric_history(runs["second"], "val/mIoU")
     assert sorted(point.step for point in points) == [0, done.steps]  # each is there once
