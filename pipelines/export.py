@@ -115,7 +115,6 @@ def write_file(path: Path, form: str, args: argparse.Namespace) -> None:
     out = args.out.expanduser().resolve()
     print(f"{path} as {form}: PyTorch is imported, the checkpoint is read", flush=True)
     from pipelines.base.files import write_text
-    from pipelines.base.machine import cores
     from pipelines.serving.card import Written, model_card, place_of
     from pipelines.serving.exporting import export_file, open_source
     from pipelines.serving.images import rows_of, scenes
@@ -125,7 +124,7 @@ def write_file(path: Path, form: str, args: argparse.Namespace) -> None:
     source = open_source(path)
     task = plan_int8(path, source, str(scored), args) if scored else None
     tried = rows_of(images, source.model) if images else scenes(source.model, source.checkpoint.recipe.view.crop)
-    agreement = export_file(source, form, args.output, out, tried, cores())
+    agreement = export_file(source, form, args.output, out, tried)
     print("\n".join(agreement.lines()))
     more: list[str] = []
     if task:
@@ -182,7 +181,6 @@ def send(place: StageFolder, args: argparse.Namespace) -> None:
     Raises:
         SetupError: MLflow does not answer.
     """
-    from pipelines.base.machine import cores
     from pipelines.recipes.reading import load_recipe
     from pipelines.runs.folder import RunFolder
     from pipelines.runs.mlflow_client import answering
@@ -194,7 +192,7 @@ def send(place: StageFolder, args: argparse.Namespace) -> None:
         print(f"{place.path.name}: PyTorch is imported, its model is packed", flush=True)
         from pipelines.serving.packing import pack_stage
 
-        print("\n".join(pack_stage(place, cores()).lines()))
+        print("\n".join(pack_stage(place).lines()))
     recipe = load_recipe(files.recipe)
     tracker = Tracker(recipe, files.path.parents[1], files.path, args.tracking or last_address(files.tracking))
     with answering(tracker.uri):

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 from pipelines.base.errors import users_message
-from pipelines.base.machine import cores
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import final_weights
@@ -22,7 +21,7 @@ def pack_last(recipe: Recipe, folder: Path) -> None:
     try:
         from pipelines.serving.packing import pack_stage
 
-        agreement = pack_stage(place, cores())
+        agreement = pack_stage(place)
     except Exception as error:
         why = users_message(error) or f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         print(

@@ -68,9 +68,7 @@ def open_source(path: Path) -> Source:
     return Source(content, Checkpoint.of(content), segmentor_of(content, torch.device("cpu")))
 
 
-def export_file(
-    source: Source, form: str, output: str, out: Path, images: Sequence[np.ndarray], threads: int
-) -> Agreement:
+def export_file(source: Source, form: str, output: str, out: Path, images: Sequence[np.ndarray]) -> Agreement:
     """Write a checkpoint's model in a format; the file is there, and agrees with the model, or nothing is.
 
     Args:
@@ -79,7 +77,6 @@ def export_file(
         output: "classes" or "probabilities".
         out: the file.
         images: to compare on, RGB uint8 (1, 3, H, W) each.
-        threads: of the comparison.
 
     Raises:
         RunFailed: what was written is not the model.
@@ -87,13 +84,13 @@ def export_file(
     with replacing(out) as draft:
         if form == "safetensors":
             write_safetensors(draft, source.content)
-            return compare(eager(source.model, output), reread(source, draft, output), images, output, threads)
+            return compare(eager(source.model, output), reread(source, draft, output), images, output)
         traced = trace(source.model, output)
         if form == "onnx":
             write_onnx(traced, draft, source.facts(output), axes(source.model))
         else:
             write_torch(traced, draft, source.facts(output))
-        return compare(eager(source.model, output), runner(draft, form, threads), images, output, threads)
+        return compare(eager(source.model, output), runner(draft, form), images, output)
 
 
 def reread(source: Source, path: Path, output: str) -> Run:

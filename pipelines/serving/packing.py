@@ -22,12 +22,11 @@ EXAMPLE = (48, 64)  # pixels, h and w, of the example that is kept with a model
 FORM, OUTPUT = "onnx", "probabilities"  # windows are averaged
 
 
-def pack_stage(place: StageFolder, threads: int) -> Agreement:
+def pack_stage(place: StageFolder) -> Agreement:
     """Write the MLflow model of a finished stage into its folder, whole or not at all.
 
     Args:
         place: the stage's.
-        threads: of the comparison with the model.
 
     Returns:
         How the program agrees with the model on scenes of the bundled sample.
@@ -42,7 +41,7 @@ def pack_stage(place: StageFolder, threads: int) -> Agreement:
     images = scenes(source.model, checkpoint.recipe.view.crop)
     with tempfile.TemporaryDirectory(prefix=f".{place.model.name}.", suffix=".tmp", dir=place.path) as draft:
         program, card = Path(draft) / "model.onnx", Path(draft) / place.card.name
-        found = export_file(source, FORM, OUTPUT, program, images, threads)
+        found = export_file(source, FORM, OUTPUT, program, images)
         written = Written(program.name, FORM, OUTPUT, source.inference, found, least(source.model))
         card.write_text(model_card(checkpoint, place, written))
         pack(place.model, SCRIPT, {"program": program, "card": card}, example(), about(checkpoint))

@@ -63,7 +63,7 @@ def quantise(path: Path, model: Segmentor, task: Task) -> list[str]:
             quantize_dynamic(path, draft, weight_type=QuantType.QUInt8)
         found = [score(file, model, task) for file in (path, draft)]
         image = rows_of(task.uri, model)[0]
-        times = [median_ms(runner(file, "onnx", cores()), image) for file in (path, draft)]
+        times = [median_ms(runner(file, "onnx"), image) for file in (path, draft)]
         sizes = [file.stat().st_size / 2**20 for file in (path, draft)]
     names = ("float32", "int8")
     rows = [

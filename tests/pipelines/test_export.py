@@ -136,11 +136,14 @@ def test_probabilities_that_differ_little_are_rounding_and_more_are_not():
     meant = rng.dirichlet(np.ones(3), (1, 8, 8)).astype(np.float32).transpose(0, 3, 1, 2)
     meant = np.repeat(meant, 4, 0)
     near, far = meant + np.float32(1e-4), meant + np.float32(2e-3)
-    found = running.compare(lambda i: meant[: len(i)], lambda i: near[: len(i)], image, "probabilities", 1)
+    found = running.compare(lambda i: meant[: len(i)], lambda i: near[: len(i)], image, "probabilities")
     assert found.largest == pytest.approx(1e-4, rel=0.01)
     assert (found.images, found.pixels, found.others, found.size) == (4, 512, 0, (8, 8))
+    empty = np.full_like(meant, np.nan)
+    with pytest.raises(RunFailed, match="largest difference of a probability inf"):
+        running.compare(lambda i: meant[: len(i)], lambda i: empty[: len(i)], image, "probabilities")
     with pytest.raises(RunFailed, match=r"allowed: 0\.1% of the pixels"):
-        running.compare(lambda i: meant[: len(i)], lambda i: far[: len(i)], image, "probabilities", 1)
+        running.compare(lambda i: meant[: len(i)], lambda i: far[: len(i)], image, "probabilities")
 
 
 @pytest.mark.parametrize(
