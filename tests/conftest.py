@@ -33,6 +33,7 @@ TINY = {
     "feed": "torch",
     "log_every": 1,
     "overlays": 1,
+    "mlflow_model": False,  # its own tests write one
 }
 
 

@@ -54,8 +54,13 @@ def test_nobody_imports_the_door_of_rays_processes():
     assert {kind.rpartition(".")[2] for kind in kinds} <= defined
 
 
-def test_mlflow_has_one_importer():
-    assert [name for name, tree in FILES.items() if "mlflow" in top(imported(tree))] == ["pipelines.runs.mlflow_client"]
+def test_mlflow_has_two_importers_and_one_file_that_runs_in_its_models():
+    """The client is for runs, the other file for models. `packed.py` leaves with a model: MLflow runs it elsewhere."""
+    found = {name for name, tree in FILES.items() if "mlflow" in top(imported(tree))}
+    assert found == {"pipelines.runs.mlflow_client", "pipelines.runs.mlflow_models", "pipelines.serving.packed"}
+    assert [name for name, others in arrows(FILES).items() if "pipelines.serving.packed" in others] == []
+    assert top(imported(FILES["pipelines.serving.packed"])) <= {"json", "collections", "typing", "numpy", "onnxruntime",
+                                                                "mlflow"}  # fmt: skip
 
 
 def test_every_name_has_one_address():

@@ -19,6 +19,7 @@ from pipelines.driver.fit import fit
 from pipelines.driver.guard import check_guard
 from pipelines.driver.jobs import make_jobs
 from pipelines.driver.opening import warn_without_validation
+from pipelines.driver.packing import pack_last
 from pipelines.driver.planned import PlannedStage, plan_stages
 from pipelines.driver.weights import Weights, check_weights, localise
 from pipelines.feed.batches import BLOCK_ROWS
@@ -175,3 +176,5 @@ def train_stages(
         jobs, followed = make_jobs(recipe, planned, folder, sizes, weights, System().sample)
         with shown(followed):
             fit(jobs, folder, feed)
+        if recipe.mlflow_model:
+            pack_last(recipe, folder)

@@ -34,6 +34,7 @@ PLACED = {
     "log_every": "lines of the record",
     "keep_last": "checkpoints that stay",
     "checkpoint_minutes": "checkpoints between validations",
+    "mlflow_model": "a program of the best weights",
 }
 PLACED_WORKERS = {
     "count": "rounding, with synchronised norms or frozen ones; else see above",
@@ -219,6 +220,7 @@ class Recipe:
     log_every: int = key("steps between two lines of the record", 10)
     keep_last: int = key("checkpoints of a stage that stay", 2)
     checkpoint_minutes: float = key("most minutes between two checkpoints", 10.0)
+    mlflow_model: bool = key("log the best weights of the last stage as an MLflow model, at the end of the run", True)
 
 
 def check(recipe: Recipe) -> None:

@@ -50,6 +50,16 @@ class StageFolder:
         return self.path / "best.pt"
 
     @property
+    def model(self) -> Path:
+        """The best weights as MLflow's folder: a program, its card, what runs it."""
+        return self.path / "model"
+
+    @property
+    def card(self) -> Path:
+        """The card of that model."""
+        return self.model / "artifacts" / "card.md"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder from which a stage continues."""
         return self.path / "checkpoints"

@@ -89,8 +89,18 @@ def repoint(store: sqlite3.Connection, home: Path) -> str:
                 continue
             store.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", ((new / rest).as_uri(), run))
             moved += 1
+        repoint_models(store, old, new)
     kept = f"; those of {left} run(s) are still where it was before, and are found there" if left else ""
     return f"the store was moved: artifacts of {moved} run(s) are found in {home} now{kept}" if moved or left else ""
+
+
+def repoint_models(store: sqlite3.Connection, old: Path, new: Path) -> None:
+    """The same for logged models and for versions of registered ones."""
+    for table, column in (("logged_models", "artifact_location"), ("model_versions", "storage_location")):
+        for (uri,) in store.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
+            rest = run_folder(uri or "", old)
+            if rest is not None and ((new / rest).exists() or not (old / rest).exists()):
+                store.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", ((new / rest).as_uri(), uri))
 
 
 def moved_location(location: str, home: Path) -> tuple[Path, Path | None]:

@@ -37,6 +37,7 @@ from pipelines.runs.mlflow_client import (
 )
 from pipelines.runs.mlflow_inputs import shards_of
 from pipelines.runs.mlflow_lines import CURVES, send_chain_lines, send_figure, send_lines
+from pipelines.runs.mlflow_models import has_model, send_stage_model
 from pipelines.runs.mlflow_note import send_note
 from pipelines.runs.mlflow_runs import create_run, find_run
 from pipelines.runs.note import write_up
@@ -52,8 +53,8 @@ class Tracker(Tracked):
     """The MLflow runs of one chain.
 
     Attributes:
-        state: also ids of the `stages`' runs, how far each record was `sent`, which stages have `ended`, and how the
-            chain did (`end`: status, error, and the error's whole text).
+        state: also ids of the `stages`' runs, how far each record was `sent`, which stages have `ended`, ids of the
+            `models` by run, and how the chain did (`end`: status, error, and the error's whole text).
     """
 
     top = "parent"
@@ -119,6 +120,8 @@ class Tracker(Tracked):
             if stage != self.run_id and find_run(self.client, stage, self.say) is None:
                 self.say(f"it no longer has the run of {name}: a new one is made, from the record")
                 self.forget(name)
+        kept = {run: model for run, model in self.state.get("models", {}).items() if has_model(self.client, model)}
+        self.state["models"] = kept  # a model that was deleted there is logged again
 
     def forget(self, stage: str) -> None:
         """Have a stage sent again, to a new run."""
@@ -211,6 +214,9 @@ class Tracker(Tracked):
             self.deliver_end(place, run)
             self.state["ended"].append(place.path.name)
             self.save()
+        if self.lacks_model(place):
+            self.state.setdefault("models", {})[run] = send_stage_model(self.client, run, place)
+            self.save()
 
     def ends(self, place: StageFolder) -> bool:
         """Whether a stage has ended, and MLflow does not know it."""
@@ -237,7 +243,15 @@ class Tracker(Tracked):
     def undelivered(self) -> list[str]:
         """Stages of which MLflow lacks something."""
         places = [self.folder.stage(stage.name) for stage in self.recipe.stages]
-        return [place.path.name for place in places if self.ends(place) or self.lacks_lines(place)]
+        return [p.path.name for p in places if self.ends(p) or self.lacks_lines(p) or self.lacks_model(p)]
+
+    def model_of(self, stage: str) -> str | None:
+        """Id of the model that MLflow has of a stage's best weights."""
+        return self.state.get("models", {}).get(self.state["stages"].get(stage))
+
+    def lacks_model(self, place: StageFolder) -> bool:
+        """Whether a stage has a packed model, and MLflow does not."""
+        return place.model.exists() and place.result.exists() and self.model_of(place.path.name) is None
 
     def lacks_lines(self, place: StageFolder) -> bool:
         """Whether MLflow lacks lines of the records of a stage that has begun."""

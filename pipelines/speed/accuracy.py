@@ -82,7 +82,8 @@ def shaped(args: argparse.Namespace, name: str, seed: int, output: Path, gpu: bo
     if not gpu and "name: reconet" in find_recipe(name).read_text():
         words += ["head.rank=4", "inference.window=null", "inference.stride=null"]  # windows of the smaller crop
     data = args.data if "://" in args.data else str(Path(args.data).expanduser().resolve())
-    return load_recipe(name, [*words, f"data={data}", f"output={output}", f"seed={seed}", *args.overrides])
+    words += [f"data={data}", f"output={output}", f"seed={seed}", "mlflow_model=false", *args.overrides]
+    return load_recipe(name, words)
 
 
 def report(args: argparse.Namespace, measured: dict[str, list[dict[str, Any]]], gpu: bool) -> Report:

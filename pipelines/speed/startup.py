@@ -78,7 +78,7 @@ def run_chain(output: Path, overrides: list[str]) -> tuple[float, float]:
     from pipelines.base.errors import RunFailed
 
     began = time.time()
-    words = [sys.executable, "-m", "pipelines.voc_pretrain", f"output={output}", *overrides]
+    words = [sys.executable, "-m", "pipelines.voc_pretrain", f"output={output}", "mlflow_model=false", *overrides]
     done = subprocess.run(words, stdout=sys.stderr)
     if done.returncode:
         raise RunFailed(f"the sample chain ended with exit code {done.returncode}; its own message is above")

@@ -84,7 +84,7 @@ def measure(args: argparse.Namespace) -> Report:
 
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # each run compiles again, as a user's first does
     gpus = machine()[1]
-    words = ["backbone.weights=null", *([] if gpus else SMALL), *args.overrides]
+    words = ["backbone.weights=null", "mlflow_model=false", *([] if gpus else SMALL), *args.overrides]
     forms = args.forms or (list(FORMS) if gpus else ["fp32"])
     base = load_recipe(args.recipe, [*words, "workers.count=1"])
     measured: dict[str, dict[str, list[list[float]]]] = {form: {feed: [] for feed in args.feeds} for form in forms}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
-from segmodels.layers import ConvNormReLU, dropout_classifier
+from segmodels.layers import ConvNormReLU, dropout_classifier, known
 
 
 class CrissCross(nn.Module):
@@ -71,7 +71,10 @@ class CrissCross(nn.Module):
         rows = q.flatten(0, 1) @ k.flatten(0, 1).mT  # (H·B, W, W)
         columns = columns_of(q) @ columns_of(k).mT  # (B·W, H, H)
         # The pixel itself is in both, and counts once.
-        columns.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        if known((q.shape[0], q.shape[2])):
+            columns.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        else:  # ONNX has no views to write to
+            columns = columns.masked_fill(torch.eye(q.shape[0], dtype=torch.bool, device=q.device), -torch.inf)
         cross = torch.cat([rows.view(*q.shape[:3], -1), columns.transpose(0, 1).view(*q.shape[:3], -1)], 3)
         return cross.softmax(3)
 

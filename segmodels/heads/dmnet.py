@@ -6,12 +6,13 @@ filter, which is off there.
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.pyramid_head import PyramidHead, sizes
-from segmodels.layers import ConvNormReLU
+from segmodels.layers import ConvNormReLU, known
 
 
 class DynamicConv(nn.Module):
@@ -52,6 +53,12 @@ def filter_channels(x: Tensor, filters: Tensor) -> Tensor:
     Shape: (B, C, H, W), (B, C, k, k) -> (B, C, H, W).
     """
     batch, channels = x.shape[:2]
+    if not known((batch, channels)):  # ONNX takes only a fixed number of groups
+        side, (height, width) = filters.shape[-1], x.shape[2:]
+        padded = F.pad(x, [side // 2] * 4)
+        places = [(i, j) for i in range(side) for j in range(side)]
+        parts = (padded[:, :, i : i + height, j : j + width] * filters[:, :, i : i + 1, j : j + 1] for i, j in places)
+        return sum(parts, torch.zeros_like(x))
     flat = x.flatten(0, 1).unsqueeze(0)
     y = F.conv2d(flat, filters.flatten(0, 1).unsqueeze(1), padding=filters.shape[-1] // 2, groups=batch * channels)
     return y.reshape(x.shape)

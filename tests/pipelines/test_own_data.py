@@ -50,7 +50,7 @@ def test_a_folder_becomes_shards_a_model_and_a_score(mine, tmp_path, monkeypatch
     out, data = tmp_path / "out", tmp_path / "data"
     open_door(monkeypatch, prepare.main, "folder", "--source", mine, "--out", data, "--val", 0.25, "--workers", 0)
     small = ["view.crop=[64, 64]", "stages.own.epochs=40", "stages.own.val_every=20", "batch=9", "name=mine",
-             "backbone.name=test_resnet", "overlays=2"]  # fmt: skip
+             "backbone.name=test_resnet", "overlays=2", "mlflow_model=false"]  # fmt: skip
     open_door(monkeypatch, lambda: train("the door"), "own/small", f"data={data}", f"output={out}", *small)
     shown = capsys.readouterr()
     first = next(line for line in shown.out.splitlines() if line.startswith("mine in "))
