@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("datasets", "pipelines", "segmodels")
-ROOMS = ("base", "published", "recipes", "shards", "runs", "cluster", "feed", "scoring", "training", "driver",
-         "studies", "speed")  # fmt: skip
+ROOMS = ("base", "published", "recipes", "shards", "runs", "cluster", "feed", "scoring", "serving", "training",
+         "driver", "studies", "speed")  # fmt: skip
 PRIVATE = re.compile(
     r"^ray(\.\w+)*\.(_\w+|core\.generated|execution)(\.|$)|^ray\.core\.generated|^ray\.tune\.execution"
 )
