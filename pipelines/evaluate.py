@@ -119,8 +119,9 @@ def count_here(task: Task, checkpoint: Checkpoint) -> np.ndarray:
 
     from pipelines.feed.plan import open_shards
     from pipelines.feed.validation import validation_batches
-    from pipelines.scoring.evaluation import load_model, settle_precision
+    from pipelines.scoring.evaluation import load_model
     from pipelines.scoring.validate import validate
+    from segmodels.loading import settle_precision
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, batch = load_model(task.recipe, checkpoint, device), task.recipe.inference.batch

@@ -78,6 +78,8 @@ def test_every_name_has_one_address():
 def test_init_files_hold_only_a_docstring():
     for package in PACKAGES:
         for path in (ROOT / package).rglob("__init__.py"):
+            if path == ROOT / "segmodels/__init__.py":  # has `load`, see tests/segmodels/test_imports.py
+                continue
             (only,) = ast.parse(path.read_text()).body
             assert isinstance(only, ast.Expr), path
 

@@ -7,7 +7,7 @@ import re
 
 from pipelines.base.text import plain
 
-USERS = ("DataError", "InputError", "SetupError")  # errors whose message is written for the user
+USERS = ("DataError", "FileError", "InputError", "SetupError")  # errors whose message is written for the user
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AFTER_FULL = "What was written before is whole; make room, and the same command goes on from there."
 

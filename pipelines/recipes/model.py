@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipelines.recipes.recipe import InferenceSpec, Recipe
+from segmodels import loading
 from segmodels.inference import Inference, protocol
 from segmodels.segmentor import Segmentor, build_segmentor
 
@@ -46,8 +47,7 @@ def count_norms(model: Segmentor) -> int:
 
 def inference_of(recipe: Recipe, spec: InferenceSpec) -> Inference:
     """A recipe's way to predict, its window defaulting to the training crop."""
-    window = (spec.window or recipe.view.crop) if spec.mode == "slide" else None
-    return Inference(spec.mode, window, spec.stride, spec.scales, spec.flip)
+    return loading.inference_of(dataclasses.asdict(spec), recipe.view.crop)
 
 
 def build_model(recipe: Recipe, classes: int, weights: str | None = None) -> Segmentor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -22,9 +20,10 @@ from pipelines.base.files import TEMPORARY, replacing
 from pipelines.recipes.reading import convert
 from pipelines.recipes.recipe import Recipe, to_page
 from pipelines.runs.folder import CHECKPOINTS, step_name
+from segmodels import files
+from segmodels.files import FileError
 from segmodels.segmentor import classifier_keys
 
-FORMAT = 1
 DRAWS = 2  # version of what else is drawn from a recipe's seed: dropout's masks; 1 up to 0.3.5
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,8 @@ class Checkpoint:
     """What a checkpoint holds: enough to use the weights and to know where they come from.
 
     `model` is the model's state dict, of the averaged weights where the recipe asks for these; `seen` a digest of each
-    row that was trained on; `numerics` are missing up to 0.3.5. What only a resume needs is missing from `best.pt`:
+    row that was trained on; `numerics` are missing up to 0.3.5, `flip_pairs`, the classes that change places in a
+    mirrored image, up to 0.4. What only a resume needs is missing from `best.pt`:
     `optimizer`, and `trained`, the weights that `model` averages.
     """
 
@@ -97,6 +97,7 @@ class Checkpoint:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     seen: np.ndarray
+    flip_pairs: tuple[tuple[int, int], ...] | None = None
     views: int = VIEWS
     draws: int = DRAWS
     numerics: Numerics | None = None
@@ -116,6 +117,7 @@ class Checkpoint:
             "state": asdict(self.progress),
             "classes": list(self.classes),
             "palette": [list(colour) for colour in self.palette],
+            "flip_pairs": None if self.flip_pairs is None else [list(pair) for pair in self.flip_pairs],
             "seen": torch.from_numpy(self.seen),
             "numerics": asdict(self.numerics) if self.numerics else None,
         }
@@ -147,6 +149,7 @@ class Checkpoint:
             classes=tuple(content["classes"]),
             palette=tuple((r, g, b) for r, g, b in content["palette"]),
             seen=content["seen"].numpy(),
+            flip_pairs=tuple((a, b) for a, b in content["flip_pairs"]) if "flip_pairs" in content else None,
             views=content.get("views", 1),  # 0.3.1 and before noted none
             draws=content.get("draws", 1),
             numerics=numerics_of(content),
@@ -164,7 +167,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content`: tensors, numbers, text, lists, mappings."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save({"format": FORMAT, **content}, file)
+            torch.save({"format": files.FORMAT, **content}, file)
         except RuntimeError as error:  # torch's archive writer hides what the file system said
             if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
                 raise
@@ -178,45 +181,15 @@ def first_line(error: Exception) -> str:
 
 
 def load(path: Path, mapped: bool = False, verified: bool = True) -> dict[str, Any]:
-    """Content of a checkpoint, tensors on the CPU.
-
-    Args:
-        path: the file.
-        mapped: leave the tensors in the file until they are looked at.
-        verified: compare every part of the file with its checksum first, which reads all of it.
+    """Content of a checkpoint, see `segmodels.files.read`.
 
     Raises:
         InputError: no such file, not a checkpoint of ours, cut off, damaged, or of another format.
     """
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}; a run's are in RUN/STAGE/checkpoints and RUN/STAGE/best.pt")
     try:
-        if not zipfile.is_zipfile(path):  # torch.save writes one, its directory last: this finds the cut-off file
-            raise zipfile.BadZipFile("not a whole archive")
-        if verified:
-            verify(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (RuntimeError, ValueError, EOFError, NotImplementedError, KeyError, pickle.UnpicklingError,
-            zipfile.BadZipFile) as error:  # fmt: skip
-        reason = str(error) or type(error).__name__
-        raise InputError(
-            f"{path} is no readable checkpoint (cut off, damaged, or not of this project): {reason}"
-        ) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path} has checkpoint format {found}, this version reads {FORMAT}")
-    return content
-
-
-def verify(path: Path) -> None:
-    """Compare each part of the archive with the CRC-32 that PyTorch writes next to it, and its header with its index.
-
-    Raises:
-        zipfile.BadZipFile: one differs.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"{damaged} is not what its checksum says")
+        return files.read(path, mapped, verified)
+    except FileError as error:
+        raise InputError(str(error)) from None
 
 
 def newest(folder: Path, mapped: bool = False, passed: list[str] | None = None) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from pipelines.scoring.checks import check_sizes, check_window
 from pipelines.scoring.seen import digests
 from pipelines.scoring.validate import validate
 from segmodels.inference import Inference, protocol
+from segmodels.loading import settle_precision
 from segmodels.segmentor import Segmentor
 
 
@@ -141,13 +142,6 @@ def load_model(recipe: Recipe, checkpoint: Checkpoint, device: torch.device) -> 
     model.load_state_dict(checkpoint.model)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     return model.to(device, memory_format=layout)  # type: ignore[call-overload]
-
-
-def settle_precision(wish: str, device: torch.device) -> str:
-    """`bf16` or `fp32`; `auto` is what training takes it for."""
-    if wish != "auto":
-        return wish
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def evaluate_on_ray(task: Task, sizes: Sizes) -> np.ndarray:

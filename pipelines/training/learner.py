@@ -85,6 +85,7 @@ class Learner:
             progress=self.progress.to(step),
             classes=job.classes,
             palette=job.palette,
+            flip_pairs=job.flip_pairs,
             seen=job.seen,
             numerics=self.numerics,
             optimizer=self.optimizer.state_dict() if resumable else None,

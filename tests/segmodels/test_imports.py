@@ -52,10 +52,16 @@ def test_every_name_is_imported_from_where_it_is_defined():
     assert [entry for entry in given if entry[2] not in defined(FILES[entry[1]])] == []
 
 
-def test_init_files_hold_a_docstring_only():
-    for path in (path for path in FILES.values() if path.name == "__init__.py"):
-        (node,) = ast.parse(path.read_text()).body
+def test_init_files_hold_a_docstring_only_but_for_load():
+    """`segmodels.load` is what a user of a trained model writes; it is looked up on its first use."""
+    for name, path in ((name, path) for name, path in FILES.items() if path.name == "__init__.py"):
+        node, *rest = ast.parse(path.read_text()).body
         assert isinstance(node, ast.Expr)
+        assert [getattr(other, "name", "import") for other in rest] == (
+            ["import", "__getattr__"] if name == "segmodels" else []
+        )
+    assert segmodels.load.__module__ == "segmodels.loading"
+    assert not hasattr(segmodels, "save")
 
 
 def test_torchmetrics_is_left_to_the_tests():
