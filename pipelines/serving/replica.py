@@ -111,7 +111,7 @@ def deployed(plan: Plan, sizes: Sizes) -> Iterator[Replicas]:
     quiet = LoggingConfig(enable_access_log=False, log_level=logging.WARNING)
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)  # HTTP is the front's
     threads = fair_threads(sizes, sizes.count, cores_here())
-    deployment = serve.deployment(Replica).options(
+    deployment = serve.deployment(
         name="model",
         num_replicas=sizes.count,
         max_ongoing_requests=AHEAD * plan.batch,
@@ -119,7 +119,7 @@ def deployed(plan: Plan, sizes: Sizes) -> Iterator[Replicas]:
         graceful_shutdown_timeout_s=DRAIN_S,
         graceful_shutdown_wait_loop_s=DRAIN_S / 2,
         logging_config=quiet,
-    )
+    )(Replica)
     try:
         yield Replicas(name, started(deployment.bind(plan, sizes.gpus, threads), name, quiet), told(sizes, threads))
     finally:

@@ -91,9 +91,11 @@ def listening(app):
         server = uvicorn.Server(settings(app, LIMITS.waiting, log=False))
         thread = threading.Thread(target=server.run, args=([sock],))
         thread.start()
-        yield sock.getsockname()[1]
-        server.should_exit = True
-        thread.join()
+        try:
+            yield sock.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -406,6 +408,25 @@ def test_a_short_token_or_a_busy_port_is_refused(checkpoint, monkeypatch, capsys
         with pytest.raises(SystemExit):
             run(door.main)
     assert f"--port {port}: Address already in use. Give another --port" in capsys.readouterr().err
+
+
+def test_the_benchmark_counts_what_comes_back(served, model, checkpoint):
+    here, _ = served
+    from pipelines.serving.front import Front
+    from pipelines.serving.opened import Plan, look
+    from pipelines.speed.serve import bad_uploads, clients, loop, pictures
+
+    limits = dataclasses.replace(LIMITS, bytes=1 << 20, waiting=16)
+    with listening(Front(here, look(Plan(checkpoint, {}, "auto", limits, 4, 0.0)), limits).app()) as port:
+        bad = clients(port, bad_uploads(), 3)
+        assert bad.statuses == {413: 2, 415: 2, 422: 2}
+        images = pictures(5, 24, 40)
+        load = clients(port, images, 2)
+    assert load.statuses == {200: 5}
+    assert len(load.latencies) == 5
+    assert 0 < min(load.latencies) <= load.seconds
+    assert loop(Predictor(model, limits), images) > 0
+    assert len(set(images)) == 5
 
 
 DRAINING = """
