@@ -28,7 +28,7 @@ POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; connect-src 'self'; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-NO_IMAGE = ("multipart/", "text/", "application/x-www", JSON)  # how types begin of bodies that are surely none
+NO_IMAGE = ("multipart/", "text/", JSON)  # how types begin of bodies that are surely none
 
 
 class Front:

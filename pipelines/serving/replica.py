@@ -18,6 +18,7 @@ from ray.serve.schema import LoggingConfig, ReplicaState
 
 from pipelines.base.door import PROJECT
 from pipelines.base.errors import RunFailed
+from pipelines.cluster.inside_ray import stay_on_loopback
 from pipelines.cluster.sizes import Sizes, cores_here, fair_threads, several
 from pipelines.serving.answers import Answer, Kind
 from pipelines.serving.batching import Found, Picture, Predictor
@@ -37,6 +38,7 @@ class Replica:
 
         from segmodels.loading import load
 
+        stay_on_loopback()
         torch.set_num_threads(threads)
         model = load(plan.path, device="cuda" if gpus else "cpu", precision=plan.precision, inference=plan.inference)
         self.predictor, self.threads = Predictor(model, plan.limits), threads
@@ -123,7 +125,7 @@ def deployed(plan: Plan, sizes: Sizes) -> Iterator[Replicas]:
     try:
         yield Replicas(name, started(deployment.bind(plan, sizes.gpus, threads), name, quiet), told(sizes, threads))
     finally:
-        end(name)
+        serve.delete(name)  # Serve's controller stays on a cluster, for the next: it takes no CPU
 
 
 def started(app: serve.Application, name: str, logging_config: LoggingConfig) -> DeploymentHandle:
@@ -142,10 +144,3 @@ def told(sizes: Sizes, threads: int) -> str:
     """The replicas in words."""
     each = "one GPU" if sizes.gpus else several(threads, "CPU thread")
     return f"{several(sizes.count, 'replica')} with {each}{' each' if sizes.count > 1 else ''}"
-
-
-def end(name: str) -> None:
-    """End an application, and Serve where no other is left on its cluster."""
-    serve.delete(name)
-    if not serve.status().applications:
-        serve.shutdown()

@@ -59,7 +59,7 @@ def refused(monkeypatch, capsys):
     return open_door
 
 
-DOORS = ["voc_pretrain", "train", "evaluate", "prepare", "audit", "replay", "compare", "bench", "ablate"]
+DOORS = ["voc_pretrain", "train", "evaluate", "prepare", "audit", "replay", "compare", "bench", "ablate", "serve"]
 
 
 @pytest.mark.parametrize("name", DOORS)

@@ -17,6 +17,7 @@ import time
 import zlib
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -242,6 +243,10 @@ def test_bodies_that_are_too_large_or_too_slow_are_refused_before_they_have_come
         connection.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {SECRET}\r\n"
                            "Content-Length: 100\r\n\r\nslow".encode())  # fmt: skip
         assert connection.recv(99).startswith(b"HTTP/1.1 408 ")
+
+
+def test_what_curl_sends_without_a_type_is_taken(ask):
+    assert ask("POST", "/predict", encoded(), Content_Type="application/x-www-form-urlencoded")[0] == 200
 
 
 @pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "application/json", "text/html"])
@@ -513,6 +518,7 @@ def test_replicas_predict_together_and_come_back_when_they_are_lost(checkpoint, 
             assert float(alone) < 8  # images were predicted together
             assert json.loads(request(port, "GET", "/readyz")[2])["replicas"] == 1
             told(request(port, "POST", "/predict", bomb()), 413)
+            assert all(address.startswith("127.") for address in listening_at("ray::ServeReplica")), "beyond loopback"
             name = next(iter(serve.status().applications))
             kill_replica(ray, name)
             assert request(port, "POST", "/predict", data)[0] in (200, 503)  # it waits for the next, or is told
@@ -520,6 +526,17 @@ def test_replicas_predict_together_and_come_back_when_they_are_lost(checkpoint, 
             while request(port, "POST", "/predict", data)[0] != 200:
                 assert time.monotonic() < deadline
     assert not serve.status().applications
+    serve.shutdown()
+
+
+def listening_at(title):
+    """The addresses at which processes of that title listen; there must be some."""
+    named = [
+        process for process in psutil.Process().children(recursive=True) if title in "".join(process.cmdline()[:1])
+    ]
+    found = [c.laddr.ip for process in named for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert found
+    return found
 
 
 def kill_replica(ray, name):
