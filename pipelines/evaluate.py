@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, choices=[0, 1], help="GPUs of each worker (default: 1 where there are any)")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default: bf16 on GPUs")
     parser.add_argument("--allow-seen", action="store_true", help="score on training rows all the same, and say so")
-    parser.add_argument("--out", type=Path, help="folder for scores.json, confusion.png and iou.png")
+    parser.add_argument("--out", help="folder for scores.json, confusion.png and iou.png")
     parser.add_argument("--version", action="version", version=version())
     return parser.parse_args()
 
@@ -67,10 +67,12 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     from datasets.storage import below
+    from pipelines.cluster.nodes import output_folder
     from pipelines.feed.plan import open_shards
 
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers {args.workers}: 1 or more; without it, only this process scores")
+    out = output_folder(args.out, "--out") if args.out else None
     path, uri = args.checkpoint.expanduser().resolve(), below(str(Path.cwd()), args.shards)
     if not path.is_file():
         raise InputError(
@@ -84,14 +86,14 @@ def main() -> None:
 
     checkpoint = Checkpoint.read(path, mapped=True)
     task = plan_evaluation(path, checkpoint, uri, overrides(args), args.precision, args.allow_seen)
-    if args.out:
-        writable("--out", args.out)
+    if out:
+        writable("--out", out)
     print(f"scores {task.protocol}", flush=True)
     counts = count(task, checkpoint, args.workers, args.gpus)
     result = scores(counts)
     print_scores(task, result)
-    if args.out:
-        write_scores(args.out, task, checkpoint, counts, result)
+    if out:
+        write_scores(out, task, checkpoint, counts, result)
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:

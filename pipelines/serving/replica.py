@@ -8,6 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
 from ray import serve
@@ -19,7 +20,7 @@ from ray.serve.schema import LoggingConfig, ReplicaState
 from pipelines.base.door import PROJECT
 from pipelines.base.errors import RunFailed
 from pipelines.cluster.inside_ray import stay_on_loopback
-from pipelines.cluster.sizes import Sizes, cores_here, fair_threads, several
+from pipelines.cluster.sizes import Sizes, several, threads
 from pipelines.serving.answers import Answer, Kind
 from pipelines.serving.batching import Found, Picture, Predictor
 from pipelines.serving.limits import Refusal
@@ -39,17 +40,18 @@ class Replica:
         from segmodels.loading import load
 
         stay_on_loopback()
-        torch.set_num_threads(threads)
         model = load(plan.path, device="cuda" if gpus else "cpu", precision=plan.precision, inference=plan.inference)
-        self.predictor, self.threads = Predictor(model, plan.limits), threads
-        self.predictor.warm()
+        self.predictor = Predictor(model, plan.limits)
+        # OpenMP counts its threads per thread that asks: so one thread predicts, and knows the number
+        self.predicting = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        self.predicting.submit(self.predictor.warm).result()
         self.together.set_max_batch_size(plan.batch)  # type: ignore[attr-defined]
         self.together.set_batch_wait_timeout_s(plan.wait_s)  # type: ignore[attr-defined]
 
     @serve.batch
     async def together(self, pictures: list[Picture]) -> list[Found | Refusal]:
         """Predict what has come in meanwhile, while the loop takes in more."""
-        return await asyncio.to_thread(self.predictor.predict, pictures)
+        return await asyncio.get_running_loop().run_in_executor(self.predicting, self.predictor.predict, pictures)
 
     async def __call__(self, data: bytes, kind: Kind, mask: bool) -> Answer | Refusal:
         """Answer one image."""
@@ -112,7 +114,6 @@ def deployed(plan: Plan, sizes: Sizes) -> Iterator[Replicas]:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # what goes wrong arrives as an exception
     quiet = LoggingConfig(enable_access_log=False, log_level=logging.WARNING)
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)  # HTTP is the front's
-    threads = fair_threads(sizes, sizes.count, cores_here())
     deployment = serve.deployment(
         name="model",
         num_replicas=sizes.count,
@@ -123,7 +124,7 @@ def deployed(plan: Plan, sizes: Sizes) -> Iterator[Replicas]:
         logging_config=quiet,
     )(Replica)
     try:
-        yield Replicas(name, started(deployment.bind(plan, sizes.gpus, threads), name, quiet), told(sizes, threads))
+        yield Replicas(name, started(deployment.bind(plan, sizes.gpus, threads(sizes)), name, quiet), told(sizes))
     finally:
         serve.delete(name)  # Serve's controller stays on a cluster, for the next: it takes no CPU
 
@@ -140,7 +141,7 @@ def started(app: serve.Application, name: str, logging_config: LoggingConfig) ->
         raise RunFailed(f"the replicas do not start: {' '.join(str(error).split())[:2000]}") from error
 
 
-def told(sizes: Sizes, threads: int) -> str:
+def told(sizes: Sizes) -> str:
     """The replicas in words."""
-    each = "one GPU" if sizes.gpus else several(threads, "CPU thread")
+    each = "one GPU" if sizes.gpus else several(threads(sizes), "CPU thread")
     return f"{several(sizes.count, 'replica')} with {each}{' each' if sizes.count > 1 else ''}"

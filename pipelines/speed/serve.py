@@ -68,12 +68,12 @@ def measure(args: argparse.Namespace) -> Report:
     """Loop and clients take turns, then the flood comes."""
     import torch
 
-    from pipelines.cluster.sizes import cores_here
+    from pipelines.cluster.sizes import Sizes, threads
     from pipelines.serving.batching import Predictor
     from pipelines.serving.limits import Limits
     from segmodels.loading import load
 
-    torch.set_num_threads(cores_here())  # as the one replica does
+    torch.set_num_threads(threads(Sizes(1, torch.cuda.device_count(), 1.0, 1, 1.0)))  # as the one replica does
     with tempfile.TemporaryDirectory() as folder:
         path = args.checkpoint or drawn(Path(folder))
         images = pictures(args.images, *args.size)

@@ -111,6 +111,11 @@ def test_the_overview_opens_doors_by_name():
         (["train"], "name a recipe; --list shows"),
         (["evaluate", "NOTHING.pt", "x"], "NOTHING.pt; those of a run are"),
         (["evaluate", "PAGE", "/no/such"], "/no/such: no such folder"),
+        (
+            ["evaluate", "PAGE", "/no/such", "--out", "s3://b/c"],
+            "--out s3://b/c: results cannot be written to a bucket",
+        ),
+        (["serve", "NOTHING.pt"], "NOTHING.pt; those of a run are"),
         (["ablate", "nothing"], "no study 'nothing'"),
         (["ablate", "sample/rank", "--seeds", "0"], "--seeds 0"),
         (
