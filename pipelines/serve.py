@@ -128,7 +128,7 @@ def serve(args: argparse.Namespace, path: Path, limits: Limits, token: str | Non
     from pipelines.cluster.session import ray_cluster
     from pipelines.recipes.recipe import Workers
     from pipelines.serving.front import Front
-    from pipelines.serving.opened import Plan, look
+    from pipelines.serving.opened import Plan, check_seen, look
 
     plan = Plan(path, overrides(args), args.precision, limits, args.batch, args.batch_wait / 1000)
     about = look(plan)
@@ -137,6 +137,7 @@ def serve(args: argparse.Namespace, path: Path, limits: Limits, token: str | Non
     with ray_cluster(workers, store=lambda sizes: STORE) as sizes:
         from pipelines.serving.replica import deployed  # Ray reads its environment when it is imported
 
+        check_seen(path)
         with deployed(plan, sizes) as replicas:
             asks = "with the token" if token else "without a token"
             print(f"{replicas.told}; answers {asks} at {address_of(listening)} (Ctrl-C ends it)", flush=True)

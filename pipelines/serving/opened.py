@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.base.errors import InputError
+from pipelines.base.errors import InputError, SetupError
+from pipelines.cluster.nodes import count_alive, on_each_node, sees_file
 from pipelines.serving.answers import About, described
 from pipelines.serving.limits import Limits
 
@@ -63,3 +64,18 @@ def look(plan: Plan) -> About:
         protocol=model.protocol,
         classes=described(model.classes, model.palette),
     )
+
+
+def check_seen(path: Path) -> None:
+    """On several nodes, each must see the checkpoint.
+
+    Raises:
+        SetupError: one does not.
+    """
+    if (count := count_alive()) < 2:
+        return
+    if blind := [address for address, sees in on_each_node(sees_file, str(path)).items() if not sees]:
+        raise SetupError(
+            f"{len(blind)} of {count} nodes ({', '.join(blind[:3])}) do not see {path}. Put it on a file system that "
+            "all nodes share (NFS, EFS, Lustre), or serve on this machine alone: unset RAY_ADDRESS"
+        )

@@ -24,6 +24,7 @@ from PIL import Image
 
 import pipelines.serve as door
 from pipelines.base.door import ROOT, run
+from pipelines.base.errors import SetupError
 from pipelines.recipes.model import build_model
 from pipelines.recipes.reading import load_recipe
 from pipelines.runs.checkpoint import Checkpoint, Progress
@@ -413,6 +414,18 @@ def test_a_short_token_or_a_busy_port_is_refused(checkpoint, monkeypatch, capsys
         with pytest.raises(SystemExit):
             run(door.main)
     assert f"--port {port}: Address already in use. Give another --port" in capsys.readouterr().err
+
+
+def test_a_node_that_does_not_see_the_checkpoint_is_named(checkpoint, monkeypatch):
+    from pipelines.serving import opened
+
+    monkeypatch.setattr(opened, "count_alive", lambda: 2)
+    seen = {"10.0.0.1 (aa)": True, "10.0.0.2 (bb)": True}
+    monkeypatch.setattr(opened, "on_each_node", lambda look, *words: seen)
+    opened.check_seen(checkpoint)
+    seen["10.0.0.2 (bb)"] = False
+    with pytest.raises(SetupError, match=r"1 of 2 nodes \(10\.0\.0\.2 \(bb\)\) do not see .*best\.pt"):
+        opened.check_seen(checkpoint)
 
 
 def test_the_benchmark_counts_what_comes_back(served, model, checkpoint):
