@@ -29,6 +29,7 @@ examples:
   python -m pipelines.bench storage --images data/CamVid        # encodings of masks, layouts of files
   python -m pipelines.bench ablate                              # what a study costs on top of its trials
   python -m pipelines.bench evaluate                            # protocols in one pass against a loop
+  python -m pipelines.bench serve --checkpoint best.pt          # a server against a bare loop; a flood of bad uploads
   python -m pipelines.bench COMMAND --help                      # options of one command
 """
 # A further command is a line here and a module of that name in the room speed/. The module holds a docstring (its first
@@ -44,6 +45,7 @@ COMMANDS = (
     "storage",
     "ablate",
     "evaluate",
+    "serve",
 )
 
 

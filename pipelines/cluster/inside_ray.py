@@ -4,7 +4,7 @@ Nothing here is imported with the module. Each function falls back to what Ray d
 where a new Ray has lost one of its names, or where CONTEXT_HEADS_PUBLIC_RAY=1 turns all of it off. What is lost then is
 time, not results: starts take longer, trials that were killed hold their CPUs and GPUs until their study ends, a
 cluster that cannot be joined says so late, and one that grows is asked only for what it has. And Ray Tune writes AWS
-keys of the environment to its logs again.
+keys of the environment to its logs again, and Ray Serve's replicas listen on every address of their machine.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "controller_environment": ENVIRONMENT,
     "trial_hook": (TUNE, *HOOKED[1:]),
     "hide_secrets": (TUNE,),
+    "stay_on_loopback": ("ray.serve._private.replica:add_port_to_grpc_server",),
 }
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -420,6 +421,18 @@ def hide_secrets() -> None:
     from ray.tune.execution import class_cache
 
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+
+
+@private(otherwise=lambda: None)
+def stay_on_loopback() -> None:
+    """Have the Serve replica in this process listen only on this machine; to be called while it is made.
+
+    Each has a gRPC server, on every address, which unpickles what it is sent. Handles do not need it: they call actors.
+    """
+    from ray.serve._private import replica
+
+    open_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: open_port(server, "127.0.0.1:0")
 
 
 @private(otherwise=lambda: "")

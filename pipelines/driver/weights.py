@@ -73,7 +73,11 @@ def localise(weights: str | None, output: Path) -> Weights:
 
 
 def fetch(uri: str, path: Path) -> None:
-    """Copy a remote file, whole or not at all."""
+    """Copy a remote file, whole or not at all.
+
+    Raises:
+        InputError: it cannot be read; the message has the cure that its bucket's error asks for.
+    """
     try:
         system, inner = locate(uri)
         with replacing(path) as temporary, system.open_input_stream(inner) as source, temporary.open("wb") as sink:

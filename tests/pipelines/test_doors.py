@@ -59,7 +59,10 @@ def refused(monkeypatch, capsys):
     return open_door
 
 
-DOORS = ["voc_pretrain", "train", "evaluate", "prepare", "audit", "replay", "compare", "bench", "ablate", "export"]
+DOORS = [
+    "voc_pretrain", "train", "evaluate", "explain", "predict", "export", "serve", "prepare", "audit", "replay", "compare",
+    "bench", "ablate",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DOORS)
@@ -111,6 +114,11 @@ def test_the_overview_opens_doors_by_name():
         (["train"], "name a recipe; --list shows"),
         (["evaluate", "NOTHING.pt", "x"], "NOTHING.pt; those of a run are"),
         (["evaluate", "PAGE", "/no/such"], "/no/such: no such folder"),
+        (
+            ["evaluate", "PAGE", "/no/such", "--out", "s3://b/c"],
+            "--out s3://b/c: results cannot be written to a bucket",
+        ),
+        (["serve", "NOTHING.pt"], "NOTHING.pt; those of a run are"),
         (["ablate", "nothing"], "no study 'nothing'"),
         (["ablate", "sample/rank", "--seeds", "0"], "--seeds 0"),
         (

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from ray._private.runtime_env.packaging import _get_excludes
+from ray._private.runtime_env.packaging import _get_excludes, create_package
 
 from datasets import storage
 from datasets.sample import DataError
@@ -215,6 +216,34 @@ def test_only_the_code_is_sent():
     )
     assert [name for name in sent if left_out(ROOT / name)] == []
     assert [name for name in kept if not left_out(ROOT / name)] == []
+
+
+def test_a_submitted_working_directory_holds_the_three_packages_only(tmp_path):
+    """`ray job submit --working-dir .` reads .rayignore; what lies around after work stays at home."""
+    (tmp_path / "here").mkdir()
+    shutil.copy(ROOT / ".rayignore", tmp_path / "here")
+    around = [
+        "data/voc12/a.arrow",
+        "runs/x/best.pt",
+        "out/scores.json",
+        "tests/test_x.py",
+        "mlruns/0/meta.yaml",
+        "mlartifacts/0/x",
+        ".mypy_cache/a",
+        ".ruff_cache/a",
+        ".pytest_cache/a",
+        ".git/a",
+        ".venv/a",
+        ".ci/run",
+    ]
+    code = ["datasets/shards.py", "pipelines/train.py", "pipelines/runs/record.py", "segmodels/losses.py"]  # fmt: skip
+    for name in [*around, *code, "pyproject.toml"]:
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / name).write_text("x")
+    create_package(str(tmp_path / "here"), tmp_path / "sent.zip", include_gitignore=False)
+    with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
+        sent = {name for name in archive.namelist() if not name.endswith("/")}
+    assert sent == {*code, "pyproject.toml", ".rayignore"}
 
 
 def test_code_that_ray_cannot_send_is_found_before_it_tries(tmp_path):
@@ -477,6 +506,10 @@ def test_a_bucket_is_no_output():
             nodes.output_folder(uri)
     assert nodes.output_folder("file:///tmp/out") == Path("/tmp/out")
     assert nodes.output_folder("~/out") == Path.home() / "out"
+    with pytest.raises(
+        InputError, match=r"--out s3://bucket/out: results cannot be written to a bucket. Give a folder"
+    ):
+        nodes.output_folder("s3://bucket/out", "--out")
 
 
 def test_a_run_with_a_bucket_as_output_is_refused(recipe_file):

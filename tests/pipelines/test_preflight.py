@@ -11,9 +11,12 @@ import sys
 import pytest
 import torch
 
+from datasets import storage
+from datasets.sample import DataError
 from pipelines.base.addresses import locate
 from pipelines.base.door import ROOT
 from pipelines.base.errors import InputError
+from pipelines.driver import weights
 from pipelines.driver.checks import check_known_share
 from pipelines.driver.run import run_recipe
 from pipelines.driver.weights import Weights, check_weights, localise
@@ -66,6 +69,23 @@ def test_weights_that_do_not_fit_are_compared_with_the_trunk(change, message, tr
     torch.save(change(trunk), tmp_path / "w.pth")
     told = refused(recipe_file(), "workers.count=1", "feed=ray", f"backbone.weights={tmp_path / 'w.pth'}")
     assert re.search(message, told), told
+
+
+def test_weights_in_a_bucket_are_fetched_whole_or_the_cure_is_said(tmp_path, monkeypatch):
+    (tmp_path / "there.pth").write_bytes(b"weights" * 999)
+    weights.fetch(f"file://{tmp_path}/there.pth", tmp_path / "out" / "here.pth")
+    assert (tmp_path / "out/here.pth").read_bytes() == b"weights" * 999
+    with pytest.raises(InputError, match=r"nothing\.pth"):
+        weights.fetch(f"file://{tmp_path}/nothing.pth", tmp_path / "out" / "none.pth")
+
+    def refuse(uri):
+        raise DataError(f"{uri}: ACCESS_DENIED; {storage.cure('ACCESS_DENIED')}")
+
+    monkeypatch.setattr(weights, "locate", refuse)
+    with pytest.raises(InputError, match=r"cannot be read: .*ACCESS_DENIED; give credentials that may read") as told:
+        weights.fetch("s3://user:secret@bucket/w.pth", tmp_path / "out" / "none.pth")
+    assert "secret" not in str(told.value)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["here.pth"]
 
 
 def test_files_that_are_no_weights_are_named(recipe_file, refused, tmp_path):
