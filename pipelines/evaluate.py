@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import program, run, version, writable
+from pipelines.base.door import check_local, program, run, version, writable
 from pipelines.base.errors import InputError
 from pipelines.base.text import Progress
 from pipelines.recipes.protocols import check_names, describe
@@ -86,6 +86,8 @@ def main() -> None:
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers {args.workers}: 1 or more; without it, only this process scores")
     check_names(args.protocols)
+    if args.out:
+        check_local("--out", args.out)
     path, uri = args.checkpoint.expanduser().resolve(), below(str(Path.cwd()), args.shards)
     if not path.is_file():
         raise InputError(

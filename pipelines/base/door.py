@@ -190,11 +190,20 @@ def writable(option: str, folder: Path) -> Path:
         InputError: it is a bucket's URI.
         SetupError: nothing can be written there.
     """
-    if scheme := re.match(r"[a-z0-9]{2,}:/", str(folder)):
-        raise InputError(f"{option}: {scheme[0]}… is a URI; allowed: a folder of this machine")
+    check_local(option, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
         raise SetupError(f"{option}: cannot write to {folder}: {error.strerror}. Give another place") from None
+
+
+def check_local(option: str, path: Path) -> None:
+    """Refuse the URI of a bucket where a path of this machine is meant.
+
+    Raises:
+        InputError: it is one.
+    """
+    if scheme := re.match(r"[a-z0-9]{2,}:/", str(path)):
+        raise InputError(f"{option}: {scheme[0]}… is a URI; allowed: a folder of this machine")

@@ -12,7 +12,7 @@ from pipelines.base.errors import SetupError
 from pipelines.cluster.address import ALONE, SUBMIT, check_address
 
 MOST_CODE = 512 << 20  # bytes of a working directory that Ray sends
-SENT = (".py", ".yaml")  # what the code consists of
+SENT = (".py", ".yaml", ".html")  # what the code consists of
 
 
 def join() -> None:

@@ -88,22 +88,14 @@ def first_line(error: BaseException) -> str:
     return f"{text}."
 
 
-def output_folder(output: str, option: str = "") -> Path:
-    """The folder that a recipe's `output` names, or an option of a command line.
-
-    Args:
-        output: a path or a file:// URI.
-        option: the option's name; none for the recipe's key.
+def output_folder(output: str) -> Path:
+    """The folder that a recipe's `output` names.
 
     Raises:
         InputError: it is a bucket's URI.
     """
     kind, mark, rest = output.partition("://")
     if mark and kind != "file":
-        if option:
-            raise InputError(
-                f"{option} {output}: results cannot be written to a bucket. Give a folder, and copy it from there"
-            )
         raise InputError(
             f"output = {output}: runs cannot be written to a bucket. Give a folder, on several nodes one on a file "
             "system that all of them share (NFS, EFS, Lustre); shards may stay in the bucket: data=" + output
