@@ -144,15 +144,15 @@ def plan_int8(path: Path, source: Source, uri: str, args: argparse.Namespace) ->
     Raises:
         InputError: other classes, no labels, rows that were trained on, or a program that must give probabilities.
     """
-    from pipelines.scoring.evaluation import plan_evaluation
+    from pipelines.scoring.evaluation import Wishes, plan_evaluation
 
     if args.output == "classes" and source.inference.window is not None:
         raise InputError(
             "--int8 scores by the recipe's windows, whose probabilities are averaged, and --output is classes. "
             "Give --output probabilities"
         )
-    given = {"scales": [1.0], "flip": False}
-    return plan_evaluation(path, source.checkpoint, uri, given, "fp32", args.allow_seen)
+    wishes = Wishes(overrides={"scales": [1.0], "flip": False})
+    return plan_evaluation(path, source.checkpoint, uri, wishes, "fp32", args.allow_seen)
 
 
 def log_model(path: Path, args: argparse.Namespace) -> None:
@@ -185,7 +185,8 @@ def send(place: StageFolder, args: argparse.Namespace) -> None:
     from pipelines.runs.folder import RunFolder
     from pipelines.runs.mlflow_client import answering
     from pipelines.runs.mlflow_models import register
-    from pipelines.runs.tracker import Tracker, last_address
+    from pipelines.runs.tracked import last_address
+    from pipelines.runs.tracker import Tracker
 
     files = RunFolder(place.path.parent)
     if not place.model.exists():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipelines.base.files import replacing
 from pipelines.base.machine import cores
+from pipelines.recipes.protocols import OWN
 from pipelines.scoring.evaluation import Task
 from pipelines.scoring.validate import validate
 from pipelines.serving.images import rows_of
@@ -71,12 +72,12 @@ def quantise(path: Path, model: Segmentor, task: Task) -> list[str]:
         for name, miou, size, ms in zip(names, found, sizes, times, strict=True)
     ]
     gain = (found[1] - found[0]) * 100
-    return [*rows, f"int8 against float32: {gain:+.2f} points of mIoU ({task.protocol}); int8 is {small.name}"]
+    return [*rows, f"int8 against float32: {gain:+.2f} points of mIoU ({task.words(OWN)}); int8 is {small.name}"]
 
 
 def score(path: Path, model: Segmentor, task: Task) -> float:
     """mIoU of an ONNX file, 0 to 1."""
-    counts = validate(Scored(path, model), task.uri, task.inference, torch.device("cpu"), 0, 1, "fp32")  # type: ignore[arg-type]
+    counts = validate(Scored(path, model), task.uri, task.protocols[OWN], torch.device("cpu"), 0, 1, "fp32")  # type: ignore[arg-type]
     return scores(torch.from_numpy(counts)).miou
 
 
