@@ -133,7 +133,7 @@ def test_what_is_lost_or_switched_off_falls_back_with_a_line_in_the_log(monkeypa
 
 def test_the_files_of_a_run_are_spelled_in_one_place():
     owners = (RunFolder, StageFolder, StudyFolder)
-    folders = ("has_begun", "checkpoints", "plots", "ray", "tune")
+    folders = ("has_begun", "checkpoints", "model", "plots", "ray", "tune")
     files = [(owner, key) for owner in owners for key, value in vars(owner).items() if isinstance(value, property)]
     names = {getattr(owner(ROOT), key).name for owner, key in files if key not in folders}
     assert {"recipe.yaml", "done.json", "record.jsonl", "best.pt", "study.yaml"} <= names

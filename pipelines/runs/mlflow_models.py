@@ -63,8 +63,21 @@ def pack(folder: Path, script: Path, files: Mapping[str, Path], example: np.ndar
         )  # fmt: skip
         for cache in place.rglob("__pycache__"):
             shutil.rmtree(cache)
+        forget_origin(place / PAGE)
         shutil.rmtree(folder, ignore_errors=True)
         place.replace(folder)
+
+
+def forget_origin(path: Path) -> None:
+    """Take the folders of the machine that packed it out of a model's page: MLflow needs only the names."""
+    from mlflow.models import Model
+
+    page = Model.load(str(path))
+    flavor = page.flavors["python_function"]
+    flavor["model_code_path"] = Path(flavor["model_code_path"]).name
+    for file in flavor["artifacts"].values():
+        file["uri"] = file["path"]
+    page.save(str(path))
 
 
 def send_stage_model(client: Any, run: str, place: StageFolder) -> str:

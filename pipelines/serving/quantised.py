@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def quantise(path: Path, model: Segmentor, task: Task) -> list[str]:
             quantize_dynamic(path, draft, weight_type=QuantType.QUInt8)
         found = [score(file, model, task) for file in (path, draft)]
         image = rows_of(task.uri, model)[0]
-        times = [median_ms(runner(file, "onnx"), image) for file in (path, draft)]
+        times = medians_ms([runner(file, "onnx") for file in (path, draft)], image)
         sizes = [file.stat().st_size / 2**20 for file in (path, draft)]
     names = ("float32", "int8")
     rows = [
@@ -81,7 +82,7 @@ def score(path: Path, model: Segmentor, task: Task) -> float:
     return scores(torch.from_numpy(counts)).miou
 
 
-def median_ms(run: Run, image: np.ndarray) -> float:
-    """Of one image."""
-    run(image)
-    return 1000 * statistics.median(seconds(run, image) for _ in range(ROUNDS))
+def medians_ms(runs: Sequence[Run], image: np.ndarray) -> list[float]:
+    """Of one image, by each in turn, on one thread, after a first one that is not counted."""
+    times = [[seconds(run, image) for run in runs] for _ in range(1 + ROUNDS)][1:]
+    return [1000 * statistics.median(taken) for taken in zip(*times, strict=True)]

@@ -17,7 +17,7 @@ import yaml
 
 import segmodels
 from pipelines import export, replay
-from pipelines.base.door import run
+from pipelines.base.door import ROOT, run
 from pipelines.base.errors import RunFailed, SetupError
 from pipelines.driver.run import run_recipe
 from pipelines.recipes.reading import load_recipe
@@ -260,6 +260,9 @@ def test_a_registered_model_loads_in_a_fresh_process_without_the_project(store, 
     assert np.mean(found != [model.predict(image) for image in images]) < 0.002
     assert len(np.unique(found)) > 1
     assert list(place.model.rglob("*.pkl")) == []
+    page = (place.model / "MLmodel").read_text()  # says nothing of where it was packed
+    assert str(ROOT) not in page
+    assert str(place.path) not in page
 
 
 def test_a_model_that_mlflow_lost_is_logged_again(store, place, opened):
