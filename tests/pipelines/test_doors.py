@@ -59,7 +59,7 @@ def refused(monkeypatch, capsys):
     return open_door
 
 
-DOORS = ["voc_pretrain", "train", "evaluate", "prepare", "audit", "replay", "compare", "bench", "ablate"]
+DOORS = ["voc_pretrain", "train", "evaluate", "predict", "prepare", "audit", "replay", "compare", "bench", "ablate"]
 
 
 @pytest.mark.parametrize("name", DOORS)
@@ -111,6 +111,8 @@ def test_the_overview_opens_doors_by_name():
         (["train"], "name a recipe; --list shows"),
         (["evaluate", "NOTHING.pt", "x"], "NOTHING.pt; those of a run are"),
         (["evaluate", "PAGE", "/no/such"], "/no/such: no such folder"),
+        (["predict", "NOTHING.pt", "x", "--out", "y"], "NOTHING.pt; those of a run are"),
+        (["predict", "PAGE", "/no/such", "--out", "y"], "no file or folder /no/such"),
         (["ablate", "nothing"], "no study 'nothing'"),
         (["ablate", "sample/rank", "--seeds", "0"], "--seeds 0"),
         (
