@@ -130,14 +130,41 @@ def load(
         ValueError: an unknown key or a bad value.
     """
     place = Path(path).expanduser()
-    content = read(place, mapped=True)
+    return model_of(
+        read(place, mapped=True), place, device=device, precision=precision, inference=inference, pixels=pixels
+    )
+
+
+def model_of(
+    content: Mapping[str, Any],
+    path: Path,
+    *,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+    inference: Mapping[str, Any] | None = None,
+    pixels: int = PIXELS,
+) -> Model:
+    """The model of what `files.read` gives; see `load`.
+
+    Args:
+        content: of the file, or the part of it that `files.for_use` leaves.
+        path: of the file, for messages.
+        device: as in `load`.
+        precision: as in `load`.
+        inference: as in `load`.
+        pixels: as in `load`.
+
+    Raises:
+        FileError: it does not say how its classes are mirrored.
+        ValueError: an unknown key or a bad value.
+    """
     given = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    page, classes = content["recipe"], tuple(content["classes"])
+    page = content["recipe"]
     how = inference_of(page["inference"] | (inference or {}), page["view"]["crop"])
-    how = replace(how, flip_pairs=mirrored(content, how.flip, place))
+    how = replace(how, flip_pairs=mirrored(content, how.flip, path))
     return Model(
         segmentor=segmentor_of(content, given),
-        classes=classes,
+        classes=tuple(content["classes"]),
         palette=tuple((r, g, b) for r, g, b in content["palette"]),
         recipe=page,
         inference=how,

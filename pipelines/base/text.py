@@ -51,10 +51,13 @@ class Progress:
         things: what is counted.
         tell: is given a line.
         every: seconds between two lines, and before the first: what is short is not commented.
+        rate: say how many a second, too.
     """
 
-    def __init__(self, total: int, things: str, tell: Callable[[str], object], every: float = 5.0) -> None:
-        self.total, self.things, self.tell, self.every = total, things, tell, every
+    def __init__(
+        self, total: int, things: str, tell: Callable[[str], object], every: float = 5.0, rate: bool = False
+    ) -> None:
+        self.total, self.things, self.tell, self.every, self.rate = total, things, tell, every, rate
         self.began = self.told = time.monotonic()
 
     def reach(self, done: int) -> None:
@@ -64,7 +67,8 @@ class Progress:
             return
         self.told = now
         left = (now - self.began) / done * (self.total - done)
-        self.tell(f"  {done:,} of {self.total:,} {self.things}  {done / self.total:.0%}  ETA {clock(left)}")
+        rate = f"  {done / (now - self.began):.2g} {self.things}/s" if self.rate else ""
+        self.tell(f"  {done:,} of {self.total:,} {self.things}  {done / self.total:.0%}{rate}  ETA {clock(left)}")
 
 
 def padded(rows: Sequence[Sequence[str]], right: Collection[int] = (), least: int = 0) -> list[list[str]]:

@@ -132,9 +132,14 @@ class Checkpoint:
             mapped: leave the tensors in the file until they are looked at.
 
         Raises:
-            InputError: as `load`, or its recipe is one that this version cannot read.
+            InputError: as `load`, its recipe is one that this version cannot read, or it is a file for use.
         """
-        return cls.of(load(path, mapped))
+        content = load(path, mapped)
+        if "seen" not in content:
+            raise InputError(
+                f"{path} is a file for use, which does not know what it was trained on; give the run's own best.pt"
+            )
+        return cls.of(content)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:

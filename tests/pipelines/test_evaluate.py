@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import segmodels
 from datasets.manifest import read_manifest
 from pipelines import evaluate
 from pipelines.base.door import ROOT
@@ -20,6 +21,7 @@ from pipelines.recipes.reading import load_recipe
 from pipelines.recipes.recipe import InferenceSpec
 from pipelines.runs.checkpoint import Checkpoint, Progress
 from pipelines.scoring.evaluation import evaluate_here, override_inference, plan_evaluation
+from segmodels import files
 from segmodels.segmentor import classifier_keys
 
 ABSENT = "train"
@@ -101,6 +103,13 @@ def test_other_code_than_the_door_can_score(best, val):
     assert counts.sum() == sum(task.manifest.histogram[:-1])
     with pytest.raises(InputError, match=r"unknown key 'inference.windows'"):
         plan_evaluation(best, checkpoint, val, {"windows": [32, 32]})
+
+
+def test_a_file_for_use_is_predicted_with_and_not_scored(best, val, tmp_path, opened):
+    files.write_safetensors(tmp_path / "use.safetensors", files.read(best))
+    assert segmodels.load(tmp_path / "use.safetensors").classes == Checkpoint.read(best).classes
+    with pytest.raises(InputError, match=r"use\.safetensors is a file for use.* give the run's own best\.pt"):
+        opened(tmp_path / "use.safetensors", val)
 
 
 def test_overrides_leave_the_rest_of_the_recipe_and_another_mode_drops_its_windows():
