@@ -25,7 +25,8 @@ from pipelines.base.errors import InputError, RunFailed
 from pipelines.base.text import Progress, duration
 
 if TYPE_CHECKING:
-    from pipelines.serving.predicting import Made, Plan, Task
+    from pipelines.serving.plan import Plan
+    from pipelines.serving.predicting import Made, Task
     from pipelines.serving.results import Results
     from pipelines.serving.sources import Source
 
@@ -106,7 +107,8 @@ def predict(args: argparse.Namespace, path: Path, sources: list[Source]) -> None
         RunFailed: some did not read; what else there is is written, but for an archive.
     """
     from pipelines.serving.film import write_film
-    from pipelines.serving.predicting import about, keep, tabulate, to_do
+    from pipelines.serving.plan import about
+    from pipelines.serving.predicting import keep, tabulate, to_do
     from pipelines.serving.results import Results
     from pipelines.serving.submission import image_ids
 
@@ -142,7 +144,7 @@ def planned(args: argparse.Namespace, path: Path) -> Plan:
     """
     from datasets.release_ids import release_ids
     from pipelines.runs.checkpoint import load
-    from pipelines.serving.predicting import plan_prediction
+    from pipelines.serving.plan import plan_prediction
     from pipelines.serving.submission import check_classes
     from segmodels.tiles import PIXELS
 
@@ -194,7 +196,7 @@ def make(args: argparse.Namespace, plan: Plan, tasks: list[Task]) -> Iterator[Ma
 
 def reporting(tasks: Sequence[Task], every: int) -> Any:
     """Takes how many images are done, and says so every few seconds."""
-    from pipelines.serving.sources import frames_in
+    from pipelines.serving.reading import frames_in
 
     total = frames_in((task.source for task in tasks), every) - sum(len(task.there) for task in tasks)
     return Progress(max(1, total), "images", lambda line: print(line, flush=True), rate=True).reach

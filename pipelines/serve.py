@@ -96,7 +96,9 @@ def main() -> None:
             "or --open to let everybody ask who reaches this address"
         )
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise SetupError(f"to serve, the packages {', '.join(missing)} are missing: uv sync --group serve")
+        raise SetupError(
+            f"no package {', '.join(missing)}, which a server needs: uv sync --group serve, or pip install 'ray[serve]'"
+        )
     with listener(args.host, args.port) as listening:
         serve(args, path, limits, token, listening)
 

@@ -84,8 +84,8 @@ def fetch(uri: str, path: Path) -> None:
             shutil.copyfileobj(source, sink)
     except (DataError, OSError, ValueError) as error:
         raise InputError(
-            f"backbone.weights = {hide_secret(uri)!r} cannot be read: {hide_secret(str(error))}. "
-            f"Allowed are a path, a file://, s3:// or gs:// URI, `{HUB}` for timm's download, and null for random weights."
+            f"backbone.weights = {hide_secret(uri)!r} cannot be read: {hide_secret(str(error))}. Allowed: "
+            f"a path, a file://, s3:// or gs:// URI, `{HUB}` for timm's download, and null for random weights."
         ) from None
 
 

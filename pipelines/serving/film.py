@@ -12,9 +12,10 @@ import numpy as np
 from datasets.sample import DataError
 from pipelines.base.files import replacing
 from pipelines.base.pictures import blend
-from pipelines.serving.predicting import Plan
+from pipelines.serving.plan import Plan
+from pipelines.serving.reading import frames, local
 from pipelines.serving.results import Results, read_values
-from pipelines.serving.sources import Source, frames, local
+from pipelines.serving.sources import Source
 
 CODEC = "mp4v"
 RATE = 25.0

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -19,11 +17,8 @@ import torch
 
 from datasets.sample import DataError
 from pipelines.base.machine import cores
-from pipelines.recipes.model import meta_model
-from pipelines.recipes.reading import convert
-from pipelines.recipes.recipe import Recipe
-from pipelines.scoring.checks import check_window
-from pipelines.scoring.evaluation import override_inference
+from pipelines.serving.plan import Plan
+from pipelines.serving.reading import frames, read_image
 from pipelines.serving.results import (
     Results,
     areas_of,
@@ -33,11 +28,9 @@ from pipelines.serving.results import (
     write_areas,
     write_bytes,
 )
-from pipelines.serving.sources import Source, frames, read_image
-from segmodels.files import FileError, for_use
-from segmodels.inference import protocol
-from segmodels.loading import inference_of, model_of
-from segmodels.tiles import PIXELS
+from pipelines.serving.sources import Source
+from segmodels.files import FileError
+from segmodels.loading import model_of
 
 if TYPE_CHECKING:
     from pipelines.cluster.sizes import Sizes
@@ -47,71 +40,6 @@ ON_GPU = 4
 BLOCKS = 4
 """Blocks of sources that each of Ray's actors gets, so that none waits long for the last."""
 LARGEST_BLOCK = 16
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How sources are predicted: all that a worker needs to know.
-
-    Args:
-        content: of the checkpoint, see `segmodels.files.for_use`.
-        path: of the checkpoint, for messages.
-        options: of `segmodels.loading.model_of`.
-        ids: the value of each class in the masks.
-        overlays: whether to draw them.
-        every: of a video's frames, each so many-th is predicted.
-    """
-
-    content: Mapping[str, Any]
-    path: Path
-    options: Mapping[str, Any]
-    ids: tuple[int, ...]
-    overlays: bool = True
-    every: int = 1
-
-
-def plan_prediction(
-    path: Path,
-    checkpoint: Mapping[str, Any],
-    ids: tuple[int, ...],
-    overrides: Mapping[str, Any] | None = None,
-    precision: str = "auto",
-    pixels: int = PIXELS,
-    overlays: bool = True,
-    every: int = 1,
-) -> Plan:
-    """Check a checkpoint and a way to predict against each other, without computing anything.
-
-    Args:
-        path: of the checkpoint.
-        checkpoint: what `segmodels.files.read` gives.
-        ids: the value of each class in the masks.
-        overrides: keys of `inference` and their values, as a recipe's page has them, in place of the recipe's.
-        precision: `auto`, `bf16` or `fp32`.
-        pixels: a larger image is predicted in tiles of about so many.
-        overlays: whether to draw them.
-        every: of a video's frames, each so many-th is predicted.
-
-    Raises:
-        InputError: an unknown key, a bad value, or a window that the head does not take.
-    """
-    recipe = convert(Recipe, checkpoint["recipe"], "")
-    spec = override_inference(recipe.inference, overrides or {})
-    check_window(recipe, spec, meta_model(recipe, 2).window)
-    options = {"precision": precision, "inference": asdict(spec), "pixels": pixels}
-    return Plan(for_use(checkpoint), path, options, ids, overlays, every)
-
-
-def about(plan: Plan) -> dict[str, Any]:
-    """What the results of a plan depend on: what no resume may change."""
-    how = inference_of(plan.options["inference"], plan.content["recipe"]["view"]["crop"])
-    with plan.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "checkpoint": digest, "inference": protocol(how), "precision": plan.options["precision"],
-        "tile pixels": plan.options["pixels"], "classes": plan.content["classes"], "values": plan.ids,
-        "every": plan.every,
-    }  # fmt: skip
 
 
 @dataclass(frozen=True)

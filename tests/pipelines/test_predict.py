@@ -23,7 +23,8 @@ from pipelines import predict
 from pipelines.base.errors import InputError, RunFailed
 from pipelines.feed.plan import open_shards
 from pipelines.serving import predicting
-from pipelines.serving.sources import Source, find, frames, read_image
+from pipelines.serving.reading import frames, read_image
+from pipelines.serving.sources import Source, find
 from segmodels.images import as_rgb
 
 

@@ -99,7 +99,7 @@ def test_files_that_are_no_weights_are_named(recipe_file, refused, tmp_path):
         assert message in refused(page, f"backbone.weights={tmp_path / name}")
     assert "no such file; did you mean 'page.pth'?" in refused(page, f"backbone.weights={tmp_path / 'pages.pth'}")
     assert "a folder; name the file" in refused(page, f"backbone.weights={tmp_path}")
-    assert "Allowed are a path" in refused(page, "backbone.weights=http://127.0.0.1:9/w.pth")
+    assert "Allowed: a path" in refused(page, "backbone.weights=http://127.0.0.1:9/w.pth")
 
 
 def test_weights_that_fit_pass_with_and_without_their_usual_wrapping(trunk, recipe_file, tmp_path):
