@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pipelines.base.errors import InputError, SetupError
-from pipelines.runs.local_store import artifact_location, bring_along, sqlite_uri, without_stray_folder
+from pipelines.runs.local_store import STORE, artifact_location, bring_along, sqlite_uri, without_stray_folder
 from pipelines.runs.mlflow_faults import PORTS, check_address, explain, first_line
 from pipelines.runs.provenance import provenance
 from pipelines.runs.record import append
@@ -42,7 +42,7 @@ class Point(NamedTuple):
 
 def default_uri(output: Path) -> str:
     """MLFLOW_TRACKING_URI, else an sqlite file below the output folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(output / "mlflow.db")
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(output / STORE)
 
 
 def connect(uri: str, say: Callable[[str], None] = lambda text: None) -> Any:

@@ -8,10 +8,10 @@ import torch
 
 from pipelines.base.errors import InputError
 from pipelines.speed import heads
-from segmodels.memory import LiveStorages, peak_bytes
 from pipelines.speed.rounds import Disagreement, agreement, in_turns
 from pipelines.speed.unit_case import Case, drawn_peaks
 from pipelines.speed.units import UNITS
+from segmodels.memory import LiveStorages, peak_bytes
 
 SHAPE = (2, 32, (16, 16))
 

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segmodels.memory import peak_bytes
 from pipelines.speed.rounds import training_passes
 from segmodels.heads.catalog import build_head
 from segmodels.heads.lean import LeanConvNormReLU, recomputed
 from segmodels.heads.object_attention import SelfAttention
 from segmodels.heads.ocnet import PyramidOC
 from segmodels.layers import ConvNormReLU
+from segmodels.memory import peak_bytes
 from segmodels.plain.pyramid import pyramid_plain
 
 
