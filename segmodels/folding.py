@@ -41,7 +41,7 @@ def fold_norms(model: nn.Module, inputs: Any) -> nn.Module:
 
     Args:
         model: stays as it is.
-        inputs: what it is called with, on the meta device.
+        inputs: what it is called with, on the meta device, in float32.
 
     Returns:
         A copy; its outputs are the model's within rounding.
@@ -64,7 +64,7 @@ def foldable(model: nn.Module, inputs: Any) -> list[tuple[str, str]]:
     Args:
         inputs: what the model is called with, on the meta device.
     """
-    tried, reads = on_meta(model), Reads()
+    tried, reads = on_meta(model).float(), Reads()
     names = {module: name for name, module in tried.named_modules()}
     outputs: list[tuple[nn.Module, Tensor]] = []  # held, so that no id is given twice
     given: dict[nn.Module, list[int]] = {}

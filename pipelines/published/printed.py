@@ -63,10 +63,10 @@ def print_results(
         lines = [[*columns, "measured here" if beside and table.compared else ""]]
         for row, texts in zip(table.rows, found, strict=True):
             first, *others = texts or ["–" if beside and table.compared else ""]
-            lines += [[*(cell(row[column]) for column in columns), first]]
+            lines += [[*(marked(table, row, column) for column in columns), first]]
             lines += [[*[""] * len(columns), other] for other in others]
         print_lines(lines, [str.rjust if is_numeric(table, column) else str.ljust for column in columns])
-        for line in below(table):
+        for line in [*contradictions(table), *below(table)]:
             print(textwrap.fill(line, WIDTH, subsequent_indent="  "))
     for training in trainings:
         pages = f"; recipes: {', '.join(training.pages)}" if training.pages else ""
@@ -78,6 +78,21 @@ def print_results(
     measured = "" if beside is None else f"; {met} of them measured here"
     rows = sum(len(table.rows) for table in tables)
     print(f"\n{paper}: {len(tables)} tables, {rows} rows, all published{measured}\n")
+
+
+def marked(table: ResultTable, row: Mapping[str, Any], column: str) -> str:
+    """A printed value, with a * where the papers print another one elsewhere."""
+    return cell(row[column]) + "*" * bool(table.elsewhere(row, column))
+
+
+def contradictions(table: ResultTable) -> list[str]:
+    """What the marked numbers of a table are elsewhere, a line each."""
+    return [
+        f"* {row_words(table, row)}: {column} {cell(row[column])}; {table.elsewhere(row, column)}"
+        for row in table.rows
+        for column in table.columns
+        if table.elsewhere(row, column)
+    ]
 
 
 def row_words(table: ResultTable, row: Mapping[str, Any]) -> str:

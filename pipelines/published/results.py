@@ -16,7 +16,7 @@ from pipelines.published.tables import FOLDER, PAPERS, known
 from segmodels.checks import choose, nearest
 
 NAMES = {"reconet": "RecoNet", "srnet": "SRNet", "ctnet": "CTNet", "ocnet": "OCNet"}
-TABLE = ("id", "title", "benchmark", "split", "protocol", "classes", "columns", "note", "models", "rows")
+TABLE = ("id", "title", "benchmark", "split", "protocol", "classes", "columns", "note", "models", "also", "rows")
 # What a column of numbers is a measurement of; a study, and `compare results`, set only like next to like.
 QUANTITIES = {
     "mIoU": "mIoU", "mIoU_SS": "mIoU", "mIoU_MS": "mIoU", "SS": "mIoU", "MS": "mIoU", "pascal_context": "mIoU",
@@ -50,6 +50,7 @@ class ResultTable:
         columns: of every row.
         rows: column -> value; None where nothing is printed.
         note: what to know before reading it.
+        also: `row`, as `row` takes it, `column`, and what another place `says` of this number.
         models: page of pipelines/recipes -> the rows that it is to meet, as `row` takes them.
     """
 
@@ -63,6 +64,7 @@ class ResultTable:
     rows: tuple[Mapping[str, Any], ...]
     note: str
     models: Mapping[str, Sequence[Mapping[str, Any]]]
+    also: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -96,6 +98,10 @@ class ResultTable:
     def columns_of(self, quantity: str) -> list[str]:
         """The columns that hold a quantity."""
         return [column for column in self.columns if QUANTITIES.get(column) == quantity]
+
+    def elsewhere(self, row: Mapping[str, Any], column: str) -> str:
+        """What another place of the papers says of a number; empty where none says otherwise."""
+        return "; ".join(e["says"] for e in self.also if e["column"] == column and self.row(e["row"]) is row)
 
     def scales(self, row: Mapping[str, Any], column: str) -> str:
         """`single` or `multi`, how many scales a number was tested at; empty where the page does not say."""
@@ -153,6 +159,8 @@ def result_tables(paper: str) -> tuple[str, tuple[ResultTable, ...], tuple[Train
 def read_table(entry: Mapping[str, Any]) -> ResultTable:
     """A table of a page."""
     known("table", entry, TABLE)
+    for other in entry.get("also", ()):
+        known(f"contradiction of {entry['id']}", other, ("row", "column", "says"))
     columns, classes = tuple(entry["columns"]), tuple(entry.get("classes", ()))
     for row in entry["rows"]:
         known(f"row of {entry['id']}", row, columns)
@@ -163,6 +171,7 @@ def read_table(entry: Mapping[str, Any]) -> ResultTable:
     return ResultTable(
         entry["id"], entry["title"], entry["benchmark"], entry["split"], entry.get("protocol", {}), classes, columns,
         tuple(entry["rows"]), entry.get("note", ""), entry.get("models", {}),
+        tuple(entry.get("also", ())),
     )  # fmt: skip
 
 
@@ -220,7 +229,7 @@ def check_quantity(table: ResultTable, column: str, quantity: str) -> None:
     if (holds := QUANTITIES.get(column, "no number that is compared")) != quantity:
         fits = ", ".join(table.columns_of(quantity)) or f"none of {table.id}; `compare results` shows all tables"
         raise ValueError(
-            f"column {column!r} of {table.id} holds {holds}, and {quantity} is measured; columns of it: {fits}"
+            f"column {column!r} of {table.id} holds {holds}, but measured is {quantity}, which is in: {fits}"
         )
 
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.published.printed import cell, conditions, row_words
+from pipelines.published.printed import conditions, contradictions, marked, row_words
 from pipelines.published.results import COMPARED, NAMES, QUANTITIES, ResultTable, result_tables
 from pipelines.scoring.intervals import Interval, t_interval
 from pipelines.scoring.measured import Measured, Row
 
 FIELDS = (
-    "paper", "table", "row", "quantity", "published", "published column", "published conditions", "measured",
-    "half width", "seeds", "split", "rows", "protocol", "same scales", "changes", "runs",
+    "paper", "table", "row", "quantity", "published", "published elsewhere", "published column",
+    "published conditions", "measured", "half width", "seeds", "split", "rows", "protocol", "same scales", "changes", "runs",
 )  # fmt: skip
 
 
@@ -87,12 +87,12 @@ def markdown(papers: Sequence[str], found: Sequence[Measured], place: str) -> st
             columns = [column for column in table.columns if column != "per_class"]
             lines = [[*columns, "measured here"], ["---"] * (len(columns) + 1)]
             lines += [
-                [*(cell(row[column]) for column in columns), "<br>".join(beside(found, table, row))]
+                [*(marked(table, row, column) for column in columns), "<br>".join(beside(found, table, row))]
                 for row in table.rows
             ]
             body = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
             parts.append(f"### {table.name}: {table.title}\n\n{conditions(table)}\n\n" + "\n".join(body))
-            parts += [f"- {line}" for line in left_out(found, table)]
+            parts += [f"- {line}" for line in (*contradictions(table), *left_out(found, table))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -106,7 +106,7 @@ def rows_of(papers: Sequence[str], found: Sequence[Measured]) -> Iterator[dict[s
                     published = {
                         "paper": NAMES[paper], "table": table.id, "row": row_words(table, row),
                         "quantity": QUANTITIES[column], "published": row[column], "published column": column,
-                        "published conditions": conditions(table),
+                        "published conditions": conditions(table), "published elsewhere": table.elsewhere(row, column),
                     }  # fmt: skip
                     own = [score for score in scores if belongs(table, row, column, score)]
                     yield from (published | numbers(table, row, column, score) for score in own)

@@ -140,7 +140,10 @@ def whole(recipe: Recipe, label: str, model: Segmentor) -> Subject:
     windows = None
     if model.window is not None:
         stride = recipe.inference.stride if recipe.inference.mode == "slide" else None
-        windows = Inference("slide", model.window, stride)
+        try:
+            windows = Inference("slide", model.window, stride)
+        except ValueError as error:
+            raise InputError(f"{label}: inference: {error}") from None
     return Subject(label, lambda size: (Logits(model, windows).eval(), [(3, *size)]))
 
 

@@ -3,11 +3,15 @@
 import argparse
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from pipelines.base.errors import InputError
 from pipelines.bench import main
+from pipelines.recipes.model import build_model
+from pipelines.recipes.reading import load_recipe
+from pipelines.runs.checkpoint import Checkpoint, Progress
 from pipelines.speed import inference, subjects
 from pipelines.speed.rounds import Disagreement
 from segmodels.cost import conv_matmul_macs, on_meta
@@ -64,7 +68,7 @@ def test_a_recipe_has_its_benchmarks_classes_and_its_form_folded(tmp_path, capsy
 
 
 def test_a_bound_model_is_counted_over_its_windows():
-    words = ["reconet/camvid_resnet50s", *TRUNK, "head.rank=2", "view.crop=[32,32]"]
+    words = ["reconet/camvid_resnet50s", *TRUNK, "head.rank=2", "view.crop=[32,32]", "inference.stride=null"]
     one, many = (options(*words, "--counts-only", "--size", *map(str, size)) for size in ((32, 32), (32, 74)))
     (first,), (second,) = one.counted.values(), many.counted.values()
     assert second.gmacs == pytest.approx(3 * first.gmacs)  # 22 from window to window: at 0, 22 and 42
@@ -96,19 +100,21 @@ def plain_logits(self, model, windows=None):
     self.windows = windows
 
 
-def test_a_checkpoint_is_taken_with_its_weights(recipe_file, capsys):
-    from pipelines.driver.run import run_recipe
-    from pipelines.recipes.reading import load_recipe
-
-    run_recipe(load_recipe(recipe_file()))
-    best = recipe_file().parent / "out/runs/tiny/first/best.pt"
-    model, shapes = subjects.subject_of(str(best), [], None).at((32, 48))
-    state = torch.load(best, weights_only=True)["model"]
+def test_a_checkpoint_is_taken_with_its_weights(tmp_path):
+    recipe = load_recipe(SMALL[0], [*TRUNK, "aux={name: fcn, channels: 8}"])
+    state = build_model(recipe, 2).state_dict()
+    assert any(key.startswith("aux.") for key in state)
+    Checkpoint(
+        model=state, recipe=recipe, stage="first", step=1, progress=Progress(), classes=("a", "b"),
+        palette=((0, 0, 0), (1, 1, 1)), seen=np.zeros(0, np.int64),
+    ).write(tmp_path / "best.pt")  # fmt: skip
+    best = str(tmp_path / "best.pt")
+    model, shapes = subjects.subject_of(best, [], None).at((32, 48))
     assert all(torch.equal(value, state[key]) for key, value in model.model.state_dict().items())
     assert shapes == [(3, 32, 48)]
     assert model.model.aux is None
     with pytest.raises(InputError, match="a checkpoint has its recipe"):
-        subjects.subject_of(str(best), ["head.rank=2"], None)
+        subjects.subject_of(best, ["head.rank=2"], None)
 
 
 def test_curves_have_a_line_for_each_model_and_form(tmp_path, capsys):
@@ -132,12 +138,22 @@ def test_curves_have_a_line_for_each_model_and_form(tmp_path, capsys):
         (["fcn", "--size", "0", "8"], "--size 0 8"),
         (["fcn", "--picture", "x.png"], "two --size or more"),
         (["own/small"], "give --classes K"),
-        (["ocnet", "--size", "16", "16"], "ocnet does not take 16 x 16 pixels"),
+        (["reconet/camvid_resnet50s", *TRUNK, "view.crop=[32,32]"], "window .* with stride"),
+        (["fcn", "part=contxt"], "fcn part=contxt: "),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(words, message):
     with pytest.raises(InputError, match=message):
         options(*words)
+
+
+def test_a_size_that_a_model_does_not_take_is_refused(monkeypatch):
+    def picky(model, maps):
+        raise ValueError("of 9 cells or more")
+
+    monkeypatch.setattr("segmodels.cost.conv_matmul_macs", picky)
+    with pytest.raises(InputError, match="fcn does not take 16 x 32 pixels: of 9 cells or more"):
+        options("fcn", "--size", "16", "32")
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):

@@ -128,7 +128,7 @@ def test_another_training_of_the_same_model_says_what_is_other():
     stage = stage_params("voc12/val"), {"val/mIoU": 70.0}
     store.chain("short", PAGE, stage, overrides=["stages.aug.epochs=2", "workers.count=4"])
     (line,) = lines(store, "reconet/table8", rank=64)
-    assert "trained with stages.aug.epochs=2; run short" in line
+    assert "trained with stages.aug.epochs=2.0; run short" in line
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The papers' tables of results as data, and that the recipes here follow what the papers state."""
 
 import math
+import re
 import sys
 
 import pytest
@@ -153,6 +154,22 @@ def test_recipes_follow_what_is_stated(training):
             }
         assert len(recipe.stages) == max(1, len(training.stages))
         results_table(recipe.published)  # the number to meet is in the project
+
+
+def test_contradictions_within_the_papers_stand_next_to_the_numbers(monkeypatch, capsys):
+    found = [(table, entry) for table in TABLES for entry in table.also]
+    assert len(found) == 17
+    for table, entry in found:
+        row = table.row(entry["row"])
+        assert row[entry["column"]] is not None
+        assert entry["says"] in table.elsewhere(row, entry["column"])
+    monkeypatch.setattr(sys, "argv", ["compare", "results", "ctnet", "--published-only"])
+    compare.main()
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "CTNet resnet101 1 1 54.4 56.2*" in lines
+    assert "* method OSCM, backbone resnet101, CCM 0, SCM 1: MS 54.5; 54.6 in Table 4" in lines
+    assert sum(bool(re.search(r"\d\*( |$)", line)) for line in lines) == 13  # the paper's contradictions
+    assert "of mce-9-17-33-65 elsewhere: 52.9 in the prose" in published_of(load_study("ctnet/kernels")).label
 
 
 SETTINGS = {"rank", "TGM_TRM", "GPM", "aux", "ms_flip", "ft", "channels", "CCM", "SCM", "P_h", "P_w", "width_px"}

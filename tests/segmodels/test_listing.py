@@ -137,7 +137,6 @@ def test_costs_at_sizes_of_ones_own(capsys):
         (["fcn", "--batch", "0"], "1 or more"),
         (["losses", "--size", "4", "4"], "losses: heads and backbones take one --size"),
         (["heads", "--size", "64", "64", "--size", "8", "8"], "several, and --batch N, are for one head"),
-        (["ocnet", "--size", "8", "8"], "partition"),
     ],
 )
 def test_costs_that_cannot_be_counted(capsys, words, message):
