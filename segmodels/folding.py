@@ -49,11 +49,11 @@ def fold_norms(model: nn.Module, inputs: Any) -> nn.Module:
     pairs = foldable(model, inputs)
     folded = copy.deepcopy(model).eval()
     for conv, norm in pairs:
-        both = folded.get_submodule(conv), folded.get_submodule(norm)
-        one = fuse_conv_bn_eval(*both)  # type: ignore[type-var]
+        before, after = folded.get_submodule(conv), folded.get_submodule(norm)
+        one = fuse_conv_bn_eval(before, after)  # type: ignore[arg-type, type-var]
         for name, module in list(folded.named_modules(remove_duplicate=False)):
-            if module in both:
-                folded.set_submodule(name, one if module is both[0] else nn.Identity())
+            if module is before or module is after:
+                folded.set_submodule(name, one if module is before else nn.Identity())
     return folded
 
 

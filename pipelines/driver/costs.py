@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import torch
 
@@ -29,7 +28,7 @@ def cost_metrics(recipe: Recipe, classes: int, cost: Cost) -> dict[str, float]:
     return {"cost/params_M": cost.parameters / 1e6} | {f"cost/GMACs_{h}x{w}": value for (h, w), value in sizes.items()}
 
 
-def gmacs_of(recipe: Recipe, classes: int) -> Mapping[tuple[int, int], float]:
+def gmacs_of(recipe: Recipe, classes: int) -> dict[tuple[int, int], float]:
     """GMACs of one image at the papers' sizes, counted once for a model."""
     parts = repr((recipe.backbone, recipe.view.crop, recipe.head, classes))
     if parts not in COUNTED:

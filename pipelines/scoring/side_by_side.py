@@ -15,7 +15,8 @@ from pipelines.scoring.measured import Measured, Row
 
 FIELDS = (
     "paper", "table", "row", "quantity", "published", "published elsewhere", "published column",
-    "published conditions", "measured", "half width", "seeds", "split", "rows", "protocol", "same scales", "changes", "runs",
+    "published conditions", "measured", "half width", "seeds", "split", "rows", "protocol", "same scales", "changes",
+    "runs",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from pipelines.speed.rounds import Disagreement
 from segmodels.cost import conv_matmul_macs, on_meta
 
 TRUNK = ["backbone.name=test_resnet", "backbone.weights=null", "head.channels=16"]
-SMALL = ["srnet/camvid_resnet50s", *TRUNK]
+SMALL = ["srnet/camvid_resnet50s", *TRUNK, "head.nodes=4"]
 
 
 def options(*words, repeats=1):
@@ -60,7 +60,7 @@ def test_a_recipe_has_its_benchmarks_classes_and_its_form_folded(tmp_path, capsy
     measured = page["measured"][f"{' '.join(SMALL)} 64x96 fp32"]
     assert [len(form["seconds"]) for form in measured["forms"].values()] == [2, 2]
     assert float(eager[9]) == pytest.approx(2 / sorted(measured["forms"]["eager"]["seconds"])[0], rel=0.9)
-    model, _ = subjects.subject_of(SMALL[0], TRUNK, None).at((64, 96))
+    model, _ = subjects.subject_of(SMALL[0], SMALL[1:], None).at((64, 96))
     assert model.model.num_classes == 11
     assert measured["parameters"] == sum(p.numel() for p in model.parameters())  # and no auxiliary head
     assert measured["gmacs"] == conv_matmul_macs(on_meta(model), torch.zeros(1, 3, 64, 96, device="meta")) / 1e9
@@ -101,7 +101,7 @@ def plain_logits(self, model, windows=None):
 
 
 def test_a_checkpoint_is_taken_with_its_weights(tmp_path):
-    recipe = load_recipe(SMALL[0], [*TRUNK, "aux={name: fcn, channels: 8}"])
+    recipe = load_recipe(SMALL[0], [*SMALL[1:], "aux={name: fcn, channels: 8}"])
     state = build_model(recipe, 2).state_dict()
     assert any(key.startswith("aux.") for key in state)
     Checkpoint(
