@@ -27,7 +27,8 @@ SCORES = {"val/mIoU": "mIoU", "val/pixel_accuracy": "pixel accuracy"}
 TESTS = re.compile(r"test/(?P<protocol>.+)/(?P<score>mIoU|pixel_accuracy)")
 MODEL = ("backbone.", "head.")  # keys that make the model of a page
 TRAINING = ("batch", "aux", "loss", "optim.", "view.", "stages.")  # and its training
-PLACES = ("backbone.weights", ".val", ".val_every")
+WEIGHTS, PLACES = "backbone.weights", (".val", ".val_every")  # of them what only says where or when
+UNSET = "None"
 Row = Mapping[str, Any]
 
 
@@ -44,6 +45,7 @@ class Measured:
         rows: of the split.
         seed: of the training.
         run: its name.
+        id: of the run.
         changes: what the training has otherwise than the page, in words.
         why: what keeps it from a row.
     """
@@ -57,6 +59,7 @@ class Measured:
     rows: str
     seed: str
     run: str
+    id: str
     changes: str = ""
     why: str = ""
 
@@ -95,7 +98,7 @@ def measured_of(client: Any) -> list[Measured]:
     sources.sort(key=lambda source: source.stage.info.start_time)
     pages = functools.cache(lambda study: yaml.safe_load(text_of(client, study, StudyFolder(Path()).page.name) or "{}"))
     found = [score for source in sources for score in scores_of(source, target_of(source, pages))]
-    latest = {(score.run, score.table, score.quantity, score.protocol, score.split): score for score in found}
+    latest = {(score.id, score.table, score.quantity, score.protocol, score.split): score for score in found}
     return list(latest.values())
 
 
@@ -131,8 +134,11 @@ def target_of(source: Source, pages: Any) -> Target | None:
         row = (page.get("variants", {}).get(source.variant) or {}).get("published")
         if not page.get("published") or row is None:
             return None
-        table = results_table(page["published"]["table"])
-        return Target(table, [table.row(row)])
+        try:
+            table = results_table(page["published"]["table"])
+            return Target(table, [table.row(row)])
+        except ValueError:  # of a study of one's own, or of another version's tables
+            return None
     name = source.params.get("published", "None")
     if name == "None":
         return None
@@ -146,16 +152,18 @@ def target_of(source: Source, pages: Any) -> Target | None:
 def target_of_page(table: ResultTable, params: Mapping[str, str]) -> Target:
     """The rows of the page whose model a run has."""
     for page, rows in table.models.items():
-        known = {key: value for key, value in page_params(page).items() if not key.endswith(PLACES)}
-        if all(params.get(key) == value for key, value in known.items() if key.startswith(MODEL)):
-            other = [
-                f"{key}={params.get(key, 'unset')}"
-                for key, value in known.items()
-                if key.startswith(TRAINING) and params.get(key) != value
-            ]
-            return Target(table, [table.row(row) for row in rows], ", ".join(other))
+        other = differing(params, page_params(page))
+        if not any(key.startswith(MODEL) for key in other):
+            changes = ", ".join(f"{key}={params.get(key, 'unset')}" for key in other)
+            return Target(table, [table.row(row) for row in rows], changes)
     pages = ", ".join(table.models) or "none"
     return Target(table, [], why=f"its model is that of no page of the table ({pages})")
+
+
+def differing(params: Mapping[str, str], page: Mapping[str, str]) -> list[str]:
+    """Keys of model and training that a run has otherwise than a page, also those that only one of them has."""
+    keys = [key for key in {**page, **params} if key.startswith((*MODEL, *TRAINING)) and not key.startswith(WEIGHTS)]
+    return [key for key in keys if not key.endswith(PLACES) and params.get(key, UNSET) != page.get(key, UNSET)]
 
 
 @functools.cache
@@ -174,7 +182,8 @@ def scores_of(source: Source, target: Target | None) -> Iterator[Measured]:
     split = "/".join(Path(params["stage.val"]).parts[-2:])
     kept = {
         "table": target.table.id, "split": split, "rows": params.get("shards.val.rows", "?"),
-        "seed": params.get("seed", "0"), "run": source.recipe.info.run_name, "changes": target.changes,
+        "seed": params.get("seed", "0"), "run": source.recipe.info.run_name, "id": source.recipe.info.run_id,
+        "changes": target.changes,
     }  # fmt: skip
     why = target.why or wrong_rows(target, params, split)
     for key, value in metrics.items():

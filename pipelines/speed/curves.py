@@ -41,7 +41,7 @@ def draw_curves(path: Path, points: Sequence[Mapping[str, Any]], place: str) -> 
             times = [1e3 * median(point["forms"][form]["seconds"]) for point in own]
             name = literal(subject if len(subjects) > 1 and form == "eager" else f"{subject}, {form}")
             panels[2].plot(pixels, times, label=name, linestyle=LINES[form], **style)
-    texts = ["GMACs of an image", "MiB held at once, one image", f"ms of a batch, {place}"]
+    texts = ["GMACs of an image", "MiB held at once", f"ms of a batch, {place}"]
     ticks = sorted({point["size"] for point in points}, key=lambda size: size[0] * size[1])
     for panel, text in zip(panels, texts, strict=False):
         dress(panel, text, ticks)

@@ -97,7 +97,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--picture {args.picture}: a file in a folder that is there, with two --size or more")
     settle_forms(args)
     args.subjects = [subject_of(name, changes, args.classes) for name, changes in read_words(args.words)]
-    args.counted = {(s.label, size): count(s, size) for s in args.subjects for size in args.sizes}
+    args.counted = {(s.label, size): count(s, size, args.batch) for s in args.subjects for size in args.sizes}
 
 
 def settle_forms(args: argparse.Namespace) -> None:
@@ -120,8 +120,8 @@ def settle_forms(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
 
 
-def count(subject: Subject, size: Size) -> Counted:
-    """Parameters, GMACs and memory of one image at a size, in eager form, on tensors that hold nothing.
+def count(subject: Subject, size: Size, batch: int) -> Counted:
+    """Parameters, GMACs of one image and memory of a batch at a size, in eager form, on tensors that hold nothing.
 
     Raises:
         InputError: the model does not take the size.
@@ -137,7 +137,7 @@ def count(subject: Subject, size: Size) -> Counted:
     try:
         with torch.no_grad():
             macs = conv_matmul_macs(on_meta(model), zeros if len(zeros) > 1 else zeros[0])
-        peak = evaluation_peak(model, [tuple(x.shape) for x in zeros])
+        peak = evaluation_peak(model, [(batch, *shape) for shape in shapes])
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{subject.label} does not take {size[0]} x {size[1]} pixels: {error}") from None
     return Counted(subject.label, size, sum(p.numel() for p in model.parameters()), macs / 1e9, peak)
@@ -271,7 +271,7 @@ def rows_of(args: argparse.Namespace, counted: Counted, dtype: str, timed: Mappi
     """The table's rows of a subject at a size."""
     size, facts = f"{counted.size[0]} x {counted.size[1]}", [f"{counted.parameters / 1e6:.3f}", f"{counted.gmacs:.3f}"]
     known = dtype == "fp32" and args.device == "cpu"
-    held = f"{counted.peak * args.batch / 2**20:.1f}" if known or not timed else "–"
+    held = f"{counted.peak / 2**20:.1f}" if known or not timed else "–"
     if not timed:
         return [[counted.subject, "eager", dtype, size, str(args.batch), *facts, held, "–", "–", "–", "–"]]
     rows = []

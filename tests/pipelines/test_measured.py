@@ -126,15 +126,16 @@ def test_single_and_multi_scale_have_rows_of_their_own():
 def test_another_training_of_the_same_model_says_what_is_other():
     store = Store()
     stage = stage_params("voc12/val"), {"val/mIoU": 70.0}
-    store.chain("short", PAGE, stage, overrides=["stages.aug.epochs=2", "workers.count=4"])
+    store.chain("short", PAGE, stage, overrides=["stages.aug.epochs=2", "workers.count=4", "loss.logits.ohem=1.0"])
     (line,) = lines(store, "reconet/table8", rank=64)
-    assert "trained with stages.aug.epochs=2.0; run short" in line
+    assert line.endswith("; trained with stages.aug.epochs=2.0, loss.logits.ohem=1.0; run short")
 
 
 @pytest.mark.parametrize(
     ("overrides", "stage", "why"),
     [
         (["head.rank=32"], stage_params("voc12/val"), "its model is that of no page of the table"),
+        (["head.gpm=false"], stage_params("voc12/val"), "its model is that of no page of the table"),
         ([], stage_params("voc12/train"), "scored on voc12/train, the table is of voc12 val"),
         ([], stage_params("camvid/val"), "scored on camvid/val, the table is of voc12 val"),
         ([], stage_params("voc12/val", 60), "scored on 60 of 1449 rows"),
