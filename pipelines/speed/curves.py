@@ -62,7 +62,7 @@ def dress(panel: Any, text: str, sizes: Sequence[tuple[int, int]]) -> None:
     panel.set_xticks(list(by_area), ["\n".join(names) for names in by_area.values()], fontsize=8, rotation=30)
     panel.xaxis.set_minor_locator(NullLocator())
     low, high = panel.get_ylim()
-    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.set_title(literal(text), fontsize=9, loc="left")

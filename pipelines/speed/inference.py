@@ -11,6 +11,7 @@ import argparse
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -195,7 +196,6 @@ def contest(args: argparse.Namespace, subject: Subject, size: Size, dtype: str) 
     import torch
 
     from pipelines.speed.rounds import difference, in_turns, lower, seconds
-    from segmodels.memory import peak_bytes
 
     torch.manual_seed(0)
     model, shapes = subject.at(size)
@@ -209,12 +209,20 @@ def contest(args: argparse.Namespace, subject: Subject, size: Size, dtype: str) 
     base = run(forms["eager"]).float()
     apart = {name: difference(run(form).float(), base) for name, form in forms.items()}
     check_agreement(subject.label, apart, dtype)
-    peaks: dict[str, int | None] = dict.fromkeys(forms)
-    if args.device == "cuda":
-        peaks = {name: peak_bytes(lambda form=form: run(form), "cuda") for name, form in forms.items()}  # type: ignore[misc]
-    cases = {name: lambda form=form: seconds(run, form, args.device) for name, form in forms.items()}  # type: ignore[misc]
+    batch = [(args.batch, *shape) for shape in shapes]
+    peaks = {name: peak_of(name, form, batch, partial(run, form), args.device, dtype) for name, form in forms.items()}
+    cases = {name: partial(seconds, run, form, args.device) for name, form in forms.items()}
     times = in_turns(cases, args.repeats)
     return {name: Timed(times[name], apart[name], peaks[name]) for name in forms}
+
+
+def peak_of(name: str, form: Any, shapes: Shapes, work: Callable[[], object], device: str, dtype: str) -> int | None:
+    """The most that a form holds at once, in bytes; None where a CPU does not show it."""
+    from segmodels.memory import evaluation_peak, peak_bytes
+
+    if device == "cuda":
+        return peak_bytes(work, device)
+    return None if "compiled" in name or dtype != "fp32" else evaluation_peak(form, shapes)
 
 
 def check_agreement(label: str, apart: Mapping[str, float], dtype: str) -> None:
@@ -270,18 +278,17 @@ def forms_of(names: Sequence[str], model: Logits, shapes: Shapes, device: str) -
 def rows_of(args: argparse.Namespace, counted: Counted, dtype: str, timed: Mapping[str, Timed]) -> list[list[str]]:
     """The table's rows of a subject at a size."""
     size, facts = f"{counted.size[0]} x {counted.size[1]}", [f"{counted.parameters / 1e6:.3f}", f"{counted.gmacs:.3f}"]
-    known = dtype == "fp32" and args.device == "cpu"
-    held = f"{counted.peak / 2**20:.1f}" if known or not timed else "–"
+    same = [dtype, size, str(args.batch), *facts]
     if not timed:
-        return [[counted.subject, "eager", dtype, size, str(args.batch), *facts, held, "–", "–", "–", "–"]]
+        return [[counted.subject, "eager", *same, mib(counted.peak), "–", "–", "–", "–"]]
     rows = []
     for form, t in timed.items():
-        peak = "–" if "compiled" in form else held
-        rate = args.batch / median(t.seconds)
-        ratio = median(ratios(timed["eager"].seconds, t.seconds))
-        rows.append(
-            [counted.subject, form, dtype, size, str(args.batch), *facts,
-             peak if t.peak is None else f"{t.peak / 2**20:.1f}", spread(t.seconds, 1, 1e3), f"{rate:.2f}",
-             f"{ratio:.2f}", f"{t.difference:.0e}"]
-        )  # fmt: skip
+        rate, ratio = args.batch / median(t.seconds), median(ratios(timed["eager"].seconds, t.seconds))
+        numbers = [spread(t.seconds, 1, 1e3), f"{rate:.2f}", f"{ratio:.2f}", f"{t.difference:.0e}"]
+        rows.append([counted.subject, form, *same, mib(t.peak), *numbers])
     return rows
+
+
+def mib(size: int | None) -> str:
+    """Bytes in MiB; a dash where they are not known."""
+    return "–" if size is None else f"{size / 2**20:.1f}"

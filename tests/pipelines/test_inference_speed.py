@@ -55,7 +55,8 @@ def test_a_recipe_has_its_benchmarks_classes_and_its_form_folded(tmp_path, capsy
     page = json.loads((tmp_path / "i.json").read_text())
     eager, fused = page["rows"]
     assert [row[1:5] for row in page["rows"]] == [[form, "fp32", "64 x 96", "2"] for form in ("eager", "fused")]
-    assert eager[5:8] == fused[5:8]
+    assert eager[5:7] == fused[5:7]
+    assert 0 < float(fused[7]) <= float(eager[7])
     assert 0 < float(fused[-1]) < 1e-4  # folded: not the very same numbers
     measured = page["measured"][f"{' '.join(SMALL)} 64x96 fp32"]
     assert [len(form["seconds"]) for form in measured["forms"].values()] == [2, 2]
