@@ -86,7 +86,7 @@ def results(args: argparse.Namespace) -> None:
     for option, path in (("--csv", args.csv), ("--markdown", args.markdown)):
         if path:
             writable(option, path.absolute().parent)
-    place, found = ("nowhere: MLflow was not asked", None) if args.published_only else look_up(args)
+    place, found = ("nothing, MLflow was not asked", None) if args.published_only else look_up(args)
     from pipelines.published.printed import print_results
     from pipelines.scoring.side_by_side import beside, csv_text, left_out, markdown
 
@@ -95,7 +95,7 @@ def results(args: argparse.Namespace) -> None:
             print_results(paper)
         else:
             print_results(paper, partial(beside, found), partial(left_out, found))
-    print(f"measured: read from {place}")
+    print(f"measured: {place}")
     if args.csv:
         write_text(args.csv, csv_text(args.papers, found or []))
     if args.markdown:
@@ -115,13 +115,13 @@ def look_up(args: argparse.Namespace) -> tuple[str, list[Measured]]:
         raise InputError(f"--output {args.output}: no such folder; it is the `output` of recipes")
     uri = store_to_read(args.tracking, output, args.output is not None)
     if uri is None:
-        return f"nowhere: there is no {output / STORE} yet", []
+        return f"nothing, there is no {output / STORE} yet", []
     print(f"MLflow is read: {hide_secret(uri)}", file=sys.stderr, flush=True)
     from pipelines.runs.mlflow_client import open_client
     from pipelines.scoring.measured import measured_of
 
     with open_client(uri) as client:
-        return uri, measured_of(client)
+        return f"read from MLflow at {uri}", measured_of(client)
 
 
 if __name__ == "__main__":

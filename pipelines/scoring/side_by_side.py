@@ -80,7 +80,7 @@ def left_out(found: Sequence[Measured], table: ResultTable) -> list[str]:
 
 def markdown(papers: Sequence[str], found: Sequence[Measured], place: str) -> str:
     """All tables of papers that are compared, each row with what was measured of it."""
-    parts = ["# Published and measured", f"Published numbers are as printed. Measured: from MLflow at {place}."]
+    parts = ["# Published and measured", f"Published numbers are as printed. Measured: {place}."]
     for paper in papers:
         citation, tables, _ = result_tables(paper)
         parts.append(f"## {NAMES[paper]}\n\n{citation}")

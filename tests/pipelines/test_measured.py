@@ -290,5 +290,5 @@ def test_the_door_without_a_store_shows_every_row_empty(tmp_path, monkeypatch, c
     compare.main()
     shown = capsys.readouterr().out
     assert "0 of them measured here" in shown
-    assert "measured: read from nowhere: there is no" in shown
+    assert "measured: nothing, there is no" in shown
     assert list(tmp_path.iterdir()) == []
