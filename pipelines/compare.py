@@ -84,6 +84,8 @@ def results(args: argparse.Namespace) -> None:
     from pipelines.base.files import write_text
 
     for option, path in (("--csv", args.csv), ("--markdown", args.markdown)):
+        if path and path.is_dir():
+            raise InputError(f"{option} {path} is a folder; give the name of a file")
         if path:
             writable(option, path.absolute().parent)
     place, found = ("nothing, MLflow was not asked", None) if args.published_only else look_up(args)

@@ -275,6 +275,7 @@ def test_the_door_reads_a_store_and_writes_both_files(tmp_path, empty_store, mon
         (["--output", "nowhere"], "--output nowhere: no such folder"),
         (["--tracking", "sqlite:////nowhere/x.db"], "there is no file /nowhere/x.db"),
         (["--tracking", "x", "--output", "y"], "give one"),
+        (["--csv", "/"], "--csv / is a folder"),
     ],
 )
 def test_a_store_that_is_not_there_is_refused(words, message, monkeypatch, capsys):
