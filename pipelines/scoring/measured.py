@@ -25,6 +25,7 @@ from pipelines.runs.mlflow_reading import all_runs, text_of
 
 SCORES = {"val/mIoU": "mIoU", "val/pixel_accuracy": "pixel accuracy"}
 TESTS = re.compile(r"test/(?P<protocol>.+)/(?P<score>mIoU|pixel_accuracy)")
+ONE_SCALE = ("single", "single-flip", "whole", "slide")  # protocols by name; the papers' own are of several scales
 MODEL = ("backbone.", "head.")  # keys that make the model of a page
 TRAINING = ("batch", "aux", "loss", "optim.", "view.", "stages.")  # and its training
 WEIGHTS, PLACES = "backbone.weights", (".val", ".val_every")  # of them what only says where or when
@@ -65,11 +66,10 @@ class Measured:
 
     @property
     def scales(self) -> str:
-        """`single` or `multi`."""
-        found = re.search(r"scales ([\d. ]+), (no )?flip", self.protocol)
-        if found:
-            return "single" if len(found[1].split()) == 1 and found[2] else "multi"
-        return "single" if self.protocol == "protocol single" else "multi"
+        """`single` or `multi`: at how many scales images were seen."""
+        if found := re.search(r"scales ([\d. ]+)", self.protocol):
+            return "single" if len(found[1].split()) == 1 else "multi"
+        return "single" if self.protocol.removeprefix("protocol ") in ONE_SCALE else "multi"
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def scores_of(source: Source, target: Target | None) -> Iterator[Measured]:
         if key in SCORES:
             quantity, protocol = SCORES[key], params.get("protocol", "")
         elif test:
-            quantity, protocol = SCORES[f"val/{test['score']}"], f"protocol {test['protocol']}"
+            quantity, protocol = SCORES[f"val/{test['score']}"], words_of(test["protocol"], params)
         else:
             continue
         if not protocol:
@@ -200,6 +200,14 @@ def scores_of(source: Source, target: Target | None) -> Iterator[Measured]:
             continue
         score = Measured(row=None, quantity=quantity, value=value, protocol=protocol, why=why, **kept)
         yield placed(score, target)
+
+
+def words_of(name: str, params: Mapping[str, str]) -> str:
+    """A named protocol in words; the one that is as the recipe's `inference` has it with that one's scales."""
+    if name != "recipe":
+        return f"protocol {name}"
+    scales = " ".join(re.findall(r"[\d.]+", params.get("inference.scales", "1.0")))
+    return f"protocol recipe, scales {scales}, {'flip' if params.get('inference.flip') == 'True' else 'no flip'}"
 
 
 def wrong_rows(target: Target, params: Mapping[str, str], split: str) -> str:

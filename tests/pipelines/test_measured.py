@@ -123,6 +123,21 @@ def test_single_and_multi_scale_have_rows_of_their_own():
     assert "OTHER SCALES" not in many
 
 
+@pytest.mark.parametrize(
+    ("key", "scales", "words"),
+    [
+        ("test/slide/mIoU", "single", "protocol slide"),
+        ("test/ocnet/mIoU", "multi", "protocol ocnet"),
+        ("test/recipe/mIoU", "multi", "protocol recipe, scales 0.75 1.0 1.25 1.5 1.75 2.0, flip"),
+    ],
+)
+def test_named_protocols_say_at_how_many_scales(key, scales, words):
+    store = Store()
+    store.chain("r", PAGE, (stage_params("voc12/val"), {key: 80.0}))
+    (found,) = measured_of(store)
+    assert (found.scales, found.protocol) == (scales, words)
+
+
 def test_another_training_of_the_same_model_says_what_is_other():
     store = Store()
     stage = stage_params("voc12/val"), {"val/mIoU": 70.0}
