@@ -24,6 +24,8 @@ examples:
   python -m pipelines.bench feed --workers 1 2 --epochs 4       # Ray Data against a torch DataLoader
   python -m pipelines.bench startup                             # where the seconds of the sample chain go
   python -m pipelines.bench step --forms fp32 bf16 --json step.json
+  python -m pipelines.bench inference srnet/cityscapes_df2 --size 1024 2048                # FPS of a whole model
+  python -m pipelines.bench inference ocnet attention=sa ocnet --size 512 512 --size 1024 1024 --picture curves.png
   python -m pipelines.bench accuracy --data data                # CamVid: minutes on a GPU, a try-out on CPUs
   python -m pipelines.bench prepare --gib 5 --repeats 1         # shards against bare reading and encoding
   python -m pipelines.bench storage --images data/CamVid        # encodings of masks, layouts of files
@@ -40,6 +42,7 @@ COMMANDS = (
     "startup",
     "step",
     "heads",
+    "inference",
     "accuracy",
     "prepare",
     "storage",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What the papers print: their cost figures next to what this code gives, and their tables of results; and two runs.
+"""What the papers print next to what this project has: their costs, counted again; their results, measured again.
 
 `runs` scores two checkpoints on the same rows, and says whether these show a difference.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -17,11 +18,16 @@ if not __package__:
 from pipelines.base.door import program, run, version, writable
 from pipelines.base.errors import InputError
 
+if TYPE_CHECKING:
+    from pipelines.scoring.measured import Measured
+
 EXAMPLES = """\
 examples:
   python -m pipelines.compare costs            every cost figure of RecoNet, SRNet, CTNet and OCNet
   python -m pipelines.compare costs reconet    those of one paper
-  python -m pipelines.compare results ctnet    its tables of results, as published; nothing of them is measured here
+  python -m pipelines.compare results          every table of results; beside each row what MLflow has measured of it
+  python -m pipelines.compare results ctnet --output /data/runs --csv ctnet.csv --markdown ctnet.md
+  python -m pipelines.compare results reconet --tracking http://127.0.0.1:5000
   python -m pipelines.compare runs A.pt B.pt   is B better than A, on which classes and images? (runs --help)
 
 Models are built without memory, and nothing runs on a GPU. A figure is met when it is within 0.5 % ("reproduced"),
@@ -30,6 +36,10 @@ pipelines/published/PAPER_costs.yaml, which also says what is built and counted.
 and not counted; "not checked": this code does not count it; "not reproducible": no way of counting gives it. The last
 column says why, where there is more to say. What the papers call FLOPs are multiply-accumulates; OCNet prints twice
 their number.
+
+Measured is what a finished run of a bundled page or study scored, on all rows of the table's benchmark and split, with
+its protocol; a row that was never measured has a dash. Numbers of another split or model, or of some of the rows, are
+named below the table with the reason. Published numbers never enter a mean.
 """
 ABOUT_RUNS = """\
 Score two checkpoints on the same rows, and say whether B differs from A: the difference of mIoU and of each class's
@@ -47,6 +57,19 @@ examples:
 
 
 def main() -> None:
+    args = parse()
+    if args.what == "costs":
+        print("PyTorch is imported, then each model is built and counted", file=sys.stderr, flush=True)
+        from pipelines.published.printed import print_costs
+
+        for paper in args.papers:
+            print_costs(paper)
+    else:
+        results(args)
+
+
+def parse() -> argparse.Namespace:
+    """The command line; `papers` are those to show."""
     from pipelines.published.tables import PAPERS
     from segmodels.checks import nearest
 
@@ -56,22 +79,72 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=version())
     doors = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     costs = doors.add_parser("costs", help="FLOPs, parameters and memory, counted again")
-    results = doors.add_parser("results", help="tables of results as published, and how the models were trained")
+    results = doors.add_parser("results", help="tables of results, with what was measured here beside each row")
     for door in (costs, results):
         door.add_argument("paper", nargs="?", metavar="PAPER", help=f"one of {', '.join(PAPERS)}; all unless given")
+    results.add_argument("--tracking", metavar="URI", help="MLflow's address (default: MLFLOW_TRACKING_URI)")
+    results.add_argument("--output", metavar="DIR", help="else the folder of runs whose mlflow.db is read")
+    results.add_argument("--published-only", action="store_true", help="MLflow is not asked")
+    results.add_argument("--csv", type=Path, metavar="FILE", help="a line for each published number and measurement")
+    results.add_argument("--markdown", type=Path, metavar="FILE", help="the tables, to be read or attached")
     add_runs(doors)
     args = parser.parse_args()
     if args.what == "runs":
         compare_runs(args)
-        return
+        return None
     if args.paper and args.paper not in PAPERS:
         parser.error(f"unknown paper {args.paper!r}; allowed: {', '.join(PAPERS)}.{nearest(args.paper, PAPERS)}")
-    if args.what == "costs":
-        print("PyTorch is imported, then each model is built and counted", file=sys.stderr, flush=True)
-    from pipelines.published.printed import print_costs, print_results
+    if args.what == "results" and args.tracking and args.output:
+        parser.error("--tracking and --output both say where to read: give one")
+    args.papers = [args.paper] if args.paper else PAPERS
+    return args
 
-    for paper in [args.paper] if args.paper else PAPERS:
-        {"costs": print_costs, "results": print_results}[args.what](paper)
+
+def results(args: argparse.Namespace) -> None:
+    """The papers' rows with what was measured of them; written too where that is asked for."""
+    from pipelines.base.files import write_text
+
+    for option, path in (("--csv", args.csv), ("--markdown", args.markdown)):
+        if path and path.is_dir():
+            raise InputError(f"{option} {path} is a folder; give the name of a file")
+        if path:
+            writable(option, path.absolute().parent)
+    place, found = ("nothing, MLflow was not asked", None) if args.published_only else look_up(args)
+    from pipelines.published.printed import print_results
+    from pipelines.scoring.beside import beside, csv_text, left_out, markdown
+
+    for paper in args.papers:
+        if found is None:
+            print_results(paper)
+        else:
+            print_results(paper, partial(beside, found), partial(left_out, found))
+    print(f"measured: {place}")
+    if args.csv:
+        write_text(args.csv, csv_text(args.papers, found or []))
+    if args.markdown:
+        write_text(args.markdown, markdown(args.papers, found or [], place))
+
+
+def look_up(args: argparse.Namespace) -> tuple[str, list[Measured]]:
+    """Where MLflow is, and what was measured that it knows of."""
+    from pipelines.base.addresses import hide_secret
+    from pipelines.cluster.nodes import output_folder
+    from pipelines.recipes.recipe import Recipe
+    from pipelines.runs.local_store import STORE
+    from pipelines.runs.mlflow_reading import store_to_read
+
+    output = output_folder(args.output or Recipe.output)
+    if args.output and not output.is_dir():
+        raise InputError(f"--output {args.output}: no such folder; it is the `output` of recipes")
+    uri = store_to_read(args.tracking, output, args.output is not None)
+    if uri is None:
+        return f"nothing, there is no {output / STORE} yet", []
+    print(f"MLflow is read: {hide_secret(uri)}", file=sys.stderr, flush=True)
+    from pipelines.runs.mlflow_client import open_client
+    from pipelines.scoring.measured import measured_of
+
+    with open_client(uri) as client:
+        return f"read from MLflow at {uri}", measured_of(client)
 
 
 def add_runs(doors: Any) -> None:

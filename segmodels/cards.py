@@ -54,8 +54,8 @@ class HeadCost:
         parameters: their number.
         macs: convention -> multiply-accumulates of one image.
         activation_bytes: all outputs of leaf modules, every call, in float32.
-        peak_bytes: the most that evaluation holds at once besides weights and features, see `evaluation_peak`; None
-            where it was not asked for.
+        peak_bytes: the most that evaluation holds besides weights and features, see `evaluation_peak`; None unless
+            asked for.
         bound: (h, w) in cells to which the head is bound, or None.
         outputs: name -> shape, in evaluation.
     """

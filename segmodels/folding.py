@@ -41,7 +41,7 @@ def fold_norms(model: nn.Module, inputs: Any) -> nn.Module:
 
     Args:
         model: stays as it is.
-        inputs: what it is called with, on the meta device.
+        inputs: what it is called with, on the meta device, in float32.
 
     Returns:
         A copy; its outputs are the model's within rounding.
@@ -49,11 +49,11 @@ def fold_norms(model: nn.Module, inputs: Any) -> nn.Module:
     pairs = foldable(model, inputs)
     folded = copy.deepcopy(model).eval()
     for conv, norm in pairs:
-        both = folded.get_submodule(conv), folded.get_submodule(norm)
-        one = fuse_conv_bn_eval(*both)  # type: ignore[type-var, arg-type]
+        before, after = folded.get_submodule(conv), folded.get_submodule(norm)
+        one = fuse_conv_bn_eval(before, after)  # type: ignore[arg-type, type-var]
         for name, module in list(folded.named_modules(remove_duplicate=False)):
-            if module in both:
-                folded.set_submodule(name, one if module is both[0] else nn.Identity())
+            if module is before or module is after:
+                folded.set_submodule(name, one if module is before else nn.Identity())
     return folded
 
 
@@ -64,7 +64,7 @@ def foldable(model: nn.Module, inputs: Any) -> list[tuple[str, str]]:
     Args:
         inputs: what the model is called with, on the meta device.
     """
-    tried, reads = on_meta(model), Reads()
+    tried, reads = on_meta(model).float(), Reads()
     names = {module: name for name, module in tried.named_modules()}
     outputs: list[tuple[nn.Module, Tensor]] = []  # held, so that no id is given twice
     given: dict[nn.Module, list[int]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.base.text import padded
@@ -38,18 +38,36 @@ def print_costs(paper: str) -> None:
     print(f"\n{paper}: " + ", ".join(f"{number} {verdict}" for verdict, number in counts.items()) + "\n")
 
 
-def print_results(paper: str) -> None:
-    """All tables of results of a paper and its trainings, as published."""
+def print_results(
+    paper: str,
+    beside: Callable[[ResultTable, Mapping[str, Any]], Sequence[str]] | None = None,
+    below: Callable[[ResultTable], Sequence[str]] = lambda table: (),
+) -> None:
+    """All tables of results of a paper as published, each row with what was measured of it, and its trainings.
+
+    Args:
+        beside: what was measured of a row, in words; None where nothing was looked up.
+        below: what is to be said below a table.
+    """
     from pipelines.published.results import result_tables
 
     citation, tables, trainings = result_tables(paper)
     print(citation)
+    met = 0
     for table in tables:
         print("\n" + textwrap.fill(f"{table.name} [{table.id}], published: {table.title}", WIDTH))
         print(textwrap.fill("; ".join(part for part in (conditions(table), table.note.rstrip(".")) if part), WIDTH))
         columns = [column for column in table.columns if column != "per_class"]
-        lines = [[*columns, ""], *([*(cell(row[column]) for column in columns), ""] for row in table.rows)]
+        found = [beside(table, row) if beside and table.compared else [] for row in table.rows]
+        met += sum(map(bool, found))
+        lines = [[*columns, "measured here" if beside and table.compared else ""]]
+        for row, texts in zip(table.rows, found, strict=True):
+            first, *others = texts or ["–" if beside and table.compared else ""]
+            lines += [[*(marked(table, row, column) for column in columns), first]]
+            lines += [[*[""] * len(columns), other] for other in others]
         print_lines(lines, [str.rjust if is_numeric(table, column) else str.ljust for column in columns])
+        for line in [*contradictions(table), *below(table)]:
+            print(textwrap.fill(line, WIDTH, subsequent_indent="  "))
     for training in trainings:
         pages = f"; recipes: {', '.join(training.pages)}" if training.pages else ""
         stated = ", ".join(f"{key} {words(value)}" for key, value in training.stated.items() if value is not None)
@@ -57,7 +75,32 @@ def print_results(paper: str) -> None:
         parts = [stated, *(f"stage {words(stage)}" for stage in training.stages)]
         parts += [f"not stated: {silent}"] * bool(silent) + [training.note.rstrip(".")] * bool(training.note)
         print("\n" + textwrap.fill(f"training [{training.id}]: {'; '.join(filter(None, parts))}{pages}", WIDTH))
-    print(f"\n{paper}: {len(tables)} tables, {sum(len(table.rows) for table in tables)} rows, all published\n")
+    measured = "" if beside is None else f"; {met} of them measured here"
+    rows = sum(len(table.rows) for table in tables)
+    print(f"\n{paper}: {len(tables)} tables, {rows} rows, all published{measured}\n")
+
+
+def marked(table: ResultTable, row: Mapping[str, Any], column: str) -> str:
+    """A printed value, with a * where the papers print another one elsewhere."""
+    return cell(row[column]) + "*" * bool(table.elsewhere(row, column))
+
+
+def contradictions(table: ResultTable) -> list[str]:
+    """What the marked numbers of a table are elsewhere, a line each."""
+    return [
+        f"* {row_words(table, row)}: {column} {cell(row[column])}; {table.elsewhere(row, column)}"
+        for row in table.rows
+        for column in table.columns
+        if table.elsewhere(row, column)
+    ]
+
+
+def row_words(table: ResultTable, row: Mapping[str, Any]) -> str:
+    """What tells a row from the others: its columns that hold no measurement."""
+    from pipelines.published.results import QUANTITIES
+
+    told = [column for column in table.columns if column not in QUANTITIES and column != "per_class"]
+    return ", ".join(f"{column} {cell(row[column])}" for column in told)
 
 
 def conditions(table: ResultTable) -> str:

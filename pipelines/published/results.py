@@ -16,7 +16,20 @@ from pipelines.published.tables import FOLDER, PAPERS, known
 from segmodels.checks import choose, nearest
 
 NAMES = {"reconet": "RecoNet", "srnet": "SRNet", "ctnet": "CTNet", "ocnet": "OCNet"}
-TABLE = ("id", "title", "benchmark", "split", "protocol", "classes", "columns", "note", "rows")
+TABLE = ("id", "title", "benchmark", "split", "protocol", "classes", "columns", "note", "models", "also", "rows")
+# What a column of numbers is a measurement of; a study, and `compare results`, set only like next to like.
+QUANTITIES = {
+    "mIoU": "mIoU", "mIoU_SS": "mIoU", "mIoU_MS": "mIoU", "SS": "mIoU", "MS": "mIoU", "pascal_context": "mIoU",
+    "ade20k": "mIoU", "pixAcc": "pixel accuracy", "mean": "boundary F-score", "std": "standard deviation of mIoU",
+    "delta": "difference of mIoU", "GFLOPs": "GFLOPs", "GFLOPs_delta": "GFLOPs", "dGFLOPs": "GFLOPs",
+    "params_M": "parameters", "dParams_MB": "parameters", "memory_MB": "memory", "mem_M": "memory",
+    "dMemory_MB": "memory", "time_ms": "time", "fps": "images a second", "ISA_over_SA": "ratio of costs",
+    "AP_box": "AP", "AP_box50": "AP", "AP_box75": "AP", "AP_mask": "AP", "AP_mask50": "AP", "AP_mask75": "AP",
+    "PQ": "PQ", "PQ_things": "PQ", "PQ_stuff": "PQ", "top1": "top-1 accuracy",
+    "sheep": "IoU of a class", "sofa": "IoU of a class", "train": "IoU of a class", "tv": "IoU of a class",
+}  # fmt: skip
+COMPARED = ("mIoU", "pixel accuracy")  # what runs measure
+SCALES = {"mIoU_SS": "single", "SS": "single", "mIoU_MS": "multi", "MS": "multi"}  # columns of tables that have both
 TRAINING = ("id", "benchmark", "stated", "stages", "note", "pages")
 FACTS = (
     "train", "lr", "batch", "crop", "epochs", "steps", "weight_decay", "momentum", "power", "aux_weight", "cp_weight",
@@ -37,6 +50,8 @@ class ResultTable:
         columns: of every row.
         rows: column -> value; None where nothing is printed.
         note: what to know before reading it.
+        also: `row`, as `row` takes it, `column`, and what another place `says` of this number.
+        models: page of pipelines/recipes -> the rows that it is to meet, as `row` takes them.
     """
 
     id: str
@@ -48,6 +63,8 @@ class ResultTable:
     columns: tuple[str, ...]
     rows: tuple[Mapping[str, Any], ...]
     note: str
+    models: Mapping[str, Sequence[Mapping[str, Any]]]
+    also: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,6 +89,30 @@ class ResultTable:
                 f"{self.id} has {many} of {{{given}}}; it has {'; '.join(values)}.{nearest(given, values)}"
             )
         return found[0]
+
+    @property
+    def compared(self) -> bool:
+        """Whether it has numbers that runs measure."""
+        return bool(self.benchmark) and any(QUANTITIES.get(column) in COMPARED for column in self.columns)
+
+    def columns_of(self, quantity: str) -> list[str]:
+        """The columns that hold a quantity."""
+        return [column for column in self.columns if QUANTITIES.get(column) == quantity]
+
+    def elsewhere(self, row: Mapping[str, Any], column: str) -> str:
+        """What another place of the papers says of a number; empty where none says otherwise."""
+        return "; ".join(e["says"] for e in self.also if e["column"] == column and self.row(e["row"]) is row)
+
+    def scales(self, row: Mapping[str, Any], column: str) -> str:
+        """`single` or `multi`, how many scales a number was tested at; empty where the page does not say."""
+        if column in SCALES:
+            return SCALES[column]
+        if "ms_flip" in row:
+            return "multi" if row["ms_flip"] else "single"
+        mode = str(self.protocol.get("mode", ""))
+        if mode in ("MS", "MS+flip"):
+            return "multi"
+        return "single" if mode.startswith("SS") and "MS" not in mode and "unless" not in mode else ""
 
     def label(self, column: str) -> str:
         """Where a column is printed, and under which protocol, for captions."""
@@ -118,6 +159,8 @@ def result_tables(paper: str) -> tuple[str, tuple[ResultTable, ...], tuple[Train
 def read_table(entry: Mapping[str, Any]) -> ResultTable:
     """A table of a page."""
     known("table", entry, TABLE)
+    for other in entry.get("also", ()):
+        known(f"contradiction of {entry['id']}", other, ("row", "column", "says"))
     columns, classes = tuple(entry["columns"]), tuple(entry.get("classes", ()))
     for row in entry["rows"]:
         known(f"row of {entry['id']}", row, columns)
@@ -127,7 +170,8 @@ def read_table(entry: Mapping[str, Any]) -> ResultTable:
             raise ValueError(f"{entry['id']}: {len(row['per_class'])} values per class, {len(classes)} classes")
     return ResultTable(
         entry["id"], entry["title"], entry["benchmark"], entry["split"], entry.get("protocol", {}), classes, columns,
-        tuple(entry["rows"]), entry.get("note", ""),
+        tuple(entry["rows"]), entry.get("note", ""), entry.get("models", {}),
+        tuple(entry.get("also", ())),
     )  # fmt: skip
 
 
@@ -152,7 +196,7 @@ def results_table(id: str) -> ResultTable:
 
 
 def published_values(
-    table: str, column: str, wanted: Mapping[str, Mapping[str, Any] | None]
+    table: str, column: str, wanted: Mapping[str, Mapping[str, Any] | None], quantity: str = "mIoU"
 ) -> dict[str, float | None]:
     """Variant -> the published number of its row; None for a variant that names no row, or where none is printed.
 
@@ -160,17 +204,33 @@ def published_values(
         table: the id of a results table.
         column: which number.
         wanted: variant -> column -> value, which must fit exactly one row.
+        quantity: what is measured: the column must hold it too.
 
     Raises:
-        ValueError: an unknown table or column, a row that does not exist or is not unique, or no number.
+        ValueError: an unknown table or column, one of another quantity, a row that does not exist or is not unique, or
+            no number.
     """
     source = results_table(table)
     choose(dict.fromkeys(source.columns), column, f"column of {table}:")
+    check_quantity(source, column, quantity)
     values = {name: None if where is None else source.row(where)[column] for name, where in wanted.items()}
     for name, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{table}, {column} of {name!r} is {value!r}, no number")
     return values
+
+
+def check_quantity(table: ResultTable, column: str, quantity: str) -> None:
+    """A published number may only stand next to measurements of the same quantity.
+
+    Raises:
+        ValueError: the column holds another.
+    """
+    if (holds := QUANTITIES.get(column, "no number that is compared")) != quantity:
+        fits = ", ".join(table.columns_of(quantity)) or f"none of {table.id}; `compare results` shows all tables"
+        raise ValueError(
+            f"column {column!r} of {table.id} holds {holds}, but measured is {quantity}, which is in: {fits}"
+        )
 
 
 def words(value: Any) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+STORE = "mlflow.db"  # below a run's output
 ARTIFACTS = "mlartifacts"  # the folder next to the store
 SCHEME = "sqlite:///"
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from pipelines.base.errors import InputError, SetupError
 from pipelines.base.files import to_json
-from pipelines.runs.local_store import bring_along, sqlite_uri, without_stray_folder
+from pipelines.runs.local_store import STORE, bring_along, sqlite_uri, without_stray_folder
 from pipelines.runs.mlflow_faults import PORTS, check_address, explain, first_line
 from pipelines.runs.record import append
 
@@ -57,7 +57,7 @@ class Shards(NamedTuple):
 
 def default_uri(output: Path) -> str:
     """MLFLOW_TRACKING_URI, else an sqlite file below the output folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(output / "mlflow.db")
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(output / STORE)
 
 
 def connect(uri: str, say: Callable[[str], None] = lambda text: None) -> Any:

@@ -38,9 +38,10 @@ def published_of(plan: StudyPlan) -> Numbers:
 
     try:
         rows = {name: variant.published for name, variant in plan.study.variants.items()}
-        return Numbers(
-            published_values(given.table, given.column, rows), results_table(given.table).label(given.column)
-        )
+        values, table = published_values(given.table, given.column, rows), results_table(given.table)
+        others = {name: table.elsewhere(table.row(row), given.column) for name, row in rows.items() if row is not None}
+        said = "".join(f"; of {name} elsewhere: {says}" for name, says in others.items() if says)
+        return Numbers(values, table.label(given.column) + said)
     except ValueError as error:
         raise InputError(f"published: {error}") from None
 

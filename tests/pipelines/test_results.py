@@ -1,14 +1,26 @@
 """The papers' tables of results as data, and that the recipes here follow what the papers state."""
 
 import math
+import re
 import sys
 
 import pytest
 
 from pipelines import compare
-from pipelines.published.results import published_values, read_table, read_training, result_tables, results_table
+from pipelines.base.errors import InputError
+from pipelines.published.results import (
+    QUANTITIES,
+    published_values,
+    read_table,
+    read_training,
+    result_tables,
+    results_table,
+)
 from pipelines.published.tables import PAPERS
-from pipelines.recipes.reading import load_recipe
+from pipelines.recipes.bundled import names_in
+from pipelines.recipes.reading import RECIPES, load_recipe, make_recipe
+from pipelines.studies.files import published_of
+from pipelines.studies.study import STUDIES, load_study
 
 TABLES = [table for paper in PAPERS for table in result_tables(paper)[1]]
 TRAININGS = [training for paper in PAPERS for training in result_tables(paper)[2]]
@@ -80,7 +92,10 @@ def test_published_values_of_variants():
         (lambda: results_table("reconet/table8").row({"rank": 65}), "no row of {rank: 65}; it has rank: 16; rank: 32"),
         (lambda: results_table("reconet/table7").row({"backbone": "resnet101"}), "3 rows, name more columns than"),
         (lambda: published_values("reconet/table8", "miou", {}), "'miou'; allowed: rank, mIoU"),
-        (lambda: published_values("srnet/table2", "computation", {"a": {"method": "CCNet"}}), "no number"),
+        (
+            lambda: published_values("srnet/table2", "computation", {"a": {"method": "CCNet"}}),
+            "no number that is compared",
+        ),
         (lambda: result_tables("recnet"), "unknown paper 'recnet'"),
     ],
 )
@@ -141,8 +156,98 @@ def test_recipes_follow_what_is_stated(training):
         results_table(recipe.published)  # the number to meet is in the project
 
 
+def test_contradictions_within_the_papers_stand_next_to_the_numbers(monkeypatch, capsys):
+    found = [(table, entry) for table in TABLES for entry in table.also]
+    assert len(found) == 18
+    for table, entry in found:
+        row = table.row(entry["row"])
+        assert row[entry["column"]] is not None
+        assert entry["says"] in table.elsewhere(row, entry["column"])
+    monkeypatch.setattr(sys, "argv", ["compare", "results", "ctnet", "--published-only"])
+    compare.main()
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "CTNet resnet101 1 1 54.4 56.2*" in lines
+    assert "* method OSCM, backbone resnet101, CCM 0, SCM 1: MS 54.5; 54.6 in Table 4" in lines
+    assert sum(bool(re.search(r"\d\*( |$)", line)) for line in lines) == 13  # the paper's contradictions
+    assert "of mce-9-17-33-65 elsewhere: 52.9 in the prose" in published_of(load_study("ctnet/kernels")).label
+
+
+SETTINGS = {"rank", "TGM_TRM", "GPM", "aux", "ms_flip", "ft", "channels", "CCM", "SCM", "P_h", "P_w", "width_px"}
+
+
+def test_every_column_of_numbers_says_what_it_measures():
+    numbers = {
+        column
+        for table in TABLES
+        for column in table.columns
+        if any(isinstance(row[column], int | float) and not isinstance(row[column], bool) for row in table.rows)
+    }
+    assert numbers - SETTINGS == set(QUANTITIES)
+
+
+STUDIES_OF_TABLES = [name for name in names_in(STUDIES) if load_study(name).study.published]
+
+
+@pytest.mark.parametrize("name", STUDIES_OF_TABLES)
+def test_every_study_cites_a_column_of_what_it_measures(name):
+    plan = load_study(name)
+    given = plan.study.published
+    assert QUANTITIES[given.column] == "mIoU"
+    numbers = published_of(plan)
+    assert any(value is not None for value in numbers.values.values())
+    # and tested at as many scales, where the paper says at how many
+    table, spec = results_table(given.table), make_recipe(plan.page)
+    spec = spec.validation or spec.inference
+    has = "single" if spec.scales == (1.0,) and not spec.flip else "multi"
+    rows = [table.row(v.published) for v in plan.study.variants.values() if v.published]
+    assert {table.scales(row, given.column) for row in rows} <= {"", has} or "ms_flip" in table.columns
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("pixAcc", "column 'pixAcc' of ocnet/table1 holds pixel accuracy, but measured is mIoU, which is in: mIoU"),
+        ("P_h", "holds no number that is compared"),
+    ],
+)
+def test_a_study_that_cites_another_quantity_is_refused(tmp_path, column, message):
+    page = tmp_path / "study.yaml"
+    text = (STUDIES / "ocnet/partition.yaml").read_text()
+    assert "column: mIoU" in text
+    page.write_text(text.replace("column: mIoU", f"column: {column}"))
+    with pytest.raises(InputError, match=message):
+        published_of(load_study(page))
+
+
+def test_every_page_with_a_table_has_its_rows_there():
+    pages = {page: table for table in TABLES for page in table.models}
+    named = {name: load_recipe(name).published for name in names_in(RECIPES)}
+    assert {page: table.id for page, table in pages.items()} == {k: v for k, v in named.items() if v}
+    for page, table in pages.items():
+        rows = [table.row(where) for where in table.models[page]]
+        assert len({id(row) for row in rows}) == len(rows) > 0
+        assert any(row[column] is not None for row in rows for column in table.columns_of("mIoU"))
+
+
+@pytest.mark.parametrize(
+    ("table", "where", "column", "scales"),
+    [
+        ("reconet/table8", {"rank": 64}, "mIoU", "multi"),
+        ("reconet/table9", {"method": "PSPNet"}, "mIoU_SS", "single"),
+        ("reconet/table12", {"backbone": "resnet101", "ms_flip": 1}, "mIoU", "multi"),
+        ("srnet/table3a", {"squeeze": "GHP", "reasoning": "SA"}, "mIoU", "single"),
+        ("srnet/table6", {"method": "DFN"}, "mIoU", ""),
+        ("ctnet/table5", {"method": "CTNet", "backbone": "resnet50"}, "SS", "single"),
+        ("ctnet/table1", {"kernels": [9]}, "mIoU", "multi"),
+    ],
+)
+def test_scales_of_a_printed_number(table, where, column, scales):
+    table = results_table(table)
+    assert table.scales(table.row(where), column) == scales
+
+
 def test_the_door_lists_every_row(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["compare", "results", "srnet"])
+    monkeypatch.setattr(sys, "argv", ["compare", "results", "srnet", "--published-only"])
     compare.main()
     shown = capsys.readouterr().out
     assert shown.count("published:") == 13

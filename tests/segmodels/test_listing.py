@@ -119,6 +119,33 @@ def test_one_head(capsys):
     assert "Shape:" not in shown
 
 
+def test_costs_at_sizes_of_ones_own(capsys):
+    main(["fcn", "--size", "256", "128", "--size", "512", "512", "--batch", "2"])
+    shown = capsys.readouterr().out
+    assert re.search(r"^ +256x128 +512x512$", shown, re.M)
+    assert re.search(r"GMACs, conv\+matmul +4\.837 +38\.699 ", shown)  # of one image; 32 x 16 cells are an eighth
+    cells, floats = 2 * 32 * 16, 512 + 512  # the reduced map, and what its norm makes of it
+    assert re.search(rf"MiB at once +{4 * cells * floats / 2**20:.1f} +{8 * 4 * cells * floats / 2**20:.1f} ", shown)
+    assert "at 256x128 gives logits (2, 21, 32, 16)" in shown
+    assert "bench inference fcn --size 256 128" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fcn", "--size", "0", "4"], "1 or more"),
+        (["fcn", "--batch", "0"], "1 or more"),
+        (["losses", "--size", "4", "4"], "losses: heads and backbones take one --size"),
+        (["heads", "--size", "64", "64", "--size", "8", "8"], "several, and --batch N, are for one head"),
+    ],
+)
+def test_costs_that_cannot_be_counted(capsys, words, message):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_losses(capsys):
     main(["losses"])
     shown = capsys.readouterr().out
