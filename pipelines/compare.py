@@ -64,8 +64,10 @@ def main() -> None:
 
         for paper in args.papers:
             print_costs(paper)
-    else:
+    elif args.what == "results":
         results(args)
+    else:
+        compare_runs(args)
 
 
 def parse() -> argparse.Namespace:
@@ -90,8 +92,7 @@ def parse() -> argparse.Namespace:
     add_runs(doors)
     args = parser.parse_args()
     if args.what == "runs":
-        compare_runs(args)
-        return None
+        return args
     if args.paper and args.paper not in PAPERS:
         parser.error(f"unknown paper {args.paper!r}; allowed: {', '.join(PAPERS)}.{nearest(args.paper, PAPERS)}")
     if args.what == "results" and args.tracking and args.output:
