@@ -18,6 +18,7 @@ from pipelines.feed.plan import open_shards
 from pipelines.feed.validation import read_ahead, validation_batches
 from pipelines.scoring.bootstrap import ClassCounts
 from pipelines.scoring.measures import MEASURES, measure
+from pipelines.scoring.validate import sizes_that_vary
 from segmodels.inference import Inference, predict_together
 from segmodels.metrics import cells
 from segmodels.segmentor import Segmentor
@@ -104,23 +105,19 @@ def count_images(
     sums = [no_sums(measures, model.num_classes, share) for _ in inferences]
 
     def count(part: Batch, rows: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        with torch.inference_mode(), torch.autocast(share.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            part = part.to(share.device, channels_last=share.device.type == "cuda")
-            predictions = predict_together(model, part.image, inferences)
-            counted = []
-            for probabilities in predictions:
-                prediction = probabilities.argmax(1)
-                entries = entries_of(prediction, part.mask, rows, model.num_classes)
-                counted.append((entries, measure(measures, probabilities, prediction, part.mask)))
+        with torch.autocast(share.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            counted = count_batch(model, part.to(share.device, share.device.type == "cuda"), rows, inferences, measures)
         beat(len(rows))
         return counted
 
-    for parts in at_once(count, read_ahead(shards, mine), mine, share):
-        for kept, total, (entries, more) in zip(found, sums, parts, strict=True):
-            kept.append(entries)
-            total += more
-        if stop():
-            break
+    whole = [way for way in inferences if way.window is None]
+    with sizes_that_vary((whole or list(inferences))[0]):
+        for parts in at_once(count, read_ahead(shards, mine), mine, share):
+            for kept, total, (entries, more) in zip(found, sums, parts, strict=True):
+                kept.append(entries)
+                total += more
+            if stop():
+                break
     halt_together(stop(), share)
     counts = [
         ImageCounts(model.num_classes, gathered(entries, share), tuple(measures), summed(total, share))
@@ -129,6 +126,19 @@ def count_images(
     for each in counts:
         check_counts(each.total(), uri, shards)
     return counts
+
+
+@torch.inference_mode()
+def count_batch(
+    model: Segmentor, part: Batch, rows: Sequence[int], inferences: Sequence[Inference], measures: Sequence[str]
+) -> list[tuple[Tensor, Tensor]]:
+    """Of each protocol, entries of `ImageCounts` for a batch on the device, and the integers of the measures."""
+    counted = []
+    for probabilities in predict_together(model, part.image, inferences):
+        prediction = probabilities.argmax(1)
+        entries = entries_of(prediction, part.mask, rows, model.num_classes)
+        counted.append((entries, measure(measures, probabilities, prediction, part.mask)))
+    return counted
 
 
 def no_sums(measures: Sequence[str], classes: int, share: Share) -> Tensor:
