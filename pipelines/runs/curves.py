@@ -36,6 +36,6 @@ def curves_figure(stages: Mapping[str, tuple[int, Lines]]) -> Figure:
     left.set_xlabel("steps of the chain" if len(stages) > 1 else "steps")
     left.set_ylabel("training loss (line)", color=LOSS)
     right.set_ylabel("validation mIoU, percent (dots)", color=SCORE)
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.05 * max((x["loss"] for _, lines in stages.values() for x in lines if "loss" in x), default=1))
     right.set_ylim(0, 100)
     return figure

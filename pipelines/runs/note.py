@@ -256,9 +256,8 @@ def checkpoints(told: Sequence[Told]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; MLflow's page draws columns side by side, so each cell ends with a wide space."""
-    lines = [[f"{cell}&emsp;" for cell in cells] for cells in (head, *rows)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (lines[0], ["---"] * len(head), *lines[1:]))
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
 def plain(text: str) -> str:
