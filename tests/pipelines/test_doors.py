@@ -113,7 +113,7 @@ def test_the_overview_opens_doors_by_name():
         (["train"], "name a recipe; --list shows"),
         (["evaluate", "NOTHING.pt", "x"], "NOTHING.pt; those of a run are"),
         (["evaluate", "PAGE", "/no/such"], "/no/such: no such folder"),
-        (["evaluate", "PAGE", "/no/such", "--out", "s3://b/c"], "--out s3://b/c: results cannot be written to a bucket"),
+        (["evaluate", "PAGE", "/no/such", "--out", "s3://b/c"], "--out s3://b/c: results cannot be written"),
         (["serve", "NOTHING.pt"], "NOTHING.pt; those of a run are"),
         (["predict", "NOTHING.pt", "x", "--out", "y"], "NOTHING.pt; those of a run are"),
         (["predict", "PAGE", "/no/such", "--out", "y"], "no file or folder /no/such"),
