@@ -119,6 +119,8 @@ def test_the_overview_opens_doors_by_name():
             "--out: s3:/… is a URI; allowed: a folder",
         ),
         (["serve", "NOTHING.pt"], "NOTHING.pt; those of a run are"),
+        (["predict", "NOTHING.pt", "x", "--out", "y"], "NOTHING.pt; those of a run are"),
+        (["predict", "PAGE", "/no/such", "--out", "y"], "no file or folder /no/such"),
         (["ablate", "nothing"], "no study 'nothing'"),
         (["ablate", "sample/rank", "--seeds", "0"], "--seeds 0"),
         (
