@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import torch
 
 from datasets.sample import DataError
@@ -40,6 +41,12 @@ ON_GPU = 4
 BLOCKS = 4
 """Blocks of sources that each of Ray's actors gets, so that none waits long for the last."""
 LARGEST_BLOCK = 16
+
+
+TRAVELS = pa.schema(
+    {"name": pa.string(), "mask": pa.binary(), "overlay": pa.binary(), "areas": pa.string(), "fault": pa.string()}
+)
+"""How results come from Ray's actors."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +148,11 @@ class Actor:
         cv2.setNumThreads(1)
         self.painter, self.tasks = Painter(ray.get(plan)), ray.get(tasks)
 
-    def __call__(self, batch: Any) -> Iterator[dict[str, list[Any]]]:
-        for position in batch["at"]:
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for position in batch["at"].to_pylist():
             for made in self.painter.make(self.tasks[position]):
-                given = {"name": made.name, "mask": made.mask, "overlay": made.overlay, "fault": made.fault}
-                yield {key: [value] for key, value in (given | {"areas": json.dumps(made.areas)}).items()}
+                row = vars(made) | {"areas": json.dumps(made.areas)}
+                yield pa.Table.from_pylist([row], TRAVELS)
 
 
 def make_on_ray(plan: Plan, tasks: Sequence[Task], sizes: Sizes) -> Iterator[Made]:
@@ -158,11 +165,12 @@ def make_on_ray(plan: Plan, tasks: Sequence[Task], sizes: Sizes) -> Iterator[Mad
     from pipelines.cluster.nodes import AVOIDED, avoid
 
     size = max(1, min(LARGEST_BLOCK, len(tasks) // (BLOCKS * sizes.count)))
-    blocks = [{"at": list(range(first, min(first + size, len(tasks))))} for first in range(0, len(tasks), size)]
-    data = ray.data.from_blocks([as_table(block) for block in blocks]).map_batches(
+    blocks = [pa.table({"at": range(at, min(at + size, len(tasks)))}) for at in range(0, len(tasks), size)]
+    data = ray.data.from_blocks(blocks).map_batches(
         Actor,
         fn_constructor_args=(ray.put(plan), ray.put(list(tasks))),
         batch_size=None,
+        batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(sizes.count, len(blocks))),
         num_cpus=sizes.cpus,
         num_gpus=sizes.gpus,
@@ -172,13 +180,6 @@ def make_on_ray(plan: Plan, tasks: Sequence[Task], sizes: Sizes) -> Iterator[Mad
     data.context.print_on_execution_start = False
     for row in data.iter_rows():
         yield Made(**row | {"areas": json.loads(row["areas"])})
-
-
-def as_table(columns: Mapping[str, list[Any]]) -> Any:
-    """Columns as an Arrow table."""
-    import pyarrow as pa
-
-    return pa.table(dict(columns))
 
 
 def to_do(results: Results, sources: Iterable[Source], overlays: bool) -> tuple[list[Task], list[str]]:

@@ -298,13 +298,13 @@ def test_any_number_of_workers_gives_the_same_bytes(ray_session, door, folder, v
     (folder / "bad.png").write_bytes(b"")
     shutil.copy(video, folder)
     made = []
-    for workers in ([], ["--workers", "1", "--gpus", "0"], ["--workers", "2", "--gpus", "0"]):
+    for workers in ([], ["--workers", "2", "--gpus", "0"]):
         with pytest.raises(RunFailed, match=r"1 image.*\n  bad: no image"):
             door(folder, *workers)
         made.append({name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")})
         shutil.rmtree(tmp_path / "out")
     assert len(made[0]) > 12
-    assert made[0] == made[1] == made[2]
+    assert made[0] == made[1]
 
 
 def test_a_video_that_ends_too_early_is_told_after_its_frames(video, monkeypatch):
