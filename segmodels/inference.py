@@ -106,11 +106,12 @@ def predict_together(model: Segmentor, image: Tensor, inferences: Sequence[Infer
     Scales are taken one after the other, the smallest first, and added up at the image's size, so that no two scales
     are held at once. What is held besides the model's own maps is at most
 
-        4 B K (P H W + W S + 6 A) bytes,
+        4 B K ((P + 1) H W + W S + 3 A) bytes,
 
     with P inferences, W those of them that differ in more than their scales, S pixels of the largest scaled image
     (padded to its window; 0 where one window covers it, as it does whole images), and A pixels of the largest pass: of
-    a window, or of the largest scaled image where images are seen whole.
+    a window, or of the largest scaled image where images are seen whole. It is 6 A where some inferences average
+    probabilities and others do not.
 
     Args:
         model: in evaluation mode.

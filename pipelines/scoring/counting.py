@@ -16,6 +16,7 @@ from datasets.shards import Shards
 from pipelines.feed.batch import Batch
 from pipelines.feed.plan import open_shards
 from pipelines.feed.validation import read_ahead, validation_batches
+from pipelines.scoring.validate import sizes_that_vary
 from segmodels.inference import Inference, predict_together
 from segmodels.metrics import cells
 from segmodels.segmentor import Segmentor
@@ -98,11 +99,13 @@ def count_images(
         beat(len(rows))
         return entries
 
-    for entries in at_once(count, read_ahead(shards, mine), mine, share):
-        for kept, more in zip(found, entries, strict=True):
-            kept.append(more)
-        if stop():
-            break
+    whole = [way for way in inferences if way.window is None]
+    with sizes_that_vary((whole or list(inferences))[0]):
+        for entries in at_once(count, read_ahead(shards, mine), mine, share):
+            for kept, more in zip(found, entries, strict=True):
+                kept.append(more)
+            if stop():
+                break
     halt_together(stop(), share)
     counts = [ImageCounts(model.num_classes, gathered(entries, share)) for entries in found]
     for each in counts:

@@ -296,7 +296,8 @@ def bound(ways, size, classes):
         math.prod(max(a, w) for a, w in zip(scaled, way.window, strict=True)) for way in different if way.window
     )
     passes = max(math.prod(way.window or scaled) for way in ways)
-    return 4 * classes * (len(ways) * math.prod(size) + canvases + 6 * passes)
+    held = 3 if len({way.average == "probabilities" for way in ways}) == 1 else 6
+    return 4 * classes * ((len(ways) + 1) * math.prod(size) + canvases + held * passes)
 
 
 MULTI = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
