@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.sample import IGNORE, decode_image, decode_mask
+from datasets.sample import IGNORE, DataError, decode_image, decode_mask
 from datasets.shards import Shards
 from pipelines.base.errors import InputError
 from pipelines.runs.checkpoint import Checkpoint
@@ -40,9 +40,12 @@ def from_file(path: Path) -> Subject:
     """An image file, which has no labels.
 
     Raises:
-        DataError: no JPEG or PNG, or a damaged one.
+        InputError: no JPEG or PNG, or a damaged one.
     """
-    return Subject(path.name, decode_image(path.read_bytes()))
+    try:
+        return Subject(path.name, decode_image(path.read_bytes()))
+    except DataError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def from_row(shards: Shards, row: str | None, path: Path, checkpoint: Checkpoint) -> Subject:
