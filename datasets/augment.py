@@ -19,12 +19,13 @@ with absent("albumentations.pytorch", "huggingface_hub"):  # torch and a web cli
 
 
 class ScaledWindow(A.DualTransform):
-    """`Window` as a transform.
+    """`Window` as a transform, turned about its centre if that is asked for.
 
     Args:
         size: the window's.
         scale: the window's.
         fill: the window's.
+        rotate: greatest turn in degrees, either way.
         p: probability.
     """
 
@@ -34,18 +35,25 @@ class ScaledWindow(A.DualTransform):
         size: tuple[int, int]
         scale: tuple[float, float]
         fill: tuple[int, int, int]
+        rotate: float
 
     def __init__(
-        self, size: tuple[int, int], scale: tuple[float, float], fill: tuple[int, int, int], p: float = 1.0
+        self,
+        size: tuple[int, int],
+        scale: tuple[float, float],
+        fill: tuple[int, int, int],
+        rotate: float = 0,
+        p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
-        self.size, self.scale, self.fill = size, scale, fill
+        self.size, self.scale, self.fill, self.rotate = size, scale, fill, rotate
         self.window = Window(size, scale, fill)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Draw the window."""
         window, resized = self.window.draw(self.py_random, params["shape"])
-        return {"window": window, "resized": resized}
+        degrees = self.py_random.uniform(-self.rotate, self.rotate) if self.rotate else 0.0
+        return {"window": window, "resized": resized, "degrees": degrees}
 
     def apply(self, img: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
         """Cut and resize an image, uint8 (H, W, 3) -> (h, w, 3)."""
@@ -58,7 +66,10 @@ class ScaledWindow(A.DualTransform):
     def cut(self, pixels: np.ndarray, params: dict[str, Any]) -> np.ndarray:
         """Cut the window from an image or a mask."""
         out = np.empty((*self.size, *pixels.shape[2:]), np.uint8)
-        self.window.cut(pixels, params["window"], params["resized"], out)
+        if self.rotate:
+            self.window.cut_turned(pixels, params["window"], params["resized"], params["degrees"], out)
+        else:
+            self.window.cut(pixels, params["window"], params["resized"], out)
         return out
 
 
@@ -126,13 +137,9 @@ def pipeline_of(
         hue: as in `TrainView`.
     """
     steps: list[A.BasicTransform] = [
-        ScaledWindow(window.size, window.scale, window.fill),
+        ScaledWindow(window.size, window.scale, window.fill, rotate),
         Mirror(flip_pairs, p=flip),
     ]
-    if rotate:
-        steps.append(A.Rotate(
-            limit=(-rotate, rotate), border_mode=cv2.BORDER_CONSTANT, fill=window.fill, fill_mask=IGNORE, p=1.0
-        ))  # fmt: skip
     if brightness or contrast:
         limits = (-brightness, brightness), (-contrast, contrast)
         steps.append(A.RandomBrightnessContrast(brightness_limit=limits[0], contrast_limit=limits[1], p=1.0))

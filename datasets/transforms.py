@@ -14,7 +14,13 @@ from datasets.sample import DataError
 from datasets.window import Window, exchanged
 
 VIEWS = 2
+TURNED_VIEWS = 3  # up to 0.4.0 the finished crop was turned
 """One more whenever the same seeds give other views or another order: no run goes on across that."""
+
+
+def views_version(rotate: float) -> int:
+    """The version by which views are cut: `VIEWS`, or that of views that are turned."""
+    return TURNED_VIEWS if rotate else VIEWS
 
 
 def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
@@ -63,7 +69,8 @@ class TrainView:
         contrast: greatest change of the contrast's factor from 1; 0 leaves it.
         saturation: greatest change of the saturation's factor from 1; 0 leaves it.
         hue: greatest turn of the hue, as a fraction of the circle; 0 leaves it.
-        rotate: greatest turn of the crop in degrees, either way; corners become padding; 0 leaves it.
+        rotate: greatest turn of the scaled image in degrees, either way, before padding and crop; only what lies
+            outside of the image becomes padding; 0 leaves it.
         flip_pairs: classes of the mask that change places in a flip (left arm, right arm).
 
     Raises:

@@ -1,5 +1,6 @@
 """The window of an image that becomes a crop, and the flip of classes that have sides."""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,6 +71,37 @@ class Window:
             target[:] = source
         elif (made := cv2.resize(source, resized[::-1], dst=target, interpolation=how)) is not target:
             target[:] = made
+
+    def cut_turned(
+        self,
+        pixels: np.ndarray,
+        window: tuple[int, int, int, int],
+        resized: tuple[int, int],
+        degrees: float,
+        out: np.ndarray,
+    ) -> None:
+        """As `cut`, from the image turned about the window's centre: what is next to the window fills its corners.
+
+        Args:
+            pixels: an image uint8 (H, W, 3), or a mask uint8 (H, W).
+            window: from `draw`.
+            resized: from `draw`.
+            degrees: counter-clockwise.
+            out: uint8 (h, w, 3), or (h, w) for a mask.
+        """
+        top, left, height, width = window
+        cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        to_source = np.array([width / resized[1], height / resized[0]])[:, None]
+        turn = np.array([[cos, -sin], [sin, cos]])  # of the crop's pixels, whose rows go down
+        centre = np.array([resized[1] / 2, resized[0] / 2])
+        # pixel centres are at halves: source + 1/2 = corner + scale (centre + turn (crop + 1/2 - centre))
+        shift = np.array([left, top]) + to_source[:, 0] * (centre + turn @ (0.5 - centre)) - 0.5
+        matrix = np.hstack([to_source * turn, shift[:, None]])
+        how, fill = (cv2.INTER_LINEAR, self.fill) if pixels.ndim == 3 else (cv2.INTER_NEAREST, (IGNORE,))
+        cv2.warpAffine(
+            pixels, matrix, out.shape[1::-1], dst=out, flags=how | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_CONSTANT, borderValue=fill,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=32)

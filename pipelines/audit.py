@@ -44,7 +44,7 @@ def main() -> None:
     from pipelines.base.pictures import safe_name
 
     if args.sheet:
-        writable("--sheet", args.sheet.absolute().parent)
+        writable("--sheet", args.sheet.parent)
         if args.sheet.is_dir():
             raise InputError(f"--sheet {args.sheet}: is a folder; name a file, e.g. {args.sheet}/sheet.png")
     uri = below(str(Path.cwd()), args.shards)

@@ -79,7 +79,8 @@ def upsample(output: Tensor, image: Tensor) -> Tensor:
     """
     if output.ndim != 4:
         return output
-    output = output.to(torch.promote_types(output.dtype, torch.float32))
+    # contiguous while it is small: channels_last, the loss would copy it at the image's size
+    output = output.to(torch.promote_types(output.dtype, torch.float32)).contiguous()
     # Not `resize`: it checks whether there is anything to do, which binds an exported program to one size.
     return F.interpolate(output, size=image.shape[-2:], mode="bilinear", align_corners=True)
 

@@ -8,6 +8,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipelines.base.errors import RunFailed, SetupError, Stopped, users_message
+from pipelines.base.errors import InputError, RunFailed, SetupError, Stopped, users_message
 from pipelines.base.text import plain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,8 +187,11 @@ def writable(option: str, folder: Path) -> Path:
     """The folder that an option of the command line names, created where it is missing, before anything is computed.
 
     Raises:
+        InputError: it is a bucket's URI.
         SetupError: nothing can be written there.
     """
+    if scheme := re.match(r"[a-z0-9]{2,}:/", str(folder)):
+        raise InputError(f"{option}: {scheme[0]}… is a URI; allowed: a folder of this machine")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

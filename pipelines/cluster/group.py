@@ -109,6 +109,9 @@ def trainer(
 def process_group(minutes: float = 30.0) -> Iterator[None]:
     """The process group of this worker and the others, where there are others.
 
+    After an error nothing waits for the others: they may sit in a collective, and NCCL's end would wait for it. Ray
+    ends their processes, and this one.
+
     Args:
         minutes: how long a collective may wait for a worker.
     """
@@ -130,13 +133,20 @@ def process_group(minutes: float = 30.0) -> Iterator[None]:
     name_interface(LOOPBACK if host == LOOPBACK else own)
     store = dist.TCPStore(host, port, world, listener is not None, timeout,
                           master_listen_fd=listener.detach() if listener else None)  # fmt: skip
-    backend = "nccl" if ray.train.torch.get_device().type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    device = ray.train.torch.get_device()
+    on_gpu = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world, timeout=timeout,
+        device_id=device if on_gpu else None,  # communicators are made here, where a broken link is told
+    )  # fmt: skip
     try:
         yield
-    finally:
-        dist.destroy_process_group()
-        torch.cuda.empty_cache()
+    except BaseException:
+        if not on_gpu:  # gloo ends at once
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+    torch.cuda.empty_cache()
 
 
 def name_interface(address: str) -> None:

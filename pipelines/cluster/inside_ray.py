@@ -185,7 +185,7 @@ def found_address() -> str:
 def node_types() -> list[tuple[dict[str, float], int]]:
     """The kinds of nodes that an autoscaler may start: resources, and the most nodes of it. Empty where nobody says.
 
-    Ray has a place for them, which nothing fills in 2.60. What its autoscaler was started with stands on the command
+    Ray has a place for them, which nothing fills in 2.60. What its autoscaler was started with is on the command
     line of a process on the head.
     """
     from ray._private.state import state

@@ -104,7 +104,7 @@ def size_workers(
     count = workers.count if workers.count is not None else (gpus if gpu else 1)
     if gpu and workers.count is None and not gpus:
         raise InputError(
-            "workers.gpus = 1: the cluster has no GPU, and none that it says it may grow by. Add nodes with GPUs, or "
+            "workers.gpus = 1: the cluster has no GPU, and says that it can add none. Add nodes with GPUs, or "
             "train on CPUs with workers.gpus=0"
         )
     if gpu and max(count, 1) > gpus:

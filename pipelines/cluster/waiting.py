@@ -110,7 +110,7 @@ def too_few(sizes: Sizes, seconds: float) -> SetupError:
     """What to say where nodes did not come."""
     return SetupError(
         f"no room for {in_short(sizes)} in {duration(seconds)} (workers.wait_minutes): the cluster has "
-        f"{in_words(present())}, {free()} free. Look why no node comes (`ray status`), give fewer workers "
+        f"{in_words(present())}, {free()} free. Find out why no node comes (`ray status`), give fewer workers "
         "(workers.count), or train on CPUs (workers.gpus=0)"
     )
 

@@ -220,7 +220,7 @@ def note_workers(jobs: Sequence[Job]) -> None:
         numerics = checkpoint.numerics_of(found) if found else None
         now = max(1, job.sizes.count)
         if found and numerics and numerics.world != now:
-            text = f"from here on {now} worker(s), before that {numerics.world}: the same batches, rounded otherwise"
+            text = f"from here on {now} worker(s), before that {numerics.world}: the same batches, with other rounding"
             with Record(job.place.record) as record:
                 record.add("note", int(found["step"]), text=text)
 

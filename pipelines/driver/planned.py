@@ -201,5 +201,5 @@ def check_rows(plan: PlannedStage, place: StageFolder) -> None:
         if manifest and before and before != manifest.hash:
             raise InputError(
                 f"stage {plan.stage.name}: {uri} holds other rows than when this run began (hash {before[:12]}… then, "
-                f"{manifest.hash[:12]}… now). Bring back the shards of then, or train again under another name=…"
+                f"{manifest.hash[:12]}… now). Bring those shards back, or train again under another name=…"
             )

@@ -64,21 +64,11 @@ def run_recipe(recipe: Recipe, feed: Feed | None = None) -> list[Result]:
             print(f"{recipe.name} is finished, nothing to do; `name=OTHER` trains again. It is in {folder}")
             print(table(results))
             return results
-        check_views(folder)
-        warn_without_validation(recipe)
-        with timeline.part("checks of the weights"):
-            check_known_share(recipe)
-            weights = find_start(recipe, output)
-        with timeline.part("checks of the shards"):
-            say("shards", "are checked")
-            planned = None if recipe.data == SAMPLE else plan_stages(recipe, recipe.data, folder)
+        weights, planned = check_files(recipe, output, folder, timeline)
         with timeline.part("start of Ray"):
             sizes = session.enter_context(ray_for(recipe) if needs_ray else alone(recipe))
         if planned is None:
-            from pipelines.shards.sample import sample_shards
-
-            with timeline.part("the sample and its shards"):
-                planned = plan_stages(recipe, str(sample_shards(output)), folder)
+            planned = plan_sample(recipe, output, folder, timeline)
         with timeline.part("checks of the cluster"):
             check_share(recipe, sizes)
             if needs_ray:
@@ -99,6 +89,32 @@ def run_recipe(recipe: Recipe, feed: Feed | None = None) -> list[Result]:
     print(table(results))
     print(f"\nLook at it:  {tracker.ui_command()}")
     return results
+
+
+def check_files(
+    recipe: Recipe, output: Path, folder: Path, timeline: Timeline
+) -> tuple[Weights, list[PlannedStage] | None]:
+    """What can be known before Ray starts: the weights, and the stages; None for the sample's, which Ray writes.
+
+    Raises:
+        InputError, DataError: what the recipe names is not there, or does not fit.
+    """
+    check_views(folder)
+    warn_without_validation(recipe)
+    with timeline.part("checks of the weights"):
+        check_known_share(recipe)
+        weights = find_start(recipe, output)
+    with timeline.part("checks of the shards"):
+        say("shards", "are checked")
+        return weights, None if recipe.data == SAMPLE else plan_stages(recipe, recipe.data, folder)
+
+
+def plan_sample(recipe: Recipe, output: Path, folder: Path, timeline: Timeline) -> list[PlannedStage]:
+    """The stages on the bundled sample, whose shards are written where they are missing."""
+    from pipelines.shards.sample import sample_shards
+
+    with timeline.part("the sample and its shards"):
+        return plan_stages(recipe, str(sample_shards(output)), folder)
 
 
 def say(what: str, happens: str) -> None:
@@ -129,7 +145,8 @@ def ray_for(recipe: Recipe) -> contextlib.AbstractContextManager[Sizes]:
 def alone(recipe: Recipe) -> Iterator[Sizes]:
     """This process only, with loader processes where the recipe asks for them, without a Ray session."""
     quiet()
-    yield Sizes(0, int(torch.cuda.is_available()), 1.0, recipe.workers.feed_tasks or 0, 1.0)
+    gpus = int(torch.cuda.is_available() and recipe.workers.gpus != 0)
+    yield Sizes(0, gpus, 1.0, recipe.workers.feed_tasks or 0, 1.0)
 
 
 def store_bytes(recipe: Recipe, sizes: Sizes) -> int:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.fs
-
+from datasets.sample import DataError
+from datasets.storage import locate
+from pipelines.base.addresses import hide_secret
 from pipelines.base.errors import InputError
 from pipelines.base.files import replacing
 from pipelines.base.text import first_sentence, nearest
@@ -74,13 +75,13 @@ def localise(weights: str | None, output: Path) -> Weights:
 def fetch(uri: str, path: Path) -> None:
     """Copy a remote file, whole or not at all."""
     try:
-        system, inner = pyarrow.fs.FileSystem.from_uri(uri)
+        system, inner = locate(uri)
         with replacing(path) as temporary, system.open_input_stream(inner) as source, temporary.open("wb") as sink:
             shutil.copyfileobj(source, sink)
-    except (OSError, ValueError) as error:
+    except (DataError, OSError, ValueError) as error:
         raise InputError(
-            f"backbone.weights = {uri!r} cannot be read: {error}. Allowed are a path, a file://, s3:// or gs:// URI, "
-            f"`{HUB}` for timm's download, and null for random weights."
+            f"backbone.weights = {hide_secret(uri)!r} cannot be read: {error}. Allowed are a path, a file://, s3:// or "
+            f"gs:// URI, `{HUB}` for timm's download, and null for random weights."
         ) from None
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.transforms import VIEWS
+from datasets.transforms import VIEWS, views_version
 from pipelines.base.errors import InputError
 from pipelines.base.files import TEMPORARY, replacing
 from pipelines.recipes.reading import convert
@@ -237,17 +237,18 @@ def newest(folder: Path, mapped: bool = False, passed: list[str] | None = None) 
     return None
 
 
-def check_views(views: int, path: Path) -> None:
+def check_views(views: int, rotate: float, path: Path) -> None:
     """Refuse to train on from what was trained on other views.
 
     Args:
         views: the version by which a checkpoint's views were cut.
+        rotate: of its recipe's view.
         path: of the checkpoint, or the folder that holds it.
 
     Raises:
         InputError: the run was begun by a version that cuts other views from the same seeds.
     """
-    if views != VIEWS:
+    if views != views_version(rotate):
         raise InputError(
             f"{path}: trained by a version that cuts other views from the same seeds, so its run cannot go on here. "
             "Finish it with that version, or train again under another name (name=OTHER; a study, --name OTHER)."

@@ -143,7 +143,8 @@ def check_views(folder: Path) -> None:
     """
     for stage in RunFolder(folder).stages():
         if found := checkpoint.newest(stage.checkpoints, mapped=True):
-            checkpoint.check_views(found.get("views", 1), stage.checkpoints)
+            rotate = found.get("recipe", {}).get("view", {}).get("rotate", 0.0)
+            checkpoint.check_views(found.get("views", 1), rotate, stage.checkpoints)
 
 
 def keep_recipe(recipe: Recipe, folder: Path) -> None:

@@ -18,6 +18,7 @@ from pipelines.feed.plan import open_shards
 from pipelines.feed.validation import read_ahead, validation_batches
 from pipelines.scoring.bootstrap import ClassCounts
 from pipelines.scoring.measures import MEASURES, measure
+from pipelines.scoring.validate import sizes_that_vary
 from segmodels.inference import Inference, predict_together
 from segmodels.metrics import cells
 from segmodels.segmentor import Segmentor
@@ -115,12 +116,14 @@ def count_images(
         beat(len(rows))
         return counted
 
-    for parts in at_once(count, read_ahead(shards, mine), mine, share):
-        for kept, total, (entries, more) in zip(found, sums, parts, strict=True):
-            kept.append(entries)
-            total += more
-        if stop():
-            break
+    whole = [way for way in inferences if way.window is None]
+    with sizes_that_vary((whole or list(inferences))[0]):
+        for parts in at_once(count, read_ahead(shards, mine), mine, share):
+            for kept, total, (entries, more) in zip(found, sums, parts, strict=True):
+                kept.append(entries)
+                total += more
+            if stop():
+                break
     halt_together(stop(), share)
     counts = [
         ImageCounts(model.num_classes, gathered(entries, share), tuple(measures), summed(total, share))

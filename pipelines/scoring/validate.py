@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -13,6 +14,17 @@ from pipelines.feed.validation import read_ahead, validation_batches
 from segmodels.inference import Inference, predict
 from segmodels.metrics import Confusion
 from segmodels.segmentor import Segmentor
+
+
+@contextlib.contextmanager
+def sizes_that_vary(inference: Inference) -> Iterator[None]:
+    """For whole images cuDNN does not search for the fastest algorithm: it would again for each of their sizes."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before and inference.window is not None
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def validate(
@@ -43,7 +55,11 @@ def validate(
     rows = 0
     mine = validation_batches(shards, batch)[rank::world]
     beat()
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+        sizes_that_vary(inference),
+    ):
         for part in read_ahead(shards, mine):
             part = part.to(device, channels_last=device.type == "cuda")
             confusion.update(predict(model, part.image, inference).argmax(1), part.mask)

@@ -12,7 +12,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.transforms import TrainView
+from datasets.transforms import TrainView, views_version
+from pipelines.cluster.device import named, settle_precision
+from pipelines.cluster.sizes import several
 from pipelines.feed.plan import SamplePlan
 from pipelines.recipes.model import build_model, count_norms, frozen_norms
 from pipelines.recipes.recipe import Recipe, Stage, micro_batch
@@ -22,6 +24,7 @@ from pipelines.training.job import Job
 from segmodels.losses import Objective
 from segmodels.optim import build_sgd, parameter_groups
 from segmodels.segmentor import Segmentor
+from segmodels.sync_norm import synchronised
 
 
 @dataclass
@@ -86,6 +89,7 @@ class Learner:
             classes=job.classes,
             palette=job.palette,
             seen=job.seen,
+            views=views_version(job.recipe.view.rotate),
             numerics=self.numerics,
             optimizer=self.optimizer.state_dict() if resumable else None,
             trained=self.model.state_dict() if resumable and self.average else None,
@@ -122,6 +126,7 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device) -> Learn
         frozen=frozen_norms(model, recipe, "all" if job.initial else "backbone" if job.weights else ""),
     )  # fmt: skip
     resume(learner)
+    learner.origin += f"; {several(world, 'worker')} on {named(device)}, {precision}"
     if recipe.optim.freeze_norm:
         learner.origin += f"; {told_of_frozen(learner)}"
     learner.net = distribute(model, world, device, recipe.workers.compile)
@@ -140,11 +145,9 @@ def told_of_frozen(learner: Learner) -> str:
 def set_up_process(job: Job, device: torch.device) -> str:
     """Threads and numerics of this process; returns the precision in use, `bf16` or `fp32`."""
     torch.set_num_threads(job.threads)
-    wish = job.recipe.workers.precision
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        return "bf16" if wish == "bf16" or (wish == "auto" and torch.cuda.is_bf16_supported()) else "fp32"
-    return "bf16" if wish == "bf16" else "fp32"
+    return settle_precision(job.recipe.workers.precision, device)
 
 
 def start_weights(model: Segmentor, job: Job) -> str:
@@ -156,7 +159,7 @@ def start_weights(model: Segmentor, job: Job) -> str:
     if job.initial is None:
         return f"starts from {'backbone weights ' + job.weights if job.weights else 'random weights'}"
     before = Checkpoint.read(job.initial, mapped=True)  # only the weights leave the file
-    checkpoint.check_views(before.views, job.initial)
+    checkpoint.check_views(before.views, before.recipe.view.rotate, job.initial)
     fresh = checkpoint.initialise(model, before.model, before.classes == job.classes)
     source = f"starts from the weights of {before.stage} (step {before.step})"
     if fresh:
@@ -192,7 +195,7 @@ def resume(learner: Learner) -> None:
     if content is None:
         return
     found = Checkpoint.of(content)
-    checkpoint.check_views(found.views, folder)
+    checkpoint.check_views(found.views, found.recipe.view.rotate, folder)
     if found.numerics:
         checkpoint.check_numerics(found.numerics, learner.numerics, folder)
     learner.shown.load_state_dict(found.model)
@@ -212,12 +215,20 @@ def resume(learner: Learner) -> None:
 
 
 def distribute(model: Segmentor, world: int, device: torch.device, compiled: bool) -> nn.Module:
-    """DDP around the model where there are several workers; synchronised BatchNorm exactly on CUDA."""
+    """DDP around the model where there are several workers; batch norm over all of them exactly on CUDA.
+
+    No step sends buffers: synchronised norms are equal on all workers, EMANet's bases are averaged by `after_step`, and
+    `share_buffers` comes before each validation.
+    """
     net: nn.Module = model
     if world > 1:
-        if device.type == "cuda":  # SyncBatchNorm does not run on CPUs: there each worker normalises its own share
-            net = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        net = DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
+        on_gpu = device.type == "cuda"
+        net = DistributedDataParallel(
+            synchronised(model) if on_gpu else model,
+            device_ids=[device] if on_gpu else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
     return torch.compile(net) if compiled else net  # type: ignore[return-value]
 
 

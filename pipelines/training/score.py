@@ -48,7 +48,8 @@ def score(learner: Learner, step: int, record: Record, beat: Callable[[], None] 
     if learner.rank == 0:
         if learner.progress.best_step == step:
             learner.checkpoint(step).write(job.place.best)
-        overlays = draw_overlays(job, shown, inference, learner.device, step)
+        with learner.autocast():
+            overlays = draw_overlays(job, shown, inference, learner.device, step)
         matrix = Path(pictures.save_counts(job.place.counts(step), counts)).relative_to(job.folder)
         record.add(
             "val", step, miou=result.miou, accuracy=result.accuracy, fwiou=result.fwiou, iou=result.iou,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 
 import numpy as np
 
+from pipelines.cluster.device import device_of
 from pipelines.cluster.inside_ray import one_more
 from pipelines.feed.batch import Batch
 from pipelines.feed.batches import train_batches, under_way
@@ -22,7 +23,7 @@ from pipelines.training.learner import make_learner
 from pipelines.training.meter import Meter
 from pipelines.training.pulse import Pulse
 from pipelines.training.score import score, validation_steps
-from pipelines.training.step import train_step
+from pipelines.training.step import rehearse, train_step
 
 Feed = Callable[[SamplePlan, str, int, float], Generator[Batch]]
 
@@ -39,11 +40,11 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
         stopped being finite, or a signal came.
     """
     import ray.train
-    import ray.train.torch
 
     context, recipe = ray.train.get_context(), job.recipe
-    rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
+    rank, world, device = context.get_world_rank(), context.get_world_size(), device_of(job.sizes.gpus)
     learner = make_learner(job, rank, world, device)
+    rehearse(learner)
     pulse.beat()  # setting up is progress too: on a busy machine it alone takes half a minute
     plan, validations = learner.plan(), validation_steps(job)
     with (

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.feed.batch import Batch
+from pipelines.recipes.model import train_mode
 from pipelines.training.learner import Learner
 from segmodels.optim import poly, set_lr
 
@@ -48,6 +49,28 @@ def train_step(learner: Learner, batch: Batch, step: int, asked: int = 0) -> tup
     if learner.average:
         learner.average.update(learner.model, step=step + 1)
     return sum(losses[1:], start=losses[0]), ending
+
+
+def rehearse(learner: Learner) -> None:
+    """Let DDP settle the order in which it adds up gradients, before a step counts.
+
+    It orders its buckets by the first backward pass of a process, and from three workers on sums are rounded by that
+    order: without a rehearsal, a stage that was resumed would add up otherwise than one that was not.
+    """
+    if learner.world < 3:
+        return
+    model, crop = learner.model, learner.job.recipe.view.crop
+    kept = [buffer.clone() for buffer in model.buffers()]
+    image, mask = torch.zeros(learner.micro, 3, *crop, dtype=torch.uint8), torch.zeros(learner.micro, *crop).byte()
+    batch = Batch(image, mask).to(learner.device, learner.channels_last)
+    train_mode(model, learner.frozen)
+    with learner.autocast():
+        outputs = learner.net(batch.image)
+    learner.objective(outputs, batch.mask, 1.0, 1.0)[0].backward()
+    learner.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), kept, strict=True):
+            buffer.copy_(before)
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -35,7 +35,7 @@ def train_stages(jobs: Sequence[Job], feed: Feed = train_batches) -> Interrupted
     check_names()
     run = RunFolder(jobs[0].folder.parent)
     if not run.recipe.exists():
-        raise SetupError(f"a worker does not see {run.path}: put `output` where all nodes share a file system")
+        raise SetupError(f"a worker does not see {run.path}: put `output` on a file system that all nodes share")
     with process_group():
         for job in jobs:
             if run.fault.exists():

@@ -10,7 +10,7 @@ import pytest
 
 from datasets.augment import ScaledWindow, pipeline_of
 from datasets.sample import DataError
-from datasets.transforms import TrainView, epoch_order, sample_seed
+from datasets.transforms import TrainView, epoch_order, sample_seed, views_version
 from datasets.window import Window
 
 VIEW = TrainView((64, 72), (0.5, 2.0))
@@ -148,6 +148,41 @@ def test_epoch_order_is_a_permutation_of_the_ids_whatever_their_rows() -> None:
     assert [ids[i] for i in order] == [shuffled[i] for i in epoch_order(shuffled, 7, 2)]
     assert not np.array_equal(order, epoch_order(ids, 7, 3))
     assert not np.array_equal(order, epoch_order(ids, 8, 2))
+
+
+def test_a_turned_window_is_filled_with_what_is_next_to_it() -> None:
+    """Of an image of 240x320, 3 % of each turned crop would be padding if the crop were turned after it was cut."""
+    columns = np.arange(320, dtype=np.uint8) % 250
+    mask = np.tile(columns // 50, (240, 1))
+    image = np.repeat(np.tile(columns, (240, 1))[..., None], 3, axis=2)
+    view = TrainView((128, 128), (1, 1), flip=0, rotate=10)
+    padded = []
+    for seed in range(60):
+        got, got_mask = view(image, mask, seed)
+        padded.append((got_mask == 255).mean())
+        inside = (got_mask != 255) & (abs(got[..., 0].astype(int) % 50 - 25) < 23)  # away from the classes' borders
+        assert (
+            got_mask[inside] == got[..., 0][inside] // 50
+        ).mean() > 0.99  # at its border the image fades into the fill
+    assert np.mean(padded) < 0.004
+    assert view(image, mask, 2)[0].std(axis=0).max() > 1  # columns are no longer upright
+
+
+@pytest.mark.parametrize("degrees", [0.0, 90.0, 180.0])
+def test_a_quarter_turn_of_a_window_is_that_of_its_pixels(degrees: float) -> None:
+    generator = np.random.default_rng(0)
+    window = Window((8, 8), (1, 1), (0, 0, 0))
+    for pixels in (
+        generator.integers(0, 256, (8, 8, 3)).astype(np.uint8),
+        generator.integers(0, 9, (8, 8)).astype(np.uint8),
+    ):
+        out = np.empty_like(pixels)
+        window.cut_turned(pixels, (0, 0, 8, 8), (8, 8), degrees, out)
+        np.testing.assert_array_equal(out, np.rot90(pixels, round(degrees / 90)))
+
+
+def test_only_turned_views_have_their_own_version() -> None:
+    assert (views_version(0), views_version(10)) == (2, 3)
 
 
 @pytest.mark.parametrize("rotate", [0, 1e-9])  # the common view, and Compose

@@ -26,6 +26,8 @@ from pipelines.recipes.reading import load_recipe
 from pipelines.recipes.recipe import InferenceSpec
 from pipelines.runs.checkpoint import Checkpoint, Progress
 from pipelines.scoring.evaluation import Wishes, check_labels, evaluate_here, override_inference, plan_evaluation
+from pipelines.scoring.validate import sizes_that_vary
+from segmodels.inference import Inference
 from segmodels.segmentor import classifier_keys
 
 ABSENT = "train"
@@ -182,3 +184,11 @@ finally:
     assert done.returncode == 2, done.stderr
     assert done.stdout == "[]\n"
     assert ("no such folder" if there else f"no checkpoint {path}") in done.stderr
+
+
+@pytest.mark.parametrize(("window", "searches"), [(None, False), ((32, 32), True)])
+def test_cudnn_searches_for_algorithms_only_where_sizes_stay(window, searches, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with sizes_that_vary(Inference("slide" if window else "whole", window)):
+        assert torch.backends.cudnn.benchmark is searches
+    assert torch.backends.cudnn.benchmark is True

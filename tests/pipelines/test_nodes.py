@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 import yaml
 from ray._private.runtime_env.packaging import _get_excludes
 
@@ -188,6 +189,14 @@ def test_what_ray_raises_on_joining_is_said_with_the_address(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
     with pytest.raises(SetupError, match=r"RAY_ADDRESS = 10.0.0.5:6379: .* Version mismatch: theirs, ours"):
         joining.connect()
+
+
+def test_a_submitted_job_takes_pages_along_but_neither_data_nor_runs():
+    left_out = _get_excludes(ROOT, (ROOT / ".rayignore").read_text().split())
+    sent = ("mine.yaml", "pyproject.toml", "pipelines/voc_pretrain.py", "segmodels/heads/catalog.py", "datasets")
+    kept = (".git", ".venv", "data", "runs", "out", "tests", "mlruns", "mlflow.db", "pipelines/__pycache__")
+    assert [name for name in sent if left_out(ROOT / name)] == []
+    assert [name for name in kept if not left_out(ROOT / name)] == []
 
 
 def test_only_the_code_is_sent():
@@ -591,6 +600,30 @@ def test_each_failure_is_noted_once_and_ends_what_would_only_come_again(tmp_path
 # ---- interfaces, threads, numbers of workers
 
 
+@pytest.mark.parametrize(("device", "fails", "ends"), [("cuda", True, 0), ("cuda", False, 1), ("cpu", True, 1)])
+def test_after_an_error_nothing_waits_for_other_gpus(monkeypatch, device, fails, ends):
+    import ray.train.torch
+    import torch.distributed as dist
+
+    from pipelines.cluster.group import process_group
+
+    asked, ended = {}, []
+    context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr("ray.train.collective.broadcast_from_rank_zero", lambda value: ("127.0.0.1", 1))
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device(device))
+    monkeypatch.setattr(dist, "TCPStore", lambda *args, **options: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.update(options, backend=backend))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append(1))
+    with contextlib.suppress(ValueError), process_group():
+        if fails:
+            raise ValueError("a bad row")
+    assert len(ended) == ends
+    on_gpu = device == "cuda"
+    assert (asked["backend"], asked["device_id"]) == (("nccl", torch.device("cuda")) if on_gpu else ("gloo", None))
+
+
 def test_the_interface_of_an_address_is_named_unless_the_user_did(monkeypatch):
     from pipelines.cluster.group import interface, name_interface
 
@@ -740,3 +773,33 @@ def test_a_buckets_error_has_a_cure(text, cure):
     with pytest.raises(DataError, match=r"s3://\*\*\*@b/x: .*") as told, storage._told("s3://user:secret@b/x"):
         raise OSError(text)
     assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("wish", "device", "native", "precision"),
+    [
+        ("auto", "cpu", True, "fp32"),
+        ("bf16", "cpu", False, "bf16"),
+        ("auto", "cuda", True, "bf16"),
+        ("auto", "cuda", False, "fp32"),  # Turing, of which PyTorch says that it has bf16
+        ("fp32", "cuda", True, "fp32"),
+    ],
+)
+def test_auto_is_bf16_exactly_where_a_gpu_computes_in_it(monkeypatch, wish, device, native, precision):
+    from pipelines.cluster.device import settle_precision
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert settle_precision(wish, torch.device(device)) == precision
+
+
+def test_emulated_bf16_is_refused_and_a_gpu_that_was_not_asked_for_is_not_touched(monkeypatch):
+    import ray.train.torch
+
+    from pipelines.cluster.device import device_of, settle_precision
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(InputError, match=r"precision bf16: Tesla T4 only emulates it.* allowed there: fp32"):
+        settle_precision("bf16", torch.device("cuda"))
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cuda", 0))
+    assert (device_of(0).type, device_of(1).type) == ("cpu", "cuda")

@@ -218,6 +218,15 @@ def test_weights_come_from_a_path_or_a_uri_with_their_hash(tmp_path):
         localise("/no/such.pth", tmp_path)
 
 
+def test_weights_in_a_bucket_that_does_not_answer_are_told_in_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.storage.FIRST_S", 0.2)
+    uri = "s3://key:secret@bucket/w.pth?endpoint_override=127.0.0.1:9&scheme=http"
+    with pytest.raises(InputError, match=r"backbone.weights = .* cannot be read") as told:
+        localise(uri, tmp_path / "out")
+    assert "secret" not in str(told.value)
+    assert not list((tmp_path / "out").rglob("*.pth"))
+
+
 def test_shards_lie_below_the_root_or_where_they_say(tmp_path):
     assert locate(str(tmp_path), "voc12/val") == str(tmp_path / "voc12/val")
     assert locate("s3://b/x", "voc12/val") == "s3://b/x/voc12/val"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from segmodels.segmentor import build_segmentor
+from segmodels.segmentor import build_segmentor, upsample
 
 CROP = (64, 96)
 OCNET = {"name": "ocnet", "channels": 8}
@@ -95,3 +95,9 @@ def test_builds_on_the_meta_device():
 def test_bad_recipes(parts, message):
     with pytest.raises(ValueError, match=message):
         build(**parts)
+
+
+def test_logits_reach_the_loss_in_its_own_layout():
+    """A map laid out by channels would be copied at the image's size."""
+    output = torch.randn(2, 5, 4, 4).to(memory_format=torch.channels_last).bfloat16()
+    assert upsample(output, torch.zeros(2, 3, 32, 32)).is_contiguous()

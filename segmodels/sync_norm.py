@@ -1,0 +1,123 @@
+"""Batch norm over the images of all workers, without a wait for the device.
+
+PyTorch's own leaves empty shares out, for which it looks at a mask on the host, three times a layer. Here all shares
+are equal, so one gathering forward and one sum backward are enough, and both can be compiled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Normalises by mean and variance over the images of all workers (Ioffe and Szegedy, 2015, Alg. 1).
+
+    Every worker holds as many values. In evaluation mode, and on one worker, it is plain batch norm.
+
+    Shape: (B, C, *) -> (B, C, *).
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"the norm got an input of shape {tuple(input.shape)}; allowed: (B, C) or (B, C, …)")
+
+    def forward(self, input: Tensor) -> Tensor:
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        if not self.training or world == 1:
+            return super().forward(input)
+        self._check_input_dim(input)
+        output, mean, var = Normalise.apply(input, self.weight, self.bias, self.eps, world)
+        self._track(mean, var, input.numel() // input.shape[1] * world)
+        return output
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Move the running statistics towards those of a batch, the variance without bias.
+
+        Args:
+            mean, var: of the batch (C,).
+            count: values per channel, on all workers.
+        """
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1.0 / self.num_batches_tracked.float() if self.momentum is None else self.momentum
+        for running, now in ((self.running_mean, mean), (self.running_var, var * (count / max(count - 1, 1)))):
+            running.add_((now.to(running) - running) * share)
+
+
+class SyncBatchNormAct(SyncBatchNorm):
+    """The same with the dropout and the activation that timm's `BatchNormAct2d` holds."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
+class Normalise(torch.autograd.Function):
+    """Batch norm by the statistics of all workers; gives the output and these statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, world: int
+    ) -> tuple[Tensor, ...]:
+        own = torch.cat(statistics(x))
+        gathered = own.new_empty(world * len(own))
+        dist.all_gather_into_tensor(gathered, own)
+        means, variances = gathered.view(world, 2, -1).unbind(1)
+        mean = means.mean(0)
+        var = (variances + (means - mean) ** 2).mean(0)  # equal shares: no sums of squares, which would cancel
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps))
+        ctx.world = world
+        output = F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+        ctx.mark_non_differentiable(mean, var)
+        return output, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse = ctx.saved_tensors
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        wide, dy = x.to(mean.dtype), grad.to(mean.dtype)
+        normalised = (wide - mean.view(shape)) * inverse.view(shape)
+        own = torch.stack([dy.sum(axes), (dy * normalised).sum(axes)])
+        total = own.clone()
+        dist.all_reduce(total)
+        of_bias, of_weight = (total / (x.numel() // x.shape[1] * ctx.world)).view(2, *shape)
+        scale = inverse if weight is None else weight * inverse
+        dx = (dy - of_bias - normalised * of_weight) * scale.view(shape)
+        of_bias, of_weight = (None, None) if weight is None else own  # of this worker: DDP adds up those of all
+        return dx.to(x.dtype), of_weight, of_bias, None, None
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel (C,), in float32 at least."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    wide = x if x.dtype == torch.float64 else x.float()
+    var, mean = torch.var_mean(wide, axes, correction=0)
+    return mean, var
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """The model with its batch norms replaced by those over all workers; parameters, buffers and names stay.
+
+    Args:
+        model: is changed; it is what comes back, unless it is a norm itself.
+    """
+    for name, child in model.named_children():
+        setattr(model, name, synchronised(child))
+    if not isinstance(model, nn.BatchNorm1d | nn.BatchNorm2d):
+        return model
+    kind = SyncBatchNormAct if isinstance(model, BatchNormAct2d) else SyncBatchNorm
+    norm = kind(model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats, device="meta")
+    norm._parameters, norm._buffers, norm._modules = model._parameters, model._buffers, model._modules
+    return norm.train(model.training)
