@@ -119,6 +119,7 @@ def streets(tmp_path):
     return root, facts, uri
 
 
+@pytest.mark.slow
 def test_cityscapes_own_script_gives_the_scores_of_evaluate(streets, door, tmp_path):
     script = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     root, facts, uri = streets
