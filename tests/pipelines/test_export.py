@@ -19,6 +19,7 @@ import segmodels
 from pipelines import export, replay
 from pipelines.base.door import ROOT, run
 from pipelines.base.errors import RunFailed, SetupError
+from pipelines.driver.packing import pack_last
 from pipelines.driver.run import run_recipe
 from pipelines.recipes.reading import load_recipe
 from pipelines.runs.folder import StageFolder
@@ -225,6 +226,20 @@ def test_a_run_packs_its_model_though_mlflow_is_away_and_replay_logs_it(store, p
     assert sorted(point.step for point in points) == [0, done.steps]  # each is there once
     assert [out.model_id for out in client.get_run(runs["second"]).outputs.model_outputs] == [model]
     assert "model" in [file.path for file in client.list_artifacts(runs["second"])]
+
+
+@pytest.mark.parametrize(
+    ("error", "why"), [(SetupError("onnx is not installed"), "onnx is not installed"), (KeyError("x"), "KeyError: 'x'")]
+)
+def test_a_model_that_cannot_be_packed_costs_a_warning_with_its_cure(chain, place, monkeypatch, capsys, error, why):
+    def fail(place):
+        raise error
+
+    monkeypatch.setattr("pipelines.serving.packing.pack_stage", fail)
+    pack_last(load_recipe(chain / "recipe.yaml"), chain)
+    told = capsys.readouterr().err
+    assert f"the run is complete, but its MLflow model is not written: {why}" in told
+    assert f"python -m pipelines.export {place.best} --mlflow" in told
 
 
 LOADS = """
