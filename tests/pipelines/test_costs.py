@@ -72,9 +72,9 @@ def test_mlflow_has_them_next_to_the_scores_once(recipe_file, shards, tmp_path):
     stage = tracker.run_of(place)
     assert About.read(place.about).costs == about.costs == counted(recipe)
     for run in (stage, tracker.state["parent"]):
-        send_costs(tracker.client, run, about.costs)  # sent again, as after a driver that died
         found = tracker.client.get_run(run)
         assert found.data.metrics == pytest.approx(about.costs)
+        send_costs(tracker.client, run, about.costs)  # again, as after a driver that died
         history = tracker.client.get_metric_history(run, "cost/params_M")
         assert [(point.step, point.timestamp) for point in history] == [(0, found.info.start_time)]
     params = tracker.client.get_run(stage).data.params
