@@ -159,7 +159,7 @@ def model_of(
     """
     given = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     page = content["recipe"]
-    how = inference_of(page["inference"] | (inference or {}), page["view"]["crop"])
+    how = inference_of(changed(page["inference"], inference or {}), page["view"]["crop"])
     how = replace(how, flip_pairs=mirrored(content, how.flip, path))
     return Model(
         segmentor=segmentor_of(content, given),
@@ -208,7 +208,14 @@ def inference_of(page: Mapping[str, Any], crop: Sequence[int]) -> Inference:
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in page.items() if key in known}
     slides = given.get("mode", Inference.mode) == "slide"
     window = tuple(given.get("window") or crop) if slides else None
-    return Inference(**given | {"window": window, "stride": given.get("stride") if slides else None})
+    return Inference(**given | {"window": window})
+
+
+def changed(page: Mapping[str, Any], wishes: Mapping[str, Any]) -> dict[str, Any]:
+    """A page's `inference` with other values; of another mode, without its window and stride."""
+    other = wishes.get("mode", page.get("mode")) != page.get("mode")
+    kept = {key: value for key, value in page.items() if not (other and key in ("window", "stride"))}
+    return {**kept, **wishes}
 
 
 def mirrored(content: Mapping[str, Any], flip: bool, path: Path) -> tuple[tuple[int, int], ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -179,19 +180,38 @@ def register(client: Any, uri: str, name: str, model: str, run: str, aliases: Se
     Raises:
         InputError: MLflow does not take the name or an alias.
     """
-    import mlflow
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(uri)
     try:
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
-        versions = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == f"models:/{model}"]
-        version = versions[0] if versions else new_version(client, name, model, run, note)
-        for alias in aliases:
-            client.set_registered_model_alias(name, alias, version.version)
+        with registry_at(uri):
+            return next_version(client, name, model, run, aliases, note)
     except MlflowException as error:
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise InputError(f"--register {name} --alias {' '.join(aliases)}: {error.message}") from error
         raise
-    return version.version
+
+
+@contextlib.contextmanager
+def registry_at(uri: str) -> Iterator[None]:
+    """MLflow's own registry at an address: it asks the process' settings, which it also writes to the environment."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before or "")
+        if before is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def next_version(client: Any, name: str, model: str, run: str, aliases: Sequence[str], note: str) -> str:
+    """See `register`."""
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    versions = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == f"models:/{model}"]
+    version = versions[0] if versions else new_version(client, name, model, run, note)
+    for alias in aliases:
+        client.set_registered_model_alias(name, alias, version.version)
+    return str(version.version)

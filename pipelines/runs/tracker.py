@@ -120,8 +120,8 @@ class Tracker(Tracked):
             if stage != self.run_id and find_run(self.client, stage, self.say) is None:
                 self.say(f"it no longer has the run of {name}: a new one is made, from the record")
                 self.forget(name)
-        kept = {run: model for run, model in self.state.get("models", {}).items() if has_model(self.client, model)}
-        self.state["models"] = kept  # a model that was deleted there is logged again
+        if models := self.state.get("models"):  # one that was deleted there is logged again
+            self.state["models"] = {run: model for run, model in models.items() if has_model(self.client, model)}
 
     def forget(self, stage: str) -> None:
         """Have a stage sent again, to a new run."""

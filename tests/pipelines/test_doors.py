@@ -232,9 +232,9 @@ def test_the_wheel_holds_all_packages_and_pages():
     packages = {path.parent.relative_to(ROOT) for top in OURS for path in (ROOT / top).rglob("__init__.py")}
     assert {name.replace(".", "/") for name in found} == {path.as_posix() for path in packages}
     assert all(path.parent.relative_to(ROOT) in packages for top in OURS for path in (ROOT / top).rglob("*.py"))
-    data = {path for top in OURS for path in (ROOT / top).rglob("*.yaml")}
-    (pattern,) = page["tool"]["setuptools"]["package-data"]["pipelines"]
-    assert data == set((ROOT / "pipelines").glob(pattern))
+    data = {path for top in OURS for kind in ("*.yaml", "*.html") for path in (ROOT / top).rglob(kind)}
+    patterns = page["tool"]["setuptools"]["package-data"]["pipelines"]
+    assert data == {path for pattern in patterns for path in (ROOT / "pipelines").glob(pattern)}
     assert page["tool"]["uv"]["package"] is False  # `uv run` runs the checkout
 
 

@@ -19,6 +19,7 @@ from datasets.readers.cityscapes import cityscapes
 from datasets.writer import write_part
 from pipelines import predict
 from pipelines.base.errors import InputError, RunFailed
+from pipelines.recipes.protocols import OWN
 from pipelines.runs.checkpoint import Checkpoint
 from pipelines.scoring.evaluation import evaluate_here, plan_evaluation
 from segmodels.metrics import scores
@@ -133,7 +134,7 @@ def test_cityscapes_own_script_gives_the_scores_of_evaluate(streets, door, tmp_p
     truths = sorted(str(path) for path in root.rglob("*_gtFine_labelIds.png"))
     found = script.evaluateImgLists([script.getPrediction(options, truth) for truth in truths], truths, options)
     checkpoint = Checkpoint.read(best)
-    ours = scores(evaluate_here(plan_evaluation(best, checkpoint, uri), checkpoint))
+    ours = scores(evaluate_here(plan_evaluation(best, checkpoint, uri), checkpoint)[OWN].total())
     assert sum(iou > 0 for iou in ours.iou) > 5
     assert found["averageScoreClasses"] == pytest.approx(ours.miou, abs=1e-15)
     assert [found["classScores"][name] for name in facts.classes] == ours.iou
