@@ -8,6 +8,7 @@ from torch import nn
 from segmodels.heads.reconet import reconet_head
 from segmodels.inference import AVERAGES, Inference, predict, predict_together, protocol
 from segmodels.memory import peak_bytes
+from segmodels.passes import Way, exponentials
 from segmodels.segmentor import Segmentor, build_segmentor
 
 K = 4
@@ -156,6 +157,7 @@ def test_bad_values(values):
 
 WAYS = [
     Inference(),
+    Inference(scales=(1.0, 1.5)),  # its first scale is all of the one before
     Inference("slide", (10, 12), scales=(0.5, 1.0, 1.5), flip=True, flip_pairs=((1, 2),)),
     Inference("slide", (10, 12), (10, 5)),
     Inference("slide", (30, 12), scales=(1.0, 1.5)),
@@ -260,6 +262,13 @@ def test_exponentials_of_large_logits_stay_finite_and_a_common_offset_changes_no
     with torch.no_grad():
         unlike.head.weight *= 100
     assert predict(unlike, image, way).isfinite().all()
+
+
+def test_exponentials_of_pixels_far_below_the_others_are_not_lost():
+    way = Way((1, 2), (1, 2), True, (), "exponentials")
+    values = exponentials(torch.tensor([0.0, -140.0]).view(1, 1, 1, 2), way, {})
+    assert (values > 0).all()
+    assert values[..., 0].item() == pytest.approx(math.exp(60))
 
 
 class Forgetful(Pixels):
