@@ -194,7 +194,7 @@ def send_figure(client: Any, run: str, name: str, draw: Callable[[], Any]) -> No
         except Exception as error:  # whatever matplotlib can raise
             print(f"warning: {name} cannot be drawn, MLflow does without: {first_line(error)}", file=sys.stderr)
             return
-        client.log_artifact(run, str(path), Path(name).parent.name or None)
+        client.log_artifact(run, str(path), name.rpartition("/")[0] or None)
 
 
 def table_of(classes: Sequence[str], iou: Sequence[float | None], counts: np.ndarray) -> dict[str, list[Any]]:
