@@ -1,5 +1,7 @@
 """Every variant of the contract as ONNX, run by onnxruntime at sizes that the export did not see."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,13 @@ from pipelines.serving.program import OPSET, open_onnx, quiet
 from pipelines.serving.translations import table
 
 QUICK = ["reconet"]  # bound to its map; a whole free one is in tests/pipelines/test_export.py
+FIRST = {arguments["name"]: name for name, arguments in reversed(VARIANTS.items())}
+ALL = pytest.mark.skipif(not os.environ.get("EVERY_ONNX"), reason="EVERY_ONNX=1 exports every variant: ten minutes")
+
+
+def marks(name):
+    """One variant of each head in the whole suite, the others when they are asked for."""
+    return [] if name in QUICK else [pytest.mark.slow] if name in FIRST.values() else [pytest.mark.slow, ALL]
 
 
 class Logits(torch.nn.Module):
@@ -21,7 +30,7 @@ class Logits(torch.nn.Module):
         return self.head(list(maps))["logits"]
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in VARIANTS])
 def test_onnx_gives_what_the_head_gives(name, tmp_path):
     head = Logits(build(name).eval())
     bound = getattr(head.head, "feature_size", None)
