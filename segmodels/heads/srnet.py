@@ -19,9 +19,10 @@ from segmodels.layers import ConvNormReLU, check_norm_batch
 
 
 class GraphReasoning(nn.Module):
-    """Graph convolution over K nodes of d states, Eq. (5): Z = relu(BN(A G)) + G, then relu(BN(W Zᵀ))ᵀ.
+    """Graph convolution over K nodes of d states, after Eq. (5): Z = relu(BN(A G)) + G, then relu(BN(W Zᵀ))ᵀ.
 
-    A mixes nodes (K x K), W states (d x d); the paper's I - A is the same, as A is learned with its sign.
+    A mixes nodes (K x K), W states (d x d). The authors' code has it so; Eq. (5) as printed, σ(W G (I - A)), has
+    neither ReLU nor norm between the two products, and takes the mixed nodes away where the code adds them.
 
     Shape: (B, K, d) -> (B, K, d).
 

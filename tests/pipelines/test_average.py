@@ -1,5 +1,6 @@
 """The running average of the weights: by hand, over a resume, and handed on."""
 
+import pytest
 import torch
 
 from pipelines.driver.run import run_recipe
@@ -15,6 +16,7 @@ STAGES = [
 ]
 
 
+@pytest.mark.slow
 def test_the_average_is_what_hand_arithmetic_gives_is_handed_on_and_survives_a_resume(recipe_file, tmp_path):
     page = recipe_file(optim=OPTIM, stages=STAGES, checkpoint_minutes=0.0, keep_last=9)
     run_recipe(recipe := load_recipe(page))

@@ -176,6 +176,7 @@ def test_compiling_is_paid_for_by_shorter_steps():
     assert amortised(slower, 80, 8)[0].endswith("never paid for: its steps are no shorter")
 
 
+@pytest.mark.slow
 def test_step_with_a_resident_batch(tmp_path, capsys):
     small = ["backbone.output_stride=32", "head.channels=8", "aux.channels=8", "view.crop=[32,32]", "batch=2"]
     file = tmp_path / "step.json"

@@ -149,6 +149,7 @@ def test_a_flipped_byte_anywhere_is_noticed_or_changes_nothing(tmp_path):
     assert not torch.equal(checkpoint.load(broken, verified=False)["t"], content["t"])  # what was taken as good before
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over_and_the_record_says_so(recipe_file, tmp_path, capsys):
     page = recipe_file(checkpoint_minutes=0.0, keep_last=2)
     run_recipe(load_recipe(page))

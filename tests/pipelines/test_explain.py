@@ -227,6 +227,7 @@ def test_other_classes_and_rows_trained_on(made, val, opened, tmp_path):
     assert json.loads((tmp_path / "out/explain.json").read_text())["trained_on"]
 
 
+@pytest.mark.slow
 def test_a_stage_ends_with_pictures_and_numbers_of_what_its_head_sees(recipe_file, tmp_path, capsys):
     import mlflow
 

@@ -92,6 +92,7 @@ def logits_of(path, image):
         return segmodels.load(path, device="cpu").segmentor(torch.from_numpy(image))["logits"]
 
 
+@pytest.mark.slow
 def test_an_exported_program_runs_at_any_size_without_the_project(place, opened, tmp_path):
     shown = opened(place.best, "--out", tmp_path / "m.pt2")
     assert "4 images, run by both: 0 of" in shown
@@ -210,6 +211,7 @@ def test_the_card_says_what_the_weights_are(place):
     assert "from random weights" in card
 
 
+@pytest.mark.slow
 def test_a_run_packs_its_model_though_mlflow_is_away_and_replay_logs_it(store, place):
     _, client = store
     state = json.loads((place.path.parent / "mlflow.json").read_text())
@@ -253,6 +255,7 @@ print(json.dumps({"ours": ours, "signature": str(model.metadata.signature.inputs
 """
 
 
+@pytest.mark.slow
 def test_a_registered_model_loads_in_a_fresh_process_without_the_project(store, place, opened, tmp_path):
     uri, client = store
     for _ in range(2):  # the second time it is that version already

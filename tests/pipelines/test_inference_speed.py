@@ -165,6 +165,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_forms_compute_the_same():
     report = inference.measure(options(*SMALL, "--size", "64", "64", "--forms", *inference.FORMS))
     assert [row[1] for row in report.rows] == list(inference.FORMS)

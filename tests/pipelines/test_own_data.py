@@ -47,6 +47,7 @@ def test_the_readme_shows_this_walk():
         assert words in walk
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_shards_a_model_and_a_score(mine, tmp_path, monkeypatch, capsys):
     out, data = tmp_path / "out", tmp_path / "data"
     open_door(monkeypatch, prepare.main, "folder", "--source", mine, "--out", data, "--val", 0.25, "--workers", 0)

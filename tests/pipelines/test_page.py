@@ -225,6 +225,7 @@ def everything(uri, folder):
     return found
 
 
+@pytest.mark.slow
 def test_a_page_is_whole_and_a_replay_makes_the_same(recipe_file, tmp_path, monkeypatch):
     run_recipe(load_recipe(recipe_file(stages=STAGES, protocols=["single"])))
     folder, first = tmp_path / "out/runs/tiny", f"sqlite:///{tmp_path / 'out/mlflow.db'}"

@@ -213,6 +213,7 @@ def test_a_script_without_a_main_guard_is_told_to_have_one(last, refused, tmp_pa
         assert 'Put what the script does below `if __name__ == "__main__":`' in done.stderr
 
 
+@pytest.mark.slow
 def test_the_guard_is_asked_for_where_this_process_starts_loader_processes(recipe_file, monkeypatch):
     asked = []
     monkeypatch.setattr("pipelines.driver.run.check_guard", lambda: asked.append(1))

@@ -197,6 +197,7 @@ def test_protocols_are_no_part_of_what_a_run_computes(recipe_file):
     assert fingerprint(load_recipe(page)) == fingerprint(load_recipe(page, ["protocols=[single]"]))
 
 
+@pytest.mark.slow
 def test_a_stage_ends_with_its_best_weights_scored_under_each_protocol(recipe_file, tmp_path, capsys, monkeypatch):
     import mlflow
 
@@ -241,6 +242,7 @@ def test_a_stage_ends_with_its_best_weights_scored_under_each_protocol(recipe_fi
     assert "IoU_percent" in table["columns"]
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_stopped_while_it_was_scored_is_scored_by_the_same_command(recipe_file, monkeypatch):
     recipe = load_recipe(recipe_file(), ["name=halts", "protocols=[single]"])
 

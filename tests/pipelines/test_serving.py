@@ -43,7 +43,12 @@ SECRET = "not-to-be-guessed-by-anybody"
 def checkpoint(tmp_path_factory):
     """A checkpoint whose classes follow brightness and position, as random weights have it."""
     folder = tmp_path_factory.mktemp("served")
-    keys = ["head={name: fcn, channels: 16}", "aux=null", "loss={logits: {cross_entropy: 1.0}}", "inference.mode=whole"]
+    keys = [
+        "head={name: fcn, channels: 16}",
+        "aux=null",
+        "loss={logits: {cross_entropy: 1.0}}",
+        "inference={mode: whole}",
+    ]
     recipe = load_recipe("sample_small", [*keys, "view.crop=[32,32]", f"output={folder}"])
     torch.manual_seed(0)
     model = build_model(recipe, len(CLASSES)).eval()

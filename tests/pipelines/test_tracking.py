@@ -375,6 +375,7 @@ def test_classes_of_any_name_are_sent_and_what_is_sent_again_is_there_once(empty
     assert table["data"][-1][1:3] == [None, None]
 
 
+@pytest.mark.slow
 def test_a_server_that_misses_only_the_end_is_told_by_replay(recipe_file, tmp_path, monkeypatch, capsys):
     import mlflow
 

@@ -1,7 +1,5 @@
 """Every variant of the contract as ONNX, run by onnxruntime at sizes that the export did not see."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -12,13 +10,12 @@ from pipelines.serving.program import OPSET, open_onnx, quiet
 from pipelines.serving.translations import table
 
 QUICK = ["reconet"]  # bound to its map; a whole free one is in tests/pipelines/test_export.py
-FIRST = {arguments["name"]: name for name, arguments in reversed(VARIANTS.items())}
-ALL = pytest.mark.skipif(not os.environ.get("EVERY_ONNX"), reason="EVERY_ONNX=1 exports every variant: ten minutes")
+SLOW = ["ocnet", "srnet", "ctnet", "ccnet"]  # forms that needed translations, and the papers' heads
 
 
 def marks(name):
-    """One variant of each head in the whole suite, the others when they are asked for."""
-    return [] if name in QUICK else [pytest.mark.slow] if name in FIRST.values() else [pytest.mark.slow, ALL]
+    """Every variant has its form; the whole suite looks at few of them."""
+    return [] if name in QUICK else [pytest.mark.slow] if name in SLOW else [pytest.mark.slow, pytest.mark.long]
 
 
 class Logits(torch.nn.Module):

@@ -52,6 +52,7 @@ def test_the_table_of_names_is_the_table_of_measures():
     assert tuple(measures.MEASURES) == MEASURES
 
 
+@pytest.mark.slow
 def test_one_pass_counts_what_a_loop_over_the_rows_does(best, task):
     checkpoint, shards = Checkpoint.read(best), open_shards(task.uri)
     counts = evaluate_here(task, checkpoint)["single-flip"]
