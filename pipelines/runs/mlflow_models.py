@@ -44,6 +44,11 @@ def pack(folder: Path, script: Path, files: Mapping[str, Path], example: np.ndar
         about: the model's metadata.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for setting in (
+        "MLFLOW_UV_AUTO_DETECT",
+        "MLFLOW_LOG_UV_FILES",
+    ):  # else a lock file of the current folder goes along,
+        os.environ[setting] = "false"  # and the model is served from all that this project needs
     from mlflow import pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec

@@ -1,5 +1,6 @@
 """From a checkpoint to a program, its card and an MLflow model: each is run, where possible without the project."""
 
+import contextlib
 import json
 import os
 import socket
@@ -329,6 +330,7 @@ def port():
 
 @pytest.mark.slow
 def test_a_model_is_served_from_an_environment_of_its_own_requirements(place, tmp_path):
+    assert not list(place.model.rglob("uv.lock")), "a lock file of the current folder would be its requirements"
     number = port()
     words = ["serve", "-m", place.model, "--env-manager", "uv", "--port", number]
     log = (tmp_path / "log").open("w+")
@@ -355,7 +357,8 @@ def test_a_model_is_served_from_an_environment_of_its_own_requirements(place, tm
         assert not (packages / "torch").exists()
         assert (packages / "onnxruntime").exists()
     finally:
-        os.killpg(server.pid, 15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, 15)
         server.wait(30)
         log.close()
 
