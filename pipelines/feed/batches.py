@@ -7,6 +7,7 @@ that decodes is up in half the time.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.util import get_temp_dir
@@ -27,6 +28,7 @@ BLOCK_ROWS = 48  # samples in a Ray block: smaller ones drown in bookkeeping, fo
 LONE_ROWS = 2048  # samples that a worker's only task reads: between two, its process waits for Ray Data to look at it
 TASK_ROWS = 256  # and that each of several reads: the blocks of all but the first wait in the store for their turn
 ENDING_S = 10.0  # seconds that Ray Data's threads get
+TURN_S = 0.05  # least seconds from one turn of Ray Data's loop to the next
 SPAN_TASKS = 512  # tasks of one Ray Data execution, so that its bookkeeping stays small in a run of weeks
 
 
@@ -105,10 +107,36 @@ def executions(plan: SamplePlan, tasks: int, task_cpus: float) -> Generator[Batc
         context.execution_options.preserve_order = True  # without it nothing is reproducible
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Unhurried]
         # Ray hands on what a task yields when it is more than that, and cuts it when it is half as much again
         context.target_max_block_size = per_block * plan.share * plan.view.crop[0] * plan.view.crop[1] * 4 * 3 // 4
         for table in data.iter_batches(batch_size=plan.share, batch_format="pyarrow", prefetch_batches=4):
             yield unpack(table, plan)
+
+
+class Unhurried:
+    """A callback of Ray Data that paces its loop, a thread of the training process.
+
+    While blocks are ready for which the store's share has no room, which is always so where tasks are faster than the
+    training, Ray 2.60's loop turns without a pause: it held the interpreter for half of the time.
+    """
+
+    def __init__(self) -> None:
+        self.turned = 0.0
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Nothing."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Wait until the next turn is due."""
+        time.sleep(max(0.0, self.turned + TURN_S - time.monotonic()))
+        self.turned = time.monotonic()
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Nothing."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Nothing."""
 
 
 def unpack(table: pa.Table, plan: SamplePlan) -> Batch:

@@ -17,7 +17,7 @@ from datasets.shards import Shards
 from datasets.transforms import TrainView
 from pipelines.base.door import ROOT
 from pipelines.cluster.inside_ray import DATA_THREADS
-from pipelines.feed.batches import BLOCK_ROWS, block_steps, task_steps, train_batches, under_way
+from pipelines.feed.batches import BLOCK_ROWS, TURN_S, Unhurried, block_steps, task_steps, train_batches, under_way
 from pipelines.feed.plan import SamplePlan, row_of
 from pipelines.feed.validation import read_ahead, validation_batches
 
@@ -232,7 +232,10 @@ def test_leaving_ray_datas_batches_ends_its_threads(plan, ray_session):
 
 @pytest.mark.ray
 def test_the_object_store_holds_a_bounded_number_of_blocks(plan, ray_session, monkeypatch):
-    """However slow the reader, blocks in flight stay below what `store_bytes` books for them, and below the whole."""
+    """However slow the reader, blocks in flight stay below what `store_bytes` books for them, and below the whole.
+
+    And while they are held back, Ray Data's loop does not take the processor from the model's step.
+    """
     from pipelines.cluster.sizes import Sizes
     from pipelines.driver.run import store_bytes
     from pipelines.recipes.reading import load_recipe
@@ -240,9 +243,13 @@ def test_the_object_store_holds_a_bounded_number_of_blocks(plan, ray_session, mo
 
     recipe = load_recipe("sample", ["batch=6", "view.crop=[256, 256]", "workers.count=1", "workers.feed_tasks=2"])
     long = dataclasses.replace(plan, steps=600, view=TrainView(recipe.view.crop, (0.5, 1.5)))
+    turns, turn = [], Unhurried.on_execution_step
+    monkeypatch.setattr(Unhurried, "on_execution_step", lambda pace, executor: turns.append(turn(pace, executor)))
+    start = time.monotonic()
     with StorePeak() as peak:
         for _ in train_batches(long, "ray", 2):
             time.sleep(0.01)  # the model's step
     pixels, sizes = 256 * 256 * 4, Sizes(1, 0, 1.0, 2, 1.0)
     assert BLOCK_ROWS // 6 * 6 * pixels < peak.bytes < min(store_bytes(recipe, sizes), 600 * 6 * pixels / 2)
     assert not peak.spilled
+    assert 20 < len(turns) < 1.1 * (time.monotonic() - start) / TURN_S
