@@ -1,7 +1,8 @@
 """Images as people have them, made RGB of 8 bits by the rules of the shards that models are trained on.
 
 Grey and CMYK become RGB, 16 bits their upper 8, transparency is dropped. EXIF rotation is not applied: pixels count as
-they are stored, because masks are drawn on them.
+they are stored, because masks are drawn on them. A JPEG that is broken in its middle passes: its decoder fills the rest
+with grey, and only warns on stderr.
 """
 
 import io

@@ -34,6 +34,7 @@ class Segmentor(nn.Module):
     Attributes:
         feature_size: (h, w) in cells to which the head is bound, or None.
         window: `crop` if the head is bound to it, else None: an image of any size will do.
+        program_window: the same for an exported program; also `crop` where no program of free size can be traced.
 
     Shape: RGB in 0..255, uint8 or float, (B, 3, H, W) -> {"logits": (B, K, H, W)}, with "aux" likewise in training.
     """
@@ -58,6 +59,7 @@ class Segmentor(nn.Module):
         self.num_classes, self.aux_stage = num_classes, aux_stage
         self.feature_size: tuple[int, int] | None = getattr(head, "feature_size", None)
         self.window = crop if self.feature_size is not None else None
+        self.program_window = self.window or (crop if getattr(head, "one_size_programs", False) else None)
         # Part of the state dict: a checkpoint and an exported program keep their normalisation.
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1))

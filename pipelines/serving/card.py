@@ -119,10 +119,10 @@ LIMITS = (
 
 def in_and_out(checkpoint: Checkpoint, written: Written) -> list[str]:
     """What the file takes and gives."""
-    window = meta_model(checkpoint.recipe, 2).window
+    window = meta_model(checkpoint.recipe, 2).program_window
     size = f"H and W of {written.least} pixels or more"
     if window is not None:
-        size = f"H x W = {window[0]} x {window[1]}, the crop to which its head is bound"
+        size = f"H x W = {window[0]} x {window[1]}, the training crop, to which this program is bound"
     count = len(checkpoint.classes)
     gives = {
         "classes": "`classes`: uint8 `(B, H, W)`, class ids",

@@ -38,9 +38,10 @@ class Source:
 
     @property
     def inference(self) -> Inference:
-        """How a program predicts: as the recipe does, but at one scale and unflipped."""
-        recipe = self.checkpoint.recipe
-        return replace(inference_of(recipe, recipe.inference), scales=(1.0,), flip=False)
+        """How a program predicts: as the recipe does, but at one scale and unflipped; by windows where it is bound."""
+        recipe, bound = self.checkpoint.recipe, self.model.program_window
+        same = replace(inference_of(recipe, recipe.inference), scales=(1.0,), flip=False)
+        return same if bound in (None, same.window) else replace(same, mode="slide", window=bound, stride=None)
 
     def facts(self, output: str) -> Facts:
         """What a file says of itself."""

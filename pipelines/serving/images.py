@@ -20,14 +20,14 @@ def rows_of(uri: str, model: Segmentor) -> list[np.ndarray]:
     """
     shards = open_shards(uri)
     images = [shards.sample(row)[0] for row in range(min(COUNT, len(shards)))]
-    sizes = [model.window or [max(side, least(model)) for side in image.shape[:2]] for image in images]
+    sizes = [model.program_window or [max(side, least(model)) for side in image.shape[:2]] for image in images]
     return [batched(cut(image, (size[0], size[1]))) for image, size in zip(images, sizes, strict=True)]
 
 
 def scenes(model: Segmentor, crop: tuple[int, int]) -> list[np.ndarray]:
     """Drawn images, RGB uint8 (1, 3, H, W), of about the training crop; half are of another size where that is free."""
-    height, width = model.window or (max(side, least(model)) for side in crop)
-    other = (height, width) if model.window else (height * 5 // 4 + 1, width * 3 // 2 + 1)
+    height, width = model.program_window or (max(side, least(model)) for side in crop)
+    other = (height, width) if model.program_window else (height * 5 // 4 + 1, width * 3 // 2 + 1)
     return [batched(drawn((height, width) if i < COUNT // 2 else other, i)) for i in range(COUNT)]
 
 

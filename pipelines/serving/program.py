@@ -70,7 +70,7 @@ class Facts:
 
 
 def trace(model: Segmentor, output: str) -> torch.export.ExportedProgram:
-    """The program of a model, with a free batch and, unless its head is bound to its crop, a free size.
+    """The program of a model, with a free batch and, unless it is bound to its crop, a free size.
 
     Args:
         model: its weights stay where they are; it is put into evaluation mode.
@@ -85,7 +85,7 @@ def trace(model: Segmentor, output: str) -> torch.export.ExportedProgram:
             f"{model.num_classes}. Give --output probabilities"
         )
     side = least(model)
-    height, width = model.window or (CELLS[0] * side, CELLS[1] * side)
+    height, width = model.program_window or (CELLS[0] * side, CELLS[1] * side)
     image = torch.zeros(2, 3, height, width, dtype=torch.uint8)
     free = torch.export.Dim.DYNAMIC
     shapes = {"image": {axis: free if axis == 0 else free(min=side) for axis in axes(model)}}
@@ -124,7 +124,7 @@ def least(model: Segmentor) -> int:
 
 def axes(model: Segmentor) -> dict[int, str]:
     """The free dimensions of the input, and their names."""
-    return {0: "batch"} if model.window else {0: "batch", 2: "height", 3: "width"}
+    return {0: "batch"} if model.program_window else {0: "batch", 2: "height", 3: "width"}
 
 
 def write_torch(traced: torch.export.ExportedProgram, path: Path, facts: Facts) -> None:

@@ -35,7 +35,7 @@ class Scored(nn.Module):
     def __init__(self, path: Path, model: Segmentor) -> None:
         super().__init__()
         self.session = open_onnx(path, cores())
-        self.num_classes, self.window = model.num_classes, model.window
+        self.num_classes, self.window = model.num_classes, model.program_window
         self.register_buffer("mean", model.mean)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ class ContextHead(nn.Module):
         in_channels: widths of the backbone's stages; the last is read.
         num_classes: K.
         context: a module from (B, channels, H, W) to (B, out_channels, H, W). One whose class attribute `gives_maps`
-            is true takes `maps` as its second argument and fills it.
+            is true takes `maps` as its second argument and fills it. One whose attribute `one_size_programs` is true
+            is exported for one size only.
         channels: width of the context module's input.
         out_channels: width of its output; `channels` if None.
         dropout: probability that a channel is dropped before the classifier.
@@ -48,6 +49,7 @@ class ContextHead(nn.Module):
         self.reduce = ConvNormReLU(in_channels[-1], positive("channels", channels), 3)
         self.context = context
         self.gives_maps: bool = getattr(context, "gives_maps", False)
+        self.one_size_programs: bool = getattr(context, "one_size_programs", False)
         self.classify = dropout_classifier(out_channels or channels, num_classes, dropout)
 
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:

@@ -87,10 +87,14 @@ class PyramidOC(nn.Module):
 
     Maps on request are those of the scale 1, if there is one.
 
+    Programs are traced for one size: as formulas of a free one, the places of cells within tiles keep PyTorch's
+    exporter busy for minutes, and with interlaced attention, which cuts tiles again, for longer than anybody waited.
+
     Shape: (B, C, H, W) -> (B, C, H, W).
     """
 
     gives_maps = True
+    one_size_programs = True
 
     def __init__(self, units: Sequence[nn.Module], scales: Sequence[int], channels: int) -> None:
         super().__init__()
