@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pipelines.cluster.inside_ray import leaving
 from pipelines.cluster.nodes import alive
+from pipelines.runs.record import Record
 
 LEAVING = -1  # asks for a checkpoint; no signal has this number
 LEAVING_MINUTES = 1 / 6  # between checkpoints from then on: what comes after the last is computed again
@@ -28,12 +29,16 @@ class Notice:
         """What the workers are asked now: a signal, `LEAVING`, or 0."""
         return self.asked() or (LEAVING if leaving() - self.answered else 0)
 
-    def answer(self) -> str:
-        """Count the notice as answered by a checkpoint; returns a sentence for the record."""
+    def answer(self, record: Record, word: int, step: int) -> bool:
+        """Note a checkpoint that was asked for by `LEAVING`; returns whether training goes on, as it does then alone."""
+        if word != LEAVING:
+            return False
         new, addresses = sorted(leaving() - self.answered), alive()
         self.answered |= leaving()
         names = ", ".join(f"{addresses.get(node, 'a node')} ({node[:8]})" for node in new)
-        return f"notice that {names} will be taken away: checkpoint written, training goes on until then"
+        text = f"notice that {names} will be taken away: checkpoint written, training goes on until then"
+        record.add("note", step, text=text)
+        return True
 
     def pace(self, minutes: float) -> float:
         """Minutes between checkpoints, where the recipe wants `minutes`."""

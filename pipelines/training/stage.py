@@ -21,7 +21,7 @@ from pipelines.training.closing import score_best
 from pipelines.training.job import Interrupted, Job
 from pipelines.training.learner import make_learner
 from pipelines.training.meter import Meter
-from pipelines.training.notice import LEAVING, Notice
+from pipelines.training.notice import Notice
 from pipelines.training.pulse import Pulse
 from pipelines.training.score import score, validation_steps
 from pipelines.training.showing import show_best
@@ -68,8 +68,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
             scores_now = done in validations
             logs_now = scores_now or done % recipe.log_every == 0 or done == job.end
             # only on CPUs at every step: on a GPU, looking at it would wait for the step
-            word = int(ending) if (logs_now or device.type == "cpu") and done < job.end else 0
-            ends_now, leaves_now = word > 0, word == LEAVING
+            word = int(ending) * (done < job.end) if logs_now or device.type == "cpu" else 0
             if logs_now or word:
                 kept = meter.losses()
                 if message := not_finite(plan, done, kept[:, 0]):
@@ -80,13 +79,15 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
                 score(learner, done, record, pulse.beat)
                 train_mode(learner.model, learner.frozen)
                 meter.restart()
-            is_due = logs_now and meter.due(notice.pace(recipe.checkpoint_minutes))
-            if scores_now or word or done == job.end or is_due:
+            if (
+                scores_now
+                or word
+                or done == job.end
+                or (logs_now and meter.due(notice.pace(recipe.checkpoint_minutes)))
+            ):
                 learner.progress = meter.carry(learner.progress, done)
                 learner.keep()
-            if leaves_now:
-                record.add("note", done, text=notice.answer())
-            if ends_now:
+            if word and not notice.answer(record, word, done):
                 return stopped(record, signal.Signals(word).name, job.stage.name, done)
         if unscored := score_best(learner, record, pulse.beat):
             return unscored
