@@ -19,10 +19,11 @@ class Notice:
 
     Args:
         asked: the signal that asks rank 0 to end, 0 while there is none.
+        minutes: between checkpoints, as the recipe wants them.
     """
 
-    def __init__(self, asked: Callable[[], int]) -> None:
-        self.asked = asked
+    def __init__(self, asked: Callable[[], int], minutes: float) -> None:
+        self.asked, self.wanted = asked, minutes
         self.answered: frozenset[str] = frozenset()
 
     def word(self) -> int:
@@ -30,7 +31,7 @@ class Notice:
         return self.asked() or (LEAVING if leaving() - self.answered else 0)
 
     def answer(self, record: Record, word: int, step: int) -> bool:
-        """Note a checkpoint that was asked for by `LEAVING`; returns whether training goes on, as it does then alone."""
+        """Note a checkpoint that was asked for by `LEAVING`; returns whether training goes on."""
         if word != LEAVING:
             return False
         new, addresses = sorted(leaving() - self.answered), alive()
@@ -40,6 +41,7 @@ class Notice:
         record.add("note", step, text=text)
         return True
 
-    def pace(self, minutes: float) -> float:
-        """Minutes between checkpoints, where the recipe wants `minutes`."""
-        return min(minutes, LEAVING_MINUTES) if self.answered else minutes
+    @property
+    def minutes(self) -> float:
+        """Minutes between checkpoints."""
+        return min(self.wanted, LEAVING_MINUTES) if self.answered else self.wanted

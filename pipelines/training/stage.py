@@ -57,7 +57,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
         record.add("note", plan.start, text=learner.origin + told_of_hangs(job))
         if job.val and plan.start == 0 and learner.progress.before is None:
             score(learner, 0, record, pulse.beat)
-        meter, notice = Meter(learner), Notice(asked)
+        meter, notice = Meter(learner), Notice(asked, recipe.checkpoint_minutes)
         train_mode(learner.model, learner.frozen)
         for done, batch in enumerate(meter.waiting(batches), start=plan.start + 1):
             pulse.beat()
@@ -79,12 +79,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
                 score(learner, done, record, pulse.beat)
                 train_mode(learner.model, learner.frozen)
                 meter.restart()
-            if (
-                scores_now
-                or word
-                or done == job.end
-                or (logs_now and meter.due(notice.pace(recipe.checkpoint_minutes)))
-            ):
+            if scores_now or word or done == job.end or (logs_now and meter.due(notice.minutes)):
                 learner.progress = meter.carry(learner.progress, done)
                 learner.keep()
             if word and not notice.answer(record, word, done):

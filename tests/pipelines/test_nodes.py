@@ -657,8 +657,8 @@ def test_a_notice_is_answered_once_and_the_signal_to_end_comes_first(tmp_path, m
     nodes_left, signals = set(), [0]
     monkeypatch.setattr(notice, "leaving", lambda: frozenset(nodes_left))
     monkeypatch.setattr(notice, "alive", lambda: {"a" * 32: "10.0.0.2"})
-    told = notice.Notice(lambda: signals[0])
-    assert (told.word(), told.pace(5.0)) == (0, 5.0)
+    told = notice.Notice(lambda: signals[0], 5.0)
+    assert (told.word(), told.minutes) == (0, 5.0)
     nodes_left.add("a" * 32)
     assert told.word() == told.word() == notice.LEAVING
     signals[0] = signal.SIGTERM
@@ -670,7 +670,7 @@ def test_a_notice_is_answered_once_and_the_signal_to_end_comes_first(tmp_path, m
     (line,) = read_record(tmp_path / "record.jsonl")[0]
     assert line["step"] == 7
     assert "notice that 10.0.0.2 (aaaaaaaa) will be taken away" in line["text"]
-    assert (told.word(), told.pace(5.0), told.pace(0.1)) == (0, notice.LEAVING_MINUTES, 0.1)
+    assert (told.word(), told.minutes) == (0, notice.LEAVING_MINUTES)
     nodes_left.add("b" * 32)
     assert told.word() == notice.LEAVING
 
