@@ -1,6 +1,6 @@
 """A driver whose batches take their time, so that it can be disturbed: driven.py RECIPE SECONDS [FAULT].
 
-A FAULT is one that only a worker can have; the worker that has had it leaves a mark beside the recipe.
+A FAULT is one that only a worker, or its task, can have; the process that has had it leaves a mark beside the recipe.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pipelines.base.door import run
 from pipelines.driver.run import run_recipe
 from pipelines.recipes.reading import load_recipe
 
-FAULTS = ("", "third-write", "clock")
+FAULTS = ("", "third-write", "clock", "task")
 
 
 def main():
@@ -18,7 +18,7 @@ def main():
     assert fault in FAULTS
 
     def once():
-        """Whether no worker had the fault yet."""
+        """Whether no process had the fault yet."""
         mark = page.with_name(f"{fault}.mark")
         if mark.exists():
             return False
@@ -44,12 +44,30 @@ def main():
         now, now_ns = time.time, time.time_ns
         time.time, time.time_ns = lambda: now() + 86400, lambda: now_ns() + 86400 * 10**9
 
+    def kill_a_task():
+        from pipelines.feed import batches
+
+        read = batches.read_blocks
+
+        def read_and_die(*words, **named):
+            import os
+            import signal
+
+            for block in read(*words, **named):
+                if once():
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield block
+
+        batches.read_blocks = read_and_die
+
     def feed(plan, kind, tasks, cpus):
         import time
 
         from pipelines.feed.batches import train_batches
 
-        if fault and plan.rank == 0 and once():
+        if fault == "task":
+            kill_a_task()
+        elif fault and plan.rank == 0 and once():
             {"third-write": fail_at_third_write, "clock": go_a_day_ahead}[fault]()
         for batch in train_batches(plan, kind, tasks, cpus):
             time.sleep(seconds)

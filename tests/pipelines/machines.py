@@ -63,6 +63,7 @@ class Machines:
         self.environment |= {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "RAY_USAGE_STATS_ENABLED": "0",
             "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PYTHONPATH": str(ROOT),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # other tests stay on loopback
         }  # fmt: skip
         self.names, self.processes = [f"ch{self.tag}-{i}" for i in range(count)], {}
         self.bridge = f"ch{self.tag}-br"

@@ -1,5 +1,7 @@
 """Nodes with addresses of their own: a training over them, and machines that fall silent."""
 
+import subprocess
+
 import pytest
 from disturbed import Clock, Driver, check_end, slow_page
 from machines import Machines, why_not
@@ -50,4 +52,21 @@ def test_a_machine_that_falls_silent_is_given_up_soon(training, machines, pair, 
     assert taken.again < GOAL_S
     check_end(training, pair[0] / "first")
     machines.switch_off(place)
+    machines.boot(place)
+
+
+def test_a_machine_says_itself_that_it_will_be_taken_away(training, machines, pair):
+    """As the watcher of cluster.yaml does; and then it is gone."""
+    place = machines.holder(training.both()[0])
+    training.reach(3)
+    clock = Clock(training, "notice on rank 0's own machine, which is then switched off")
+    words = ["ray", "drain-node", f"--address={machines.address}", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
+    words = machines.words(place, *words, "--reason-message=spot", "--deadline-remaining-seconds=100")
+    subprocess.run(words, check=True, timeout=60, env=machines.environment, capture_output=True)
+    training.until(training.notices)
+    noticed = clock.seconds()
+    machines.switch_off(place)
+    clock.stop(noticed)
+    check_end(training, pair[0] / "first")
+    assert {failure["kind"] for failure in training.failures()} == {"left"}
     machines.boot(place)
