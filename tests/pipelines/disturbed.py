@@ -107,7 +107,7 @@ def door(address, name, *words, seconds=280, **environment):
     return done.stdout
 
 
-def until(what, seconds=200, why=lambda: ""):
+def until(what, seconds=280, why=lambda: ""):
     """Wait for it; returns what it gave."""
     end = time.monotonic() + seconds
     while not (found := what()):
@@ -147,7 +147,7 @@ class Driver:
     def text(self):
         return self.log.read_text()
 
-    def until(self, what, seconds=200):
+    def until(self, what, seconds=280):
         return until(lambda: what() or self.ended_badly(), seconds, self.text)
 
     def ended_badly(self):
@@ -188,7 +188,7 @@ class Driver:
     def both(self):
         return self.until(lambda: found if (found := self.ranks()).keys() == {0, 1} else None)
 
-    def end(self, seconds=200):
+    def end(self, seconds=280):
         """Its exit code."""
         return self.process.wait(seconds)
 
