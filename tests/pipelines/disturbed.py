@@ -23,7 +23,7 @@ DRIVEN = Path(__file__).with_name("driven.py")
 NOBODY = (
     "http://127.0.0.1:9"  # a tracking server that is away: several nodes ask for one, and its absence costs nothing
 )
-STEPS, HANG_S = 16, 20
+STEPS = 16
 
 
 class Nodes:
@@ -72,14 +72,15 @@ class Nodes:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def slow_page(two_workers, minutes):
+def slow_page(two_workers, minutes, hang_minutes=30.0):
     """The keys of the run of `pair` for a driver that is disturbed, with a checkpoint every so many minutes."""
-    workers = {"count": 2, "gpus": 0, "hang_minutes": HANG_S / 60, "max_failures": 6}
+    workers = {"count": 2, "gpus": 0, "hang_minutes": hang_minutes, "max_failures": 6}
     return two_workers | {"workers": workers, "tracking": NOBODY, "checkpoint_minutes": minutes}
 
 
 def check_end(driver, whole):
     """Make sure that a driver ends, and its stage as that of the folder `whole`."""
+    driver.page.with_name("hurry").write_text("")
     if driver.process:
         assert driver.end() == 0, driver.text()
     one, other = (checkpoint.load(stage / f"checkpoints/step-{STEPS:08}.pt") for stage in (whole, driver.stage))

@@ -1,5 +1,7 @@
 """A driver whose batches take their time, so that it can be disturbed: driven.py RECIPE SECONDS [FAULT].
 
+They take so many seconds each, until there is a file `hurry` beside the recipe.
+
 A FAULT is one that only a worker, or its task, can have; the process that has had it leaves a mark beside the recipe.
 """
 
@@ -70,7 +72,9 @@ def main():
         elif fault and plan.rank == 0 and once():
             {"third-write": fail_at_third_write, "clock": go_a_day_ahead}[fault]()
         for batch in train_batches(plan, kind, tasks, cpus):
-            time.sleep(seconds)
+            until = time.monotonic() + seconds
+            while time.monotonic() < until and not page.with_name("hurry").exists():
+                time.sleep(0.05)
             yield batch
 
     run_recipe(load_recipe(page), feed)

@@ -23,9 +23,11 @@ def machines(tmp_path_factory):
 @pytest.fixture
 def training(machines, two_workers, recipe_file):
     """A slow run whose driver is on the head, and whose two workers are on other machines."""
-    page = recipe_file(**slow_page(two_workers, 0.05) | {"workers": {"count": 2, "gpus": 0, "hang_minutes": 30}})
+    page = recipe_file(**slow_page(two_workers, 0.05))
     words = machines.words(0)
-    driver = Driver(page, machines.address, before=words, **machines.environment, HOME=str(machines.folder / "home0"))
+    driver = Driver(
+        page, machines.address, pause=1.0, before=words, **machines.environment, HOME=str(machines.folder / "home0")
+    )
     yield driver
     driver.kill()
 
