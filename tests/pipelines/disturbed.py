@@ -24,6 +24,7 @@ NOBODY = (
     "http://127.0.0.1:9"  # a tracking server that is away: several nodes ask for one, and its absence costs nothing
 )
 STEPS = 16
+ONES_OWN = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_ENABLE_UV_RUN_RUNTIME_ENV")  # see conftest.py
 
 
 class Nodes:
@@ -99,10 +100,17 @@ def below(pid):
     return []
 
 
+def joining(address):
+    """The environment of a driver that joins a cluster: without what a local session of this process has set."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k in ONES_OWN}
+    own = {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT), "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"}
+    return kept | own
+
+
 def door(address, name, *words, seconds=280, **environment):
     """A door, as a user opens it, on a cluster; its output."""
     words = [sys.executable, "-m", f"pipelines.{name}", *map(str, words)]
-    environment = os.environ | {"RAY_ADDRESS": address} | environment
+    environment = joining(address) | environment
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=seconds, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
@@ -133,8 +141,7 @@ class Driver:
         self.words = [*before, sys.executable, str(DRIVEN), str(page), str(pause), *([fault] if fault else [])]
         self.run = page.parent / "out/runs/tiny"
         self.stage = self.run / "first"
-        self.environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
-        self.environment |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} | environment
+        self.environment = joining(address) | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} | environment
         self.process = None
         if begin:
             self.start()
