@@ -94,6 +94,12 @@ def empty_store(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny():
+    """The keys of a recipe that trains in seconds."""
+    return TINY
+
+
 @pytest.fixture
 def recipe_file(tmp_path, shards, empty_store):
     """Writes TINY, changed, to a file and returns its path."""

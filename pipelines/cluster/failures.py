@@ -38,8 +38,9 @@ CGROUP = Path("/sys/fs/cgroup/memory.events")
 class Failure:
     """How an attempt at training ended.
 
-    `kind`: memory, blind (a node that does not see its data), fault (of the input), died, or raised (any other
-    exception). `text` is a sentence, `whole` all that Ray says; `node` and `address` are those of a blind one.
+    `kind`: memory, blind (a node that does not see its data), fault (of the input), left (its node was taken away after
+    notice), died, or raised (any other exception). `text` is a sentence, `whole` all that Ray says; `node` and
+    `address` are those of a blind one.
     `final`: another attempt of the same kind would end the same way.
     """
 
@@ -49,6 +50,11 @@ class Failure:
     address: str = ""
     final: bool = False
     whole: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the failures of which `workers.max_failures` are allowed."""
+        return not self.node and self.kind != "left"
 
 
 class Ended(RuntimeError):
@@ -67,6 +73,7 @@ class Told(UserCallback):
     def __init__(self, notes: Path, records: Sequence[Path], kills: Mapping[str, tuple[int, int]]) -> None:
         self.notes, self.records, self.kills = notes, list(records), dict(kills)
         self.steps = steps_in(self.records)
+        self.left = ""
 
     def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:
         """What Ray calls with the errors, by rank."""
@@ -74,6 +81,10 @@ class Told(UserCallback):
         failure = judge(worker_exceptions, self.killers(worker_exceptions), steps > self.steps)
         failure = replace(failure, whole="\n\n".join(f"worker {r}: {whole(e)}" for r, e in worker_exceptions.items()))
         self.steps = steps
+        if failure.kind == "left":  # until all workers have ended, Ray tells of it at each look
+            if failure.text == self.left:
+                return
+            self.left = failure.text
         with self.notes.open("a") as file:
             file.write(json.dumps(asdict(failure)) + "\n")
         if failure.final:
@@ -115,6 +126,9 @@ def judge(errors: Mapping[int, Exception], killers: Sequence[str], advanced: boo
     for rank, text in texts.items():
         if SHORT.search(text):
             return Failure("memory", memory_text(rank, text), final=not advanced)
+    for rank, error in sorted(errors.items()):
+        if was_taken(error):
+            return Failure("left", f"worker {rank}{place(texts[rank])} ended: its node was taken away, after notice")
     for rank, text in texts.items():
         if DIED.search(text):
             return Failure("died", died_text(rank, text))
@@ -132,9 +146,20 @@ def memory_text(rank: int, text: str) -> str:
 
 def died_text(rank: int, text: str) -> str:
     """What is known of a worker that died without a message, in a sentence."""
-    where = re.search(r"\bip: (\S+)", text)
     how = "its node was lost" if LOST.search(text) else "it crashed, or was killed from outside, and left no message"
-    return f"worker {rank}{f' on {where[1]}' if where else ''} died: {how}"
+    return f"worker {rank}{place(text)} died: {how}"
+
+
+def place(text: str) -> str:
+    """Where a worker was, for a sentence; empty where Ray does not say."""
+    where = re.search(r"\bip: (\S+)", text)
+    return f" on {where[1]}" if where else ""
+
+
+def was_taken(error: BaseException) -> bool:
+    """Whether a worker died because its node was drained: such an end is no failure for Ray, nor for us."""
+    inner = getattr(error, "health_check_failure", None) or error
+    return bool(getattr(inner, "preempted", False))
 
 
 def whole(error: BaseException | None) -> str:

@@ -3,8 +3,9 @@
 Nothing here is imported with the module. Each function falls back to what Ray does without it, with a line in the log,
 where a new Ray has lost one of its names, or where CONTEXT_HEADS_PUBLIC_RAY=1 turns all of it off. What is lost then is
 time, not results: starts take longer, trials that were killed hold their CPUs and GPUs until their study ends, a
-cluster that cannot be joined says so late, and one that grows is asked only for what it has. And Ray Tune writes AWS
-keys of the environment to its logs again, and Ray Serve's replicas listen on every address of their machine.
+cluster that cannot be joined says so late, one that grows is asked only for what it has, and the notice that a node
+will be taken away brings no checkpoint. And Ray Tune writes AWS keys of the environment to its logs again, and Ray
+Serve's replicas listen on every address of their machine.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "node_types": ("ray._private.state:state.get_cluster_config", "ray._private.services:start_monitor"),
     "store_bytes": ("ray._private.internal_api:node_stats",),
     "monitor_kills": ("ray._private.worker:_global_node", "ray._private.node:Node.get_logs_dir_path"),
+    "leaving": (f"{TRAIN}.execution.context:get_train_context", f"{TRAIN}.execution.preemption:PreemptionContext"),
     "end_data_threads": ("ray.data._internal.block_batching.util:iter_threaded",),
     "lean": (
         "ray.train.torch:TorchTrainer._create_default_callbacks",
@@ -273,6 +275,21 @@ def monitor_kills() -> int:
         return 0
     logs: list[Path] = sorted(Path(_global_node.get_logs_dir_path()).glob("raylet*.out"))
     return sum(len(KILLING.findall(log.read_text(errors="replace"))) for log in logs)
+
+
+@private(otherwise=frozenset)
+def leaving() -> frozenset[str]:
+    """Ids of nodes of this worker's training that Ray was told will be taken away; nothing outside of a worker.
+
+    The public call is a barrier of all workers through an actor, too slow for each step.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    try:
+        info = get_train_context().preemption_context.preemption_info
+    except RuntimeError:  # Ray's local mode has none
+        return frozenset()
+    return frozenset(info.preempted_node_ids) if info else frozenset()
 
 
 @private(otherwise=lambda seconds: None)

@@ -24,6 +24,7 @@ from pipelines.recipes.recipe import Workers
 ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else each worker of a driver under `uv run` starts through uv again
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon an ended or dead worker is noticed
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",  # how soon the notice that a node will be taken away reaches workers
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # else Ray reports to its makers over the internet
     "NO_ALBUMENTATIONS_UPDATE": "1",

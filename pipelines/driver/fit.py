@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,8 @@ class Attempts:
         from pipelines.cluster.waiting import Waiting
 
         records = [job.place.record for job in jobs]
-        self.jobs, self.run, self.feed, self.tell, self.began = jobs, run, feed, tell, time.time()
+        self.jobs, self.run, self.feed, self.tell = jobs, run, feed, tell
+        self.hung = {path: path.stat().st_size for job in jobs for path in job.place.hangs()}
         self.most = jobs[0].recipe.workers.max_failures
         self.waiting = Waiting(jobs[0].sizes, jobs[0].recipe.workers, tell, lambda: steps_in(records))
         self.notes = Notes(run.ray / f"failures-{time.time_ns()}.jsonl")
@@ -113,7 +114,7 @@ class Attempts:
         name, records = f"fit-{time.time_ns()}", [job.place.record for job in self.jobs]
         told = Told(self.notes.path, records, self.kills)
         config = {"jobs": pickle.dumps(self.jobs), "avoided": self.avoided, "own_threads": own_threads()}
-        left = self.most - sum(not failure.node for failure in self.notes.failures)
+        left = self.most - sum(failure.counts for failure in self.notes.failures)
         return trainer(
             entry(self.feed), config, self.jobs[0].sizes, name, self.run.ray, max(0, left),
             told=told, avoided=self.avoided, workers=self.jobs[0].recipe.workers,
@@ -135,9 +136,9 @@ class Attempts:
     def again(self, failure: Failure) -> str:
         """How training goes on after a failure."""
         where = last_checkpoint(self.jobs)
-        if failure.node:
+        if not failure.counts:
             return f"training {where} on other nodes"
-        count = sum(not earlier.node for earlier in self.notes.failures)
+        count = sum(earlier.counts for earlier in self.notes.failures)
         return f"training {where}, restart {count} of {self.most}" if count <= self.most else "it was the last attempt"
 
     def goes_on(self, failed: bool) -> bool:
@@ -239,7 +240,7 @@ def explained(error: Exception, jobs: Sequence[Job], run: RunFolder, attempts: A
     if last and last.node:
         return InputError(f"no node sees the run's data: {last.text}. Put `data` and `output` where all nodes see them")
     after = f"The whole error is in {run.error}; the same command {last_checkpoint(jobs)}."
-    hung = hangs(jobs, attempts.began)
+    hung = hangs(jobs, attempts.hung)
     if hung:
         minutes = jobs[0].recipe.workers.hang_minutes
         return RunFailed(f"training failed: workers made no progress for {minutes:g} min (workers.hang_minutes), and "
@@ -253,9 +254,9 @@ def explained(error: Exception, jobs: Sequence[Job], run: RunFolder, attempts: A
     return RunFailed(f"training failed: {lines[-1] if lines else type(error).__name__}. {after}")
 
 
-def hangs(jobs: Sequence[Job], began: float) -> list[Path]:
-    """Notes of workers that hung since a time."""
-    return [path for job in jobs for path in job.place.hangs() if path.stat().st_mtime >= began]
+def hangs(jobs: Sequence[Job], before: Mapping[Path, int]) -> list[Path]:
+    """Notes of workers that hung since the notes had these sizes; clocks of two machines may differ by any time."""
+    return [path for job in jobs for path in job.place.hangs() if path.stat().st_size != before.get(path)]
 
 
 def last_checkpoint(jobs: Sequence[Job]) -> str:

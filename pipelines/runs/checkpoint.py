@@ -250,14 +250,24 @@ def check_numerics(found: Numerics, now: Numerics, path: Path) -> None:
 def prune(folder: Path, keep: int, step: int) -> None:
     """Keep the `keep` step files up to that of `step`, just written, and clear what killed writers left.
 
-    A file of a later step can only be one that was passed over as unreadable.
+    A file of a later step was passed over as unreadable. Or its writer is this one's successor: a machine that was
+    frozen and given up wakes, and goes on until it learns of it. Such a file stays.
     """
     paths, last = sorted(folder.glob(CHECKPOINTS)), step_name(step)
     good = [path for path in paths if path.name <= last]
-    for path in [*good[:-keep], *paths[len(good) :]]:
+    for path in [*good[:-keep], *(path for path in paths[len(good) :] if not readable(path))]:
         path.unlink(missing_ok=True)
     for path in folder.glob(TEMPORARY):
         path.unlink(missing_ok=True)
+
+
+def readable(path: Path) -> bool:
+    """Whether a checkpoint is whole."""
+    try:
+        load(path)
+    except InputError:
+        return False
+    return True
 
 
 def initialise(model: nn.Module, weights: Mapping[str, Tensor], same_classes: bool) -> list[str]:

@@ -21,6 +21,7 @@ from pipelines.training.closing import score_best
 from pipelines.training.job import Interrupted, Job
 from pipelines.training.learner import make_learner
 from pipelines.training.meter import Meter
+from pipelines.training.notice import Notice
 from pipelines.training.pulse import Pulse
 from pipelines.training.score import score, validation_steps
 from pipelines.training.showing import show_best
@@ -56,19 +57,19 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
         record.add("note", plan.start, text=learner.origin + told_of_hangs(job))
         if job.val and plan.start == 0 and learner.progress.before is None:
             score(learner, 0, record, pulse.beat)
-        meter = Meter(learner)
+        meter, notice = Meter(learner), Notice(asked, recipe.checkpoint_minutes)
         train_mode(learner.model, learner.frozen)
         for done, batch in enumerate(meter.waiting(batches), start=plan.start + 1):
             pulse.beat()
-            losses, ending = train_step(learner, batch, done - 1, asked())
+            losses, ending = train_step(learner, batch, done - 1, notice.word() if rank == 0 else 0)
             meter.add(losses)
             if job.has_successor and done == plan.start + 1:
                 one_more()
             scores_now = done in validations
             logs_now = scores_now or done % recipe.log_every == 0 or done == job.end
             # only on CPUs at every step: on a GPU, looking at it would wait for the step
-            ends_now = (logs_now or device.type == "cpu") and bool(ending) and done < job.end
-            if logs_now or ends_now:
+            word = int(ending) * (done < job.end) if logs_now or device.type == "cpu" else 0
+            if logs_now or word:
                 kept = meter.losses()
                 if message := not_finite(plan, done, kept[:, 0]):
                     return Interrupted(failure=message)
@@ -78,11 +79,11 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
                 score(learner, done, record, pulse.beat)
                 train_mode(learner.model, learner.frozen)
                 meter.restart()
-            if scores_now or ends_now or done == job.end or (logs_now and meter.due(recipe.checkpoint_minutes)):
+            if scores_now or word or done == job.end or (logs_now and meter.due(notice.minutes)):
                 learner.progress = meter.carry(learner.progress, done)
                 learner.keep()
-            if ends_now:
-                return stopped(record, signal.Signals(int(ending)).name, job.stage.name, done)
+            if word and not notice.answer(record, word, done):
+                return stopped(record, signal.Signals(word).name, job.stage.name, done)
         if unscored := score_best(learner, record, pulse.beat):
             return unscored
         show_best(learner, record, pulse.beat)

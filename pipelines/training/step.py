@@ -23,11 +23,11 @@ def train_step(learner: Learner, batch: Batch, step: int, asked: int = 0) -> tup
     Args:
         batch: the share, on the host.
         step: number of the step, from 0.
-        asked: the signal that asks the stage to end, or 0; rank 0 knows it.
+        asked: what rank 0 asks of all, see `Notice.word`; 0 on the others.
 
     Returns:
-        This worker's part of the global loss and, after it, of each unweighted term (1 + T,), and the signal as all
-        workers know it; both on the device.
+        This worker's part of the global loss and, after it, of each unweighted term (1 + T,), and what is
+        asked as all workers know it; both on the device.
     """
     job, recipe, world = learner.job, learner.job.recipe, learner.world
     torch.manual_seed(dropout_seed(recipe.seed, step, learner.rank))  # dropout needs no state in checkpoints
@@ -104,7 +104,7 @@ def count_labelled(mask: Tensor) -> Tensor:
 
 
 def over_workers(labelled: Tensor, asked: int, world: int) -> tuple[Tensor, Tensor]:
-    """Labelled pixels of all workers, at least 1, and the signal that asked rank 0 to stop, or 0; never a host sync."""
+    """Labelled pixels of all workers, at least 1, and what rank 0 asks, or 0; never a host sync."""
     both = torch.stack([labelled, torch.full_like(labelled, asked)])
     if world > 1:
         dist.all_reduce(both)

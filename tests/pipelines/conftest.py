@@ -1,11 +1,13 @@
-"""Models that cost nothing to try on the meta device, for tests that build many."""
+"""Models that cost nothing to try on the meta device, for tests that build many; nodes and a tracking server."""
 
 import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
+from disturbed import Nodes
 from torch import nn
+from tracking_server import Server
 
 from segmodels import backbone, segmentor
 
@@ -54,3 +56,20 @@ def hollow(monkeypatch):
     )
     monkeypatch.setattr(F, "batch_norm", same)
     monkeypatch.setattr(F, "interpolate", resized)
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory):
+    """The address of a tracking server: several nodes ask for one."""
+    server = Server(tmp_path_factory.mktemp("tracking"))
+    server.start()
+    yield server.uri
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def three_nodes():
+    """A head without CPUs and three nodes of two, on this machine."""
+    nodes = Nodes(3)
+    yield nodes
+    nodes.close()

@@ -210,6 +210,13 @@ def test_what_was_passed_over_as_truncated_never_outlives_what_is_saved_after_it
     assert checkpoint.newest(tmp_path)["n"] == 15
 
 
+def test_a_writer_that_was_given_up_and_wakes_takes_nothing_from_its_successor(tmp_path):
+    for step in (5, 10, 20):
+        checkpoint.save(tmp_path / step_name(step), {"n": step})
+    checkpoint.prune(tmp_path, 1, 10)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010.pt", "step-00000020.pt"]
+
+
 def test_only_the_archives_writer_is_taken_for_a_full_disk(tmp_path):
     class Strange:
         def __reduce__(self):

@@ -1,8 +1,12 @@
 """Sizing of workers and tasks, package names, and cluster.yaml."""
 
+import http.server
 import os
+import re
+import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -55,6 +59,61 @@ def test_cluster_yaml_is_what_ray_up_accepts():
     starts = " ".join(config["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in starts
     assert "RAY_AUTH_MODE=token" in starts
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl not found")
+def test_a_spot_nodes_watcher_tells_ray_of_the_notice(tmp_path):
+    """The command of cluster.yaml, with a stand-in for Amazon's address, which gives notice at the second look."""
+    asked = []
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self):
+            self.answer(200, b"secret")
+
+        def do_GET(self):
+            asked.append((self.path, self.headers["X-aws-ec2-metadata-token"]))
+            self.answer(200 if len(asked) > 1 else 404, b'{"action": "terminate"}')
+
+        def answer(self, code, body):
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words):
+            """Nothing on the screen."""
+
+    command = yaml.safe_load((ROOT / "cluster.yaml").read_text())["worker_start_ray_commands"][-1]
+    ray = tmp_path / "ray"
+    ray.write_text(f'#!/bin/sh\necho "$RAY_AUTH_MODE" "$@" > {tmp_path}/told\n')
+    ray.chmod(0o700)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        changes = {"http://169.254.169.254": f"http://127.0.0.1:{server.server_port}", "~/venv/bin/ray": str(ray)}
+        for before, after in (changes | {"sleep 5": "sleep 0.1", "~/spot.log": f"{tmp_path}/log"}).items():
+            assert before in command
+            command = command.replace(before, after)
+        environment = {"PATH": os.environ["PATH"], "RAY_HEAD_IP": "10.0.0.1"}
+        subprocess.run(["bash", "-c", command], check=True, timeout=30, env=environment)
+        until = time.monotonic() + 30
+        while not (tmp_path / "told").exists() or not (tmp_path / "told").read_text():
+            assert time.monotonic() < until, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        server.shutdown()
+    assert asked == [("/latest/meta-data/spot/instance-action", "secret")] * 2
+    told = (tmp_path / "told").read_text().split()
+    assert told[:3] == ["token", "drain-node", "--address=10.0.0.1:6379"]
+    assert "--reason=DRAIN_NODE_REASON_PREEMPTION" in told
+
+
+def test_a_silent_node_is_lost_after_16_seconds():
+    """As cluster.yaml starts its head: Ray asks, waits for an answer until a timeout, and asks again after a period."""
+    starts = " ".join(yaml.safe_load((ROOT / "cluster.yaml").read_text())["head_start_ray_commands"])
+    period, timeout, times = (
+        int(re.search(rf"RAY_health_check_{name}=(\d+)", starts)[1])
+        for name in ("period_ms", "timeout_ms", "failure_threshold")
+    )
+    assert times * (period + timeout) == 16_000
 
 
 def test_cluster_yaml_with_a_typo_is_not():

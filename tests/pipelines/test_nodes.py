@@ -37,8 +37,9 @@ from pipelines.driver.run import run_recipe
 from pipelines.recipes.reading import load_recipe
 from pipelines.recipes.recipe import Workers
 from pipelines.runs.folder import StageFolder
-from pipelines.runs.record import read_record
+from pipelines.runs.record import Record, read_record
 from pipelines.runs.stopping import stoppable
+from pipelines.training import notice
 
 # ---- a short folder for sockets
 
@@ -567,6 +568,13 @@ def actor_died(text):
     return ray.exceptions.RayActorError(None, f"ActorDiedError {text}")
 
 
+def taken(text):
+    """What Ray raises of a worker whose node was drained and is gone."""
+    import ray
+
+    return ray.exceptions.RayActorError(None, text, preempted=True)
+
+
 SUDDEN = (
     "ActorDiedError: The actor died unexpectedly.\n\tip: 10.0.0.3\nWorker exit type: SYSTEM_ERROR. There are some "
     "potential root causes. (1) The process is killed by SIGKILL by OOM killer due to high memory usage. (2) …"
@@ -585,6 +593,8 @@ MONITOR = "OutOfMemoryError: 1 worker(s) were killed due to the node running low
         ({0: RuntimeError("gloo: Connection closed by peer [10.0.0.3]"), 1: RuntimeError(SUDDEN)}, [], False, "died",
          "worker 1 on 10.0.0.3", False),
         ({0: RuntimeError("gloo: Connection closed by peer")}, [], False, "died", "lost the connection", False),
+        ({0: RuntimeError("gloo: Connection closed by peer"), 1: taken("ip: 10.0.0.3")}, [], False, "left",
+         "worker 1 on 10.0.0.3 ended: its node was taken away, after notice", False),
         ({0: RuntimeError("x\nBlindNode: " + BLIND)}, [], False, "blind", "node 10.0.0.2 does not see /data", True),
         ({0: DataError("corrupt shard x")}, [], False, "fault", "corrupt shard x", True),
         ({0: ValueError("a\nb")}, [], False, "raised", "worker 0: b", False),
@@ -616,6 +626,53 @@ def test_each_failure_is_noted_once_and_ends_what_would_only_come_again(tmp_path
     told.after_exception(None, {0: RuntimeError(SUDDEN)})
     assert [failure.kind for failure in notes.new()] == ["memory", "died"]
     assert notes.new() == []
+
+
+def test_a_node_that_left_after_notice_is_told_of_once_and_is_none_of_the_failures_allowed(tmp_path):
+    told = failures.Told(tmp_path / "notes", [], {})
+    for text in ("ip: 10.0.0.3", "ip: 10.0.0.3", "ip: 10.0.0.4"):  # Ray tells at each look
+        told.after_exception(None, {1: taken(text)})
+    notes = failures.Notes(tmp_path / "notes").new()
+    assert [(note.kind, note.counts, note.final) for note in notes] == [("left", False, False)] * 2
+    assert failures.Failure("died", "").counts
+    assert not failures.Failure("blind", "", node="a").counts
+
+
+def test_notes_of_hangs_are_told_from_older_ones_whatever_the_clocks_say(tmp_path):
+    place = StageFolder(tmp_path)
+    for rank in (0, 1):
+        place.hang(rank).write_text("stacks of the last time")
+    before = {path: path.stat().st_size for path in place.hangs()}
+    with place.hang(1).open("a") as file:
+        file.write("and of this")
+    for rank, days in ((0, 1), (1, -1)):
+        os.utime(place.hang(rank), (time.time() + days * 86400,) * 2)
+    assert fit.hangs([SimpleNamespace(place=place)], before) == [place.hang(1)]
+
+
+# ---- the notice that a node will be taken away
+
+
+def test_a_notice_is_answered_once_and_the_signal_to_end_comes_first(tmp_path, monkeypatch):
+    nodes_left, signals = set(), [0]
+    monkeypatch.setattr(notice, "leaving", lambda: frozenset(nodes_left))
+    monkeypatch.setattr(notice, "alive", lambda: {"a" * 32: "10.0.0.2"})
+    told = notice.Notice(lambda: signals[0], 5.0)
+    assert (told.word(), told.minutes) == (0, 5.0)
+    nodes_left.add("a" * 32)
+    assert told.word() == told.word() == notice.LEAVING
+    signals[0] = signal.SIGTERM
+    assert told.word() == signal.SIGTERM
+    signals[0] = 0
+    with Record(tmp_path / "record.jsonl") as record:
+        assert not told.answer(record, signal.SIGTERM, 6)
+        assert told.answer(record, notice.LEAVING, 7)
+    (line,) = read_record(tmp_path / "record.jsonl")[0]
+    assert line["step"] == 7
+    assert "notice that 10.0.0.2 (aaaaaaaa) will be taken away" in line["text"]
+    assert (told.word(), told.minutes) == (0, notice.LEAVING_MINUTES)
+    nodes_left.add("b" * 32)
+    assert told.word() == notice.LEAVING
 
 
 # ---- interfaces, threads, numbers of workers

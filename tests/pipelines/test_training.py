@@ -35,6 +35,7 @@ from pipelines.runs.run import locked
 from pipelines.runs.stopping import LOOK_S, stoppable
 from pipelines.scoring import validate as validating
 from pipelines.training import learner as learning
+from pipelines.training import notice
 from pipelines.training import score as scoring
 from pipelines.training import stage as loop
 from pipelines.training import step as stepping
@@ -249,6 +250,22 @@ def test_a_signal_writes_a_checkpoint_and_the_same_command_ends_at_the_same_weig
     assert first == whole  # the same steps with the same means, though the interval was cut
     assert {run.info.status for run in runs_of(tmp_path)} == {"FINISHED"}
     assert len(runs_of(tmp_path)) == 4  # two parents, two stages: the resume went on in the same ones
+
+
+def test_the_notice_that_a_machine_will_be_taken_away_writes_a_checkpoint_and_training_goes_on(
+    recipe_file, tmp_path, monkeypatch
+):
+    """Though neither a line nor a checkpoint is due."""
+    notices = iter([frozenset()] * 3)
+    monkeypatch.setattr(notice, "leaving", lambda: next(notices, frozenset({"a" * 32})))
+    monkeypatch.setattr(notice, "alive", dict)
+    stages = [{"name": "first", "train": "voc12/train", "steps": 8}]
+    run_recipe(load_recipe(recipe_file(stages=stages, log_every=100, checkpoint_minutes=60)))
+    folder = tmp_path / "out/runs/tiny/first"
+    kept = sorted(path.name for path in folder.glob("checkpoints/step-*.pt"))
+    assert kept == ["step-00000004.pt", "step-00000008.pt"]
+    (text,) = (line["text"] for line in read_record(folder / "record.jsonl")[0] if "notice" in line.get("text", ""))
+    assert text.endswith("(aaaaaaaa) will be taken away: checkpoint written, training goes on until then")
 
 
 def losses_of(path):
