@@ -125,6 +125,7 @@ def follow(recipe: Recipe, place: TrialContext, folder: Path, followed: bool) ->
         whatever the training raises.
     """
     from pipelines.driver.fit import fit
+    from pipelines.driver.gauges import gauged
     from pipelines.driver.jobs import make_jobs
     from pipelines.driver.planned import plan_stages
     from pipelines.driver.weights import localise
@@ -144,7 +145,7 @@ def follow(recipe: Recipe, place: TrialContext, folder: Path, followed: bool) ->
 
         def train() -> None:
             try:
-                with shown(stages):
+                with shown(stages), gauged(f"{folder.parent.parent.name}/{folder.name}", jobs, len(planned) - len(jobs)):
                     fit(jobs, folder, tell=lambda text: timeline(folder, SAID, text=text))
             except BaseException as error:
                 box.append(error)
