@@ -142,10 +142,11 @@ def follow(recipe: Recipe, place: TrialContext, folder: Path, followed: bool) ->
         jobs = [dataclasses.replace(job, has_successor=followed) for job in jobs[:1]] + jobs[1:]
         timeline(folder, "planned")
         box: list[BaseException] = []
+        name = f"{folder.parent.parent.name}/{folder.name}"  # of the study and of the trial
 
         def train() -> None:
             try:
-                with shown(stages), gauged(f"{folder.parent.parent.name}/{folder.name}", jobs, len(planned) - len(jobs)):
+                with shown(stages), gauged(name, jobs, len(planned) - len(jobs)):
                     fit(jobs, folder, tell=lambda text: timeline(folder, SAID, text=text))
             except BaseException as error:
                 box.append(error)
