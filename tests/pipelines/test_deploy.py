@@ -142,8 +142,8 @@ def test_the_images_steps_are_the_readmes():
     runs = [words for name, words in instructions() if name == "RUN"]
     readme = (ROOT / "README.md").read_text()
     assert "pip install uv && uv run" in readme
-    order = [next(i for i, words in enumerate(runs) if step in words)
-             for step in ("pip install --no-cache-dir uv", "uv sync --no-dev", "pipelines.train sample --print")]  # fmt: skip
+    steps = ("pip install --no-cache-dir uv", "uv sync --no-dev", "pipelines.train sample --print")
+    order = [next(i for i, words in enumerate(runs) if step in words) for step in steps]
     assert order == sorted(order)
     for name, words in instructions():
         if name == "COPY":
