@@ -47,7 +47,7 @@ def note_machines(run: RunFolder, gpus: int) -> str:
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    own = own_machine(rank, gpus)
+    own = own_machine(rank, gpus, context.get_local_rank() == 0)
     found = [own] * world
     if world > 1:
         dist.all_gather_object(found, own)
@@ -60,8 +60,13 @@ def note_machines(run: RunFolder, gpus: int) -> str:
     return different(nodes)
 
 
-def own_machine(rank: int, gpus: int) -> Machine:
-    """This worker's machine, with this worker alone."""
+def own_machine(rank: int, gpus: int, first: bool) -> Machine:
+    """This worker's machine, with this worker alone.
+
+    Args:
+        gpus: of the worker.
+        first: whether it is the node's first, which alone asks for the GPUs' driver.
+    """
     import ray
 
     device = device_of(gpus)
@@ -69,7 +74,7 @@ def own_machine(rank: int, gpus: int) -> Machine:
     return Machine(
         address=ray.util.get_node_ip_address(), host=socket.gethostname(), ranks=(rank,), devices=(named(device),),
         cpu=machine.cpu_model(), cores=machine.cores(), memory_gib=round(machine.memory_gib()),
-        driver=machine.gpu_driver() if device.type == "cuda" else "", versions={"context-heads": version()} | facts,
+        driver=machine.gpu_driver() if first and device.type == "cuda" else "", versions={"context-heads": version()} | facts,
     )  # fmt: skip
 
 

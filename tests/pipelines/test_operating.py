@@ -89,9 +89,8 @@ def test_workers_of_a_node_are_told_together():
 def test_machines_that_differ_are_named():
     assert different([NODE]) == different([NODE, replace(NODE, address="10.0.0.6")]) == ""
     other = replace(NODE, address="10.0.0.6", driver="550.2", versions=NODE.versions | {"torch": "2.14.0"})
-    assert different([NODE, other]) == (
-        "the machines differ: 10.0.0.6 has torch 2.14.0 (2.15.0), GPU driver 550.2 (570.1), in brackets what 10.0.0.5 has"
-    )
+    text = "10.0.0.6 has torch 2.14.0 (2.15.0), GPU driver 550.2 (570.1), in brackets what 10.0.0.5 has"
+    assert different([NODE, other]) == f"the machines differ: {text}"
 
 
 def test_a_gpus_driver_is_asked_of_its_own_tool(monkeypatch, tmp_path):
