@@ -70,11 +70,12 @@ def own_machine(rank: int, gpus: int, first: bool) -> Machine:
     import ray
 
     device = device_of(gpus)
+    driver = machine.gpu_driver() if first and device.type == "cuda" else ""
     facts = {name.removeprefix("version."): text for name, text in versions().items()}
     return Machine(
         address=ray.util.get_node_ip_address(), host=socket.gethostname(), ranks=(rank,), devices=(named(device),),
         cpu=machine.cpu_model(), cores=machine.cores(), memory_gib=round(machine.memory_gib()),
-        driver=machine.gpu_driver() if first and device.type == "cuda" else "", versions={"context-heads": version()} | facts,
+        driver=driver, versions={"context-heads": version()} | facts,
     )  # fmt: skip
 
 
