@@ -81,7 +81,7 @@ def test_without_working_dir_the_job_ends_with_2_and_says_what_to_add(cluster, r
 
 def test_a_training_that_fails_ends_with_1(cluster, recipe_file):
     """As a module. Where the code is on every node already, nothing is sent."""
-    page = recipe_file(workers={"count": 0, "gpus": 0}, optim={"lr": 1e30})
+    page = recipe_file(**ON_CPUS, optim={"lr": 1e30})
     here = json.dumps({"working_dir": f"local://{ROOT}"})
     done = cluster.job("submit", "--runtime-env-json", here, "--", "python", "-m", "pipelines.train", page)
     assert done.returncode == 1, done.stdout + done.stderr
