@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 
 RAY = Path(sys.executable).parent / "ray"
+# a head ends with the process that tests, also where that is killed
+BOUND = ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()
 
 
 def free_port():
@@ -36,7 +38,9 @@ def head(log, environment, *words):
     own = environment | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TMPDIR": short}
     fixed = ["start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
     with log.open("w") as sink:
-        process = subprocess.Popen([RAY, *fixed, *words], stdout=sink, stderr=sink, env=own, start_new_session=True)
+        process = subprocess.Popen(
+            [*BOUND, RAY, *fixed, *words], stdout=sink, stderr=sink, env=own, start_new_session=True
+        )
     try:
         wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
