@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 
@@ -33,7 +34,7 @@ def with_token(path):
 
 @contextlib.contextmanager
 def head(log, environment, *words):
-    """A head that `ray start --head` with these words starts; yields a function that tells what its log says."""
+    """A head that `ray start --head` with these words starts; yields what it says, and the folder of its logs."""
     short = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets lie in it
     own = environment | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TMPDIR": short}
     fixed = ["start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
@@ -44,7 +45,7 @@ def head(log, environment, *words):
     try:
         wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
-        yield log.read_text
+        yield SimpleNamespace(says=log.read_text, logs=Path(short) / "ray/session_latest/logs")
     finally:
         end(process.pid, short)
         process.wait(60)

@@ -4,14 +4,18 @@ import copy
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 
 import jsonschema
 import pytest
 import yaml
-from heads import RAY, free_port, head, wait_for, with_token
+from heads import RAY, end, free_port, head, wait_for, with_token
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipelines.base.door import ROOT
@@ -243,13 +247,13 @@ def test_a_node_of_cluster_yaml_comes_for_a_submitted_run_and_goes_after_it(reci
     words += [f"--dashboard-agent-listen-port={free_port()}", f"--autoscaling-config={tmp_path / 'fake.yaml'}"]
     own = known | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     recipe = recipe_file(workers={"count": 2, "gpus": 0, "feed_tasks": 1}, feed="ray")
-    with head(tmp_path / "head.log", own, *words) as log:
+    with head(tmp_path / "head.log", own, *words) as started:
         job = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{port}", "--working-dir", "."]
         began = time.monotonic()
         done = subprocess.run([*job, "--", "python", "pipelines/train.py", recipe], cwd=ROOT, env=known,
                               capture_output=True, text=True, timeout=400)  # fmt: skip
         took, ended = time.monotonic() - began, time.monotonic()
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:] + log()
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:] + started.says()
         assert "asking the cluster for 2 workers" in done.stdout
         assert "the cluster has 1 node of 48 CPU(s) and 4 GPU(s)" in done.stdout
         assert "step     5/5" in done.stdout
@@ -262,3 +266,71 @@ def nodes(port, environment):
     listed = subprocess.run([RAY, "list", "nodes", "--address", f"http://127.0.0.1:{port}", "--format", "json"],
                             capture_output=True, text=True, env=environment, check=True).stdout  # fmt: skip
     return [node for node in json.loads(listed) if node["state"] == "ALIVE" and not node["is_head_node"]]
+
+
+# ---- what runs on the head
+
+
+@pytest.mark.long
+def test_mlflow_of_the_head_answers_known_names_only_and_its_log_does_not_grow(tmp_path):
+    """By the command of cluster.yaml, on another port; and with a name that it is told."""
+    words = next(line for line in page("cluster.yaml")["head_start_ray_commands"] if "mlflow server" in line)
+    command = re.search(r"mlflow server (.*?) > ", words)[1].replace("$HOME", str(tmp_path)).replace("/shared", "/tmp")
+    port = free_port()
+    for more, names in (("", {"127.0.0.1": 200, "10.0.0.7:5000": 200, "mlflow:5000": 403, "example.org": 403}),
+                        (" --allowed-hosts mlflow,mlflow:*", {"mlflow:5000": 200, "10.0.0.7:5000": 403})):  # fmt: skip
+        log = tmp_path / "mlflow.log"
+        with log.open("w") as sink:
+            server = subprocess.Popen(
+                [RAY.with_name("mlflow"), "server", *shlex.split(command.replace("5000", str(port)) + more)],
+                stdout=sink, stderr=sink, start_new_session=True, cwd=tmp_path,
+            )  # fmt: skip
+        try:
+            wait_for(lambda: answer(port, "mlflow" if more else "localhost") == 200)
+            assert {name: answer(port, name) for name in names} == names
+            before = log.stat().st_size
+            for _ in range(100):
+                answer(port, next(iter(names)))
+            assert log.stat().st_size == before, log.read_text()[-300:]
+        finally:
+            end(server.pid, str(tmp_path / "mlflow.db"))
+            server.wait(60)
+
+
+def answer(port, name):
+    """The status with which a server on loopback answers who calls it by a name; 0 where none does."""
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0")
+    asked.add_header("Host", name)
+    try:
+        return urllib.request.urlopen(asked, timeout=20).status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+PRINTS = """
+import ray
+ray.init(log_to_driver=False)
+def shout():
+    for line in range(4000):
+        print("x" * 99, flush=True)
+ray.get(ray.remote(num_cpus=0)(shout).remote())
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.xdist_group("commands")
+def test_logs_of_rays_processes_rotate(tmp_path):
+    """With the variables of the pages, at smaller values: of 400 kB printed 150 kB are kept."""
+    port, known = free_port(), with_token(tmp_path / "token")
+    bound = {"RAY_ROTATION_MAX_BYTES": "50000", "RAY_ROTATION_BACKUP_COUNT": "2"}
+    words = [f"--port={port}", "--num-cpus=1", "--include-dashboard=false"]
+    with head(tmp_path / "head.log", known | bound, *words) as started:
+        own = known | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+        done = subprocess.run([sys.executable, "-c", PRINTS], env=own, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        sizes = [file.stat().st_size for file in started.logs.glob("worker-*.out*") if file.stat().st_size > 1000]
+        assert len(sizes) == 3
+        assert max(sizes) <= 51_000
