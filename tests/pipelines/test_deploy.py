@@ -272,29 +272,33 @@ def nodes(port, environment):
 
 
 @pytest.mark.long
-def test_mlflow_of_the_head_answers_known_names_only_and_its_log_does_not_grow(tmp_path):
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ("", {"localhost": 200, "127.0.0.1": 200, "10.0.0.7:5000": 200, "mlflow:5000": 403, "example.org": 403}),
+        (" --allowed-hosts mlflow,mlflow:*", {"mlflow": 200, "mlflow:5000": 200, "10.0.0.7:5000": 403}),
+    ],
+)
+def test_mlflow_of_the_head_answers_known_names_only_and_its_log_does_not_grow(more, names, tmp_path):
     """By the command of cluster.yaml, on another port; and with a name that it is told."""
     words = next(line for line in page("cluster.yaml")["head_start_ray_commands"] if "mlflow server" in line)
     command = re.search(r"mlflow server (.*?) > ", words)[1].replace("$HOME", str(tmp_path)).replace("/shared", "/tmp")
-    port = free_port()
-    for more, names in (("", {"127.0.0.1": 200, "10.0.0.7:5000": 200, "mlflow:5000": 403, "example.org": 403}),
-                        (" --allowed-hosts mlflow,mlflow:*", {"mlflow:5000": 200, "10.0.0.7:5000": 403})):  # fmt: skip
-        log = tmp_path / "mlflow.log"
-        with log.open("w") as sink:
-            server = subprocess.Popen(
-                [RAY.with_name("mlflow"), "server", *shlex.split(command.replace("5000", str(port)) + more)],
-                stdout=sink, stderr=sink, start_new_session=True, cwd=tmp_path,
-            )  # fmt: skip
-        try:
-            wait_for(lambda: answer(port, "mlflow" if more else "localhost") == 200)
-            assert {name: answer(port, name) for name in names} == names
-            before = log.stat().st_size
-            for _ in range(100):
-                answer(port, next(iter(names)))
-            assert log.stat().st_size == before, log.read_text()[-300:]
-        finally:
-            end(server.pid, str(tmp_path / "mlflow.db"))
-            server.wait(60)
+    port, log, known = free_port(), tmp_path / "mlflow.log", next(iter(names))
+    with log.open("w") as sink:
+        server = subprocess.Popen(
+            [RAY.with_name("mlflow"), "server", *shlex.split(command.replace("5000", str(port)) + more)],
+            stdout=sink, stderr=sink, start_new_session=True, cwd=tmp_path,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: answer(port, known) == 200)
+        assert {name: answer(port, name) for name in names} == names
+        before = log.stat().st_size
+        for _ in range(100):
+            answer(port, known)
+        assert log.stat().st_size == before, log.read_text()[-300:]
+    finally:
+        end(server.pid, str(tmp_path / "mlflow.db"))
+        server.wait(60)
 
 
 def answer(port, name):
