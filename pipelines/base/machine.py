@@ -27,10 +27,20 @@ def memory_gib() -> float:
 
 
 def gpus() -> list[str]:
-    """Names of the NVIDIA GPUs; asked of the driver's tool, because PyTorch would take hold of them to answer."""
+    """Names of the NVIDIA GPUs."""
+    return ask_driver("name")
+
+
+def gpu_driver() -> str:
+    """The version of the GPUs' driver; empty where there is none."""
+    return next(iter(ask_driver("driver_version")), "")
+
+
+def ask_driver(what: str) -> list[str]:
+    """A fact of each GPU, by the driver's own tool, because PyTorch would take hold of the GPUs to answer."""
     try:
         listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
+            ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return []

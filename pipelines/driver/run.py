@@ -16,6 +16,7 @@ from pipelines.cluster.session import quiet, ray_cluster
 from pipelines.cluster.sizes import Sizes, joins
 from pipelines.driver.checks import check_known_share, check_model, check_share
 from pipelines.driver.fit import fit
+from pipelines.driver.gauges import gauged
 from pipelines.driver.guard import check_guard
 from pipelines.driver.jobs import make_jobs
 from pipelines.driver.opening import warn_without_validation
@@ -174,7 +175,7 @@ def train_stages(
     """
     with tracker.sending([plan.stage.name for plan in planned]):
         jobs, followed = make_jobs(recipe, planned, folder, sizes, weights, System().sample)
-        with shown(followed):
+        with shown(followed), gauged(str(recipe.name), jobs, len(planned) - len(jobs)):
             fit(jobs, folder, feed)
         if recipe.mlflow_model:
             pack_last(recipe, folder)

@@ -148,6 +148,11 @@ class RunFolder:
         return self.path / "origin.json"
 
     @property
+    def machines(self) -> Path:
+        """On which machines its workers were, a line for each start of them."""
+        return self.path / "machines.jsonl"
+
+    @property
     def timeline(self) -> Path:
         """Where the seconds before and between the stages went."""
         return self.path / "timeline.json"

@@ -125,6 +125,7 @@ def follow(recipe: Recipe, place: TrialContext, folder: Path, followed: bool) ->
         whatever the training raises.
     """
     from pipelines.driver.fit import fit
+    from pipelines.driver.gauges import gauged
     from pipelines.driver.jobs import make_jobs
     from pipelines.driver.planned import plan_stages
     from pipelines.driver.weights import localise
@@ -141,10 +142,11 @@ def follow(recipe: Recipe, place: TrialContext, folder: Path, followed: bool) ->
         jobs = [dataclasses.replace(job, has_successor=followed) for job in jobs[:1]] + jobs[1:]
         timeline(folder, "planned")
         box: list[BaseException] = []
+        name = f"{folder.parent.parent.name}/{folder.name}"  # of the study and of the trial
 
         def train() -> None:
             try:
-                with shown(stages):
+                with shown(stages), gauged(name, jobs, len(planned) - len(jobs)):
                     fit(jobs, folder, tell=lambda text: timeline(folder, SAID, text=text))
             except BaseException as error:
                 box.append(error)

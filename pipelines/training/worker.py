@@ -13,7 +13,9 @@ from pipelines.base.errors import SetupError, users_message
 from pipelines.base.files import write_text
 from pipelines.feed.batches import train_batches
 from pipelines.runs.folder import RunFolder
+from pipelines.runs.record import Record
 from pipelines.training.job import Interrupted, Job
+from pipelines.training.machines import note_machines
 from pipelines.training.pulse import Pulse
 from pipelines.training.stage import Feed, train
 
@@ -37,11 +39,15 @@ def train_stages(jobs: Sequence[Job], feed: Feed = train_batches) -> Interrupted
     if not run.recipe.exists():
         raise SetupError(f"a worker does not see {run.path}: put `output` on a file system that all nodes share")
     with process_group():
+        told = note_machines(run, jobs[0].sizes.gpus)
         for job in jobs:
             if run.fault.exists():
                 return Interrupted(failure=run.fault.read_text())
             if job.place.outcome.exists():
                 continue
+            if told:
+                with Record(job.place.record) as record:
+                    record.add("note", 0, text=told)
             if interrupted := train_stage(job, run.fault, feed):
                 return interrupted
     return None

@@ -1,106 +1,141 @@
-"""Scripts as submitted jobs, with and without `python`; as a module, the sample chain runs the main one."""
+"""Doors as submitted jobs, in every form that the README has, on a head that asks for its token."""
 
-import contextlib
-import os
-import secrets
-import shutil
-import socket
+import json
+import re
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
+from types import SimpleNamespace
 
-import psutil
 import pytest
 import yaml
+from heads import RAY, free_port, head, wait_for, with_token
 
 from pipelines.base.door import ROOT
+from pipelines.base.files import TEMPORARY
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.record import read_record
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("commands")]  # with Ray sessions of their own
-BIN = Path(sys.executable).parent
-ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-
-
-def run(*words):
-    words = list(map(str, words))
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400, env=os.environ | ENVIRONMENT)
+ON_CPUS = {"workers": {"count": 1, "gpus": 0}, "feed": "ray"}
+STEP = re.compile(r" +first  step +(\d+)/5  epoch [\d.]+  loss [\d.]+  lr \S+  [\d.]+ images/s  data wait \d+%  ETA .+")
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """A Ray head of two CPUs with its job server, on loopback; whatever else runs on the machine stays alone."""
-    with socket.socket() as one, socket.socket() as other:
-        for probe in (one, other):
-            probe.bind(("127.0.0.1", 0))
-        port, agent = one.getsockname()[1], other.getsockname()[1]
-    log = tmp_path_factory.mktemp("ray") / "head.log"
-    words = ["start", "--head", "--block", "--port=0", "--num-cpus=2", "--disable-usage-stats"]
-    words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--include-dashboard=true"]
-    words += [f"--dashboard-agent-listen-port={agent}"]  # the usual one may be the other tests' session's
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets lie in it
-    token = log.with_name("token")
-    token.write_text(secrets.token_hex(32))
-    ENVIRONMENT.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))  # the head's and every client's
-    environment = ENVIRONMENT | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TMPDIR": folder}
-    with log.open("w") as sink:
-        head = subprocess.Popen(["ray", *words], stdout=sink, stderr=sink, env=environment, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            if answers(f"{url}/api/version"):
-                break
-            assert head.poll() is None, log.read_text()
-            time.sleep(0.5)
-        yield url
-    finally:
-        for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
+def cluster(tmp_path_factory):
+    """A head of two CPUs with its job server, and what a client of it needs."""
+    folder, port, metrics = tmp_path_factory.mktemp("head"), free_port(), free_port()
+    known = with_token(folder / "token")
+    words = ["--port=0", "--num-cpus=2", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+    words += [f"--dashboard-port={port}", f"--metrics-export-port={metrics}"]
+    words += [f"--dashboard-agent-listen-port={free_port()}"]  # the usual one may be the other tests' session's
+    with head(folder / "head.log", known | {"RAY_metrics_report_interval_ms": "1000"}, *words):
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: status(f"{url}/api/version"))
+
+        def job(*words):
+            return run(RAY, "job", words[0], "--address", url, *words[1:], environment=known)
+
+        yield SimpleNamespace(url=url, metrics=f"http://127.0.0.1:{metrics}/metrics", job=job)
 
 
-def answers(url):
-    """Whether somebody listens; a refusal for want of a token is an answer too."""
+def run(*words, environment):
+    words = list(map(str, words))
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment)
+
+
+def status(url):
+    """The HTTP status that an address answers with, 0 where nobody does."""
     try:
-        urllib.request.urlopen(url, timeout=2).close()
-    except urllib.error.HTTPError:
-        return True
+        return urllib.request.urlopen(url, timeout=5).status
+    except urllib.error.HTTPError as error:
+        return error.code
     except OSError:
-        return False
-    return True
+        return 0
 
 
-def submit(address, *words):
-    return run("ray", "job", "submit", "--address", address, *words)
-
-
-def test_as_a_submitted_job(address, recipe_file):
-    """By its run bit; the study below goes the other way, through `-- python`."""
-    page = recipe_file(workers={"count": 1, "gpus": 0}, feed="ray")
-    done = submit(address, "--working-dir", ".", "pipelines/voc_pretrain.py", page)
+def test_a_run_by_its_run_bit_shows_each_step_once_and_its_folder_names_the_machines(cluster, recipe_file, tmp_path):
+    page = recipe_file(workers={"count": 2, "gpus": 0}, feed="ray")
+    done = cluster.job("submit", "--working-dir", ".", "pipelines/voc_pretrain.py", page)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "mIoU before" in done.stdout
     assert "succeeded" in done.stdout + done.stderr
+    assert [found[1] for line in done.stdout.splitlines() if (found := STEP.match(line))] == list("12345")
+    (start,), _ = read_record(RunFolder(tmp_path / "out/runs/tiny").machines)
+    (node,) = start["nodes"]
+    assert (start["workers"], node["ranks"], node["devices"]) == (2, [0, 1], ["CPU", "CPU"])
+    assert node["address"] == "127.0.0.1"
+    assert {"context-heads", "python", "ray", "torch", "cuda"} <= set(node["versions"])
 
 
-def test_a_study_as_a_submitted_job_and_again_on_this_machine_give_the_same_table(address, recipe_file, tmp_path):
+def test_without_working_dir_the_job_ends_with_2_and_says_what_to_add(cluster, recipe_file):
+    done = cluster.job("submit", "--", "python", ROOT / "pipelines/voc_pretrain.py", recipe_file(**ON_CPUS))
+    assert done.returncode == 1  # the command line's own; the driver's is in the message
+    assert "failed with exit code 2" in done.stdout
+    assert "Add --working-dir" in done.stdout
+    assert "ray job submit --working-dir . -- python pipelines/voc_pretrain.py" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_training_that_fails_ends_with_1(cluster, recipe_file):
+    """As a module. Where the code is on every node already, nothing is sent."""
+    page = recipe_file(**ON_CPUS, optim={"lr": 1e30})
+    here = json.dumps({"working_dir": f"local://{ROOT}"})
+    done = cluster.job("submit", "--runtime-env-json", here, "--", "python", "-m", "pipelines.train", page)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "failed with exit code 1," in done.stdout
+    assert "the loss became" in done.stdout
+    assert "Uploading" not in done.stdout + done.stderr
+
+
+def test_a_stopped_job_writes_a_checkpoint_first_and_prometheus_sees_it_run(cluster, recipe_file, tmp_path):
+    stages = [{"name": "first", "train": "voc12/train", "steps": 100_000, "val_every": 0}]
+    page = recipe_file(**ON_CPUS, stages=stages, checkpoint_minutes=0.05)
+    words = ["--runtime-env", "runtime_env.yaml", "--no-wait", "--submission-id", "long", "--", "python"]
+    done = cluster.job("submit", *words, "pipelines/train.py", page)
+    assert done.returncode == 0, done.stdout + done.stderr
+    place = RunFolder(tmp_path / "out/runs/tiny").stage("first")
+    wait_for(lambda: any(line["kind"] == "train" for line in read_record(place.record)[0]))
+    shown = wait_for(lambda: gauges(cluster.metrics))
+    assert set(shown) == {"images_per_second", "data_wait_ratio", "loss", "step", "stage", "checkpoint_age_seconds"}
+    assert shown["images_per_second"] > 0
+    assert 0 <= shown["data_wait_ratio"] <= 1
+    assert 0 <= shown["checkpoint_age_seconds"] < 60
+    began = time.monotonic()
+    done = cluster.job("stop", "long")
+    assert "was stopped" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert time.monotonic() - began < 60
+    lines, _ = read_record(place.record)
+    assert re.search(r"SIGTERM: stopped in stage first at step \d+, its checkpoint written", lines[-1]["text"])
+    assert place.checkpoint(lines[-1]["step"]).exists()
+    assert not list(place.checkpoints.glob(TEMPORARY))
+
+
+def gauges(url):
+    """The values of a run's gauges, empty before all are there; nobody is asked for a token."""
+    text = urllib.request.urlopen(url, timeout=10).read().decode()
+    found = re.findall(r'^ray_context_heads_(\w+)\{[^}]*run="tiny"[^}]*\} (\S+)$', text, re.M)
+    return {name: float(value) for name, value in found} if len(found) >= 6 else {}
+
+
+@pytest.mark.long
+def test_a_study_as_a_submitted_job_and_again_on_this_machine_give_the_same_table(cluster, recipe_file, tmp_path):
     """Each line but for its measured speed, and every loss to the last digit."""
     stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 3, "val_every": 0}]
-    recipe = recipe_file(stages=stages, workers={"count": 1, "gpus": 0}, feed="ray")
+    recipe = recipe_file(stages=stages, **ON_CPUS)
     page = {"title": "Aux weight", "recipe": str(recipe), "baseline": "none", "seeds": [1],
             "variants": {"none": {"set": {"loss.aux.cross_entropy": 0.0}}, "full": {}}}  # fmt: skip
     study = tmp_path / "aux.yaml"
     study.write_text(yaml.safe_dump(page, sort_keys=False))
-    done = submit(address, "--working-dir", ".", "--", "python", "pipelines/ablate.py", study, "--name", "once")
+    done = cluster.job("submit", "--working-dir", ".", "--", "python", "pipelines/ablate.py", study, "--name", "once")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "2 trial(s) to run, 2 at once" in done.stdout  # a worker each
     assert "one seed: no interval" in done.stdout
-    done = run(sys.executable, "-m", "pipelines.ablate", study, "--name", "again")
+    plain = with_token(tmp_path / "unused")
+    done = run(sys.executable, "-m", "pipelines.ablate", study, "--name", "again",
+               environment={k: v for k, v in plain.items() if not k.startswith("RAY_AUTH")})  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     tables, losses = [], []
     for name in ("once", "again"):
@@ -116,12 +151,3 @@ def test_a_study_as_a_submitted_job_and_again_on_this_machine_give_the_same_tabl
 
 def losses_of(trial):
     return [line["loss"] for line in read_record(trial / "first/record.jsonl")[0] if line["kind"] == "train"]
-
-
-def test_without_working_dir_the_message_says_what_to_add(address, recipe_file):
-    page = recipe_file(workers={"count": 1, "gpus": 0}, feed="ray")
-    done = submit(address, "--", "python", ROOT / "pipelines/voc_pretrain.py", page)
-    assert done.returncode != 0
-    assert "Add --working-dir" in done.stdout
-    assert "ray job submit --working-dir . -- python pipelines/voc_pretrain.py" in done.stdout
-    assert "Traceback" not in done.stdout
