@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import psutil
 
@@ -17,7 +18,7 @@ from pipelines.cluster.growing import settled
 from pipelines.cluster.inside_ray import start_actors
 from pipelines.cluster.joining import join
 from pipelines.cluster.nodes import check_workers
-from pipelines.cluster.sizes import Sizes, joins, machine, size_workers
+from pipelines.cluster.sizes import Sizes, joins, largest, machine, size_workers
 from pipelines.recipes.recipe import Workers
 
 # Defaults that a user's own environment overrules. All must be set before ray is imported.
@@ -41,6 +42,7 @@ def ray_cluster(
     store: Callable[[Sizes], int] = lambda sizes: 512 << 20,
     slots: int = 1,
     early: Callable[[Sizes], None] = lambda sizes: None,
+    counts: Sequence[int] = (),
 ) -> Iterator[Sizes]:
     """A Ray session sized for `workers`: the cluster of RAY_ADDRESS, else a local one only on loopback.
 
@@ -49,6 +51,8 @@ def ray_cluster(
         store: bytes of a local session's object store for each run, from what the run takes.
         slots: runs of that size that a local session has room for, an equal part of the machine each.
         early: called in a local session as soon as it is up, while it is still looked at.
+        counts: the numbers of workers that the recipe's range allows; empty where it has none. A local session takes
+            the most that this machine carries.
 
     Raises:
         SetupError: a submitted job without its working directory, or packages shadowed on the nodes.
@@ -57,14 +61,16 @@ def ray_cluster(
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     cores, gpus = machine()
     if not joins():
-        sizes = size_workers(workers, cores=max(1, cores // slots), gpus=gpus // slots, logical=None)
+        there = {"cores": max(1, cores // slots), "gpus": gpus // slots, "logical": None}
+        fewest = replace(workers, count=counts[0]) if counts else workers
+        sizes = largest(workers, counts, **there) or size_workers(fewest, **there)  # the latter says what is missing
         os.environ.update({k: v for k, v in (LOCAL | own_folder()).items() if k not in os.environ})
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     import ray
 
     quiet()
     if ray.is_initialized():  # a session of the caller's (a study, a test): its owner ends it
-        yield settled(workers)
+        yield settled(workers, counts)
         return
     with own_sigterm():
         if joins():
@@ -83,7 +89,7 @@ def ray_cluster(
     try:
         if joins():
             start_actors()
-            sizes = settled(workers)
+            sizes = settled(workers, counts)
         else:
             early(sizes)
         check_workers()
