@@ -342,7 +342,10 @@ def elastic(base: type, choice: Any) -> type | None:
             if self.wanted is None and not isinstance(decision, NoopDecision):
                 self.wanted = decision
                 choice.ask()
-            return self.wanted if self.wanted is not None and choice.is_answered else NoopDecision()
+            if self.wanted is None or not choice.is_answered:
+                return NoopDecision()
+            wanted, self.wanted = self.wanted, None
+            return wanted
 
         def _get_reserved_resources(self) -> Any:
             asked = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)

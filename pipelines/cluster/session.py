@@ -25,6 +25,7 @@ from pipelines.recipes.recipe import Workers
 ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else each worker of a driver under `uv run` starts through uv again
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon an ended or dead worker is noticed
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # how soon Ray looks again at what there is, while workers wait
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # else Ray reports to its makers over the internet
     "NO_ALBUMENTATIONS_UPDATE": "1",

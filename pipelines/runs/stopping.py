@@ -17,7 +17,7 @@ from pipelines.base.polling import Polling
 from pipelines.runs.folder import RunFolder
 
 LOOK_S = 0.5  # between two looks at the notes: a shared file system is asked seldom
-OTHERS = -1  # in the place of a signal: workers end with a checkpoint, and others go on
+OTHERS = -2  # in the place of a signal: workers end with a checkpoint, and others go on
 T = TypeVar("T")
 
 
