@@ -48,7 +48,11 @@ def check_known_share(recipe: Recipe) -> None:
         InputError: as `check_share`.
     """
     workers = recipe.workers
-    if counts_of(recipe) or (joins() and (workers.count is None or workers.gpus is None)):
+    if counts := counts_of(recipe):  # of which a single machine takes only one
+        if joins() and workers.gpus is not None:
+            check_counts(recipe, counts, bool(workers.gpus))
+        return
+    if joins() and (workers.count is None or workers.gpus is None):
         return
     gpus = machine()[1] if workers.gpus is None else workers.gpus
     count = (gpus or 1) if workers.number is None else workers.number
@@ -62,9 +66,14 @@ def check_share(recipe: Recipe, sizes: Sizes) -> None:
         InputError: it does not, or a single image cannot be normalised, or norms would see more images with one number
             of workers than with another.
     """
-    for world in sizes.counts or (max(1, sizes.count),):
-        check_parts(recipe, world, bool(sizes.gpus))
-    check_norms(recipe, sizes.counts, bool(sizes.gpus))
+    check_counts(recipe, sizes.counts or (max(1, sizes.count),), bool(sizes.gpus))
+
+
+def check_counts(recipe: Recipe, counts: Sequence[int], on_gpus: bool) -> None:
+    """As `check_share`, for each of several numbers of workers."""
+    for world in counts:
+        check_parts(recipe, world, on_gpus)
+    check_norms(recipe, counts, on_gpus)
 
 
 def check_norms(recipe: Recipe, counts: Sequence[int], on_gpus: bool) -> None:
