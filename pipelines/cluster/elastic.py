@@ -59,7 +59,7 @@ class Choice:
         Where workers train, the others must fit into what is free. Without any, the fewest need no spare place.
         """
         sizes, nodes = self.sizes.of(count), present(self.avoided)
-        if not sizes.gpus and count > sum(node.cpus for node in nodes):
+        if not sizes.gpus and count > max(1.0, sum(node.cpus for node in nodes)):
             return False
         if world:
             return room_for(sizes, nodes) and is_free(self.sizes.of(count - world))

@@ -50,6 +50,8 @@ def settled(workers: Workers, counts: Sequence[int] = ()) -> Sizes:
 def ranging(workers: Workers, counts: Sequence[int], now: list[Node], more: list[Node]) -> Sizes:
     """The size of a run that nodes may join and leave; where not even the fewest workers fit, these are waited for.
 
+    Unless the recipe gives their number, it counts on one feeding task for each worker; they start as many as then fit.
+
     Raises:
         InputError: the fewest can never fit.
         SetupError: they do not fit in time.
@@ -57,7 +59,7 @@ def ranging(workers: Workers, counts: Sequence[int], now: list[Node], more: list
     gpu = workers.gpus if workers.gpus is not None else int(totals([*now, *more])["gpus"] > 0)
     workers = replace(workers, gpus=gpu)  # type: ignore[arg-type]
     sizes = largest(workers, counts, **totals(now), nodes=now) or settled(replace(workers, count=counts[0]))
-    sizes = replace(sizes, counts=tuple(counts))
+    sizes = replace(sizes, counts=tuple(counts), feed_tasks=workers.feed_tasks or 1)
     say(f"{in_short(sizes)}; the cluster has {in_words(present())}")
     return sizes
 

@@ -123,8 +123,7 @@ def size_workers(
         )
     if not gpu and count > cores:
         raise InputError(f"workers.count = {count} on CPUs: the cluster has {cores} core(s). Lower workers.count.")
-    share = max(1, count)
-    tasks = workers.feed_tasks or max(1, min(8, (cores - count) // share))
+    tasks = workers.feed_tasks or most_tasks(cores, count)
     if logical is None:
         return Sizes(count, gpu, 1.0, tasks, 1.0)
     return placed(Sizes(count, gpu, 1.0, tasks, 1.0), nodes or [Node(logical, gpus)], fixed=bool(workers.feed_tasks))
@@ -171,6 +170,18 @@ def placed(sizes: Sizes, nodes: Sequence[Node], copies: int = 1, fixed: bool = F
         f"{in_short(sizes)} cannot be placed: the cluster has {in_words(nodes)}, and a worker needs a part of a CPU "
         f"{'next to its GPU' if sizes.gpus else 'of a node'}. Lower workers.count or workers.feed_tasks, or add nodes."
     )
+
+
+def fed(sizes: Sizes, nodes: Sequence[Node]) -> Sizes:
+    """The same with more feeding tasks, as many as find a place on these nodes."""
+    most = most_tasks(totals(nodes)["cores"], sizes.count)
+    more = (replace(sizes, feed_tasks=tasks) for tasks in range(most, sizes.feed_tasks, -1))
+    return next((tried for tried in more if room_for(tried, nodes)), sizes)
+
+
+def most_tasks(cores: int, count: int) -> int:
+    """Feeding tasks of each of so many workers, where there is room for them."""
+    return max(1, min(8, (cores - count) // max(1, count)))
 
 
 def units(sizes: Sizes, spare: int = 1) -> int:

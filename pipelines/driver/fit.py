@@ -18,6 +18,7 @@ from pipelines.training.job import Interrupted, Job
 
 if TYPE_CHECKING:
     from pipelines.cluster.failures import Failure
+    from pipelines.cluster.sizes import Sizes
     from pipelines.training.stage import Feed
 
 
@@ -192,10 +193,28 @@ def here(config: dict[str, Any]) -> list[Job]:
     run = RunFolder(jobs[0].folder.parent)
     left = [job for job in jobs if not job.place.outcome.exists()]
     check_sight([uri for job in left for uri in (job.train, job.val)], [run.recipe])
+    if jobs[0].sizes.counts:
+        own = now(jobs[0].sizes, bool(jobs[0].recipe.workers.feed_tasks))
+        jobs = [dataclasses.replace(job, sizes=own) for job in jobs]
     if not config["own_threads"]:
         return jobs
     threads = own_share(jobs[0].sizes)
     return [dataclasses.replace(job, threads=threads) for job in jobs]
+
+
+def now(sizes: Sizes, fixed: bool) -> Sizes:
+    """The size of a run of a range as it is at this start: its workers, with the feeding tasks that find a place.
+
+    Args:
+        fixed: whether the recipe names the number of feeding tasks.
+    """
+    import ray.train
+
+    from pipelines.cluster.nodes import AVOIDED
+    from pipelines.cluster.sizes import fed, present
+
+    sizes = sizes.of(ray.train.get_context().get_world_size())
+    return sizes if fixed else fed(sizes, present(AVOIDED))
 
 
 def own_threads() -> bool:

@@ -17,7 +17,8 @@ from pipelines.base.door import ROOT
 from pipelines.base.errors import InputError, RunFailed
 from pipelines.cluster import elastic, growing, inside_ray, waiting
 from pipelines.cluster.elastic import Choice
-from pipelines.cluster.sizes import Node, Sizes, in_short
+from pipelines.cluster.sizes import Node, Sizes, fed, in_short
+from pipelines.driver import fit
 from pipelines.driver.checks import check_share
 from pipelines.driver.run import run_recipe
 from pipelines.recipes.reading import load_recipe, make_recipe
@@ -147,6 +148,27 @@ def offered(cpus):
 def test_as_many_workers_as_find_a_place_and_divide_the_batch(there, tmp_path, nodes, gives, number):
     there.nodes = nodes
     assert Choice(SIZES, (), tmp_path / "note").number(offered(gives), 0) == number
+
+
+@pytest.mark.parametrize(
+    ("sizes", "nodes", "tasks"),
+    [
+        (Sizes(1, 0, 1.0, 1, 1.0), [Node(4)], 2),  # and a spare place
+        (Sizes(2, 0, 0.33, 1, 0.33), [Node(1), Node(1)], 1),
+        (Sizes(4, 1, 1.0, 1, 1.0), [Node(4), Node(48, 4)], 8),
+        (Sizes(1, 0, 1.0, 1, 1.0), [Node(1)], 1),  # one is there even where it waits
+    ],
+)
+def test_workers_start_as_many_feeding_tasks_as_find_a_place(sizes, nodes, tasks):
+    assert fed(sizes, nodes) == dataclasses.replace(sizes, feed_tasks=tasks)
+
+
+def test_a_worker_of_a_range_takes_its_size_from_the_start_that_it_is_of(monkeypatch):
+    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_size=lambda: 4))
+    monkeypatch.setattr("pipelines.cluster.sizes.present", lambda avoided: [Node(12), Node(12)])
+    sizes = Sizes(2, 0, 1.0, 1, 1.0, (1, 2, 4))
+    assert fit.now(sizes, fixed=False) == Sizes(4, 0, 1.0, 4, 1.0)
+    assert fit.now(sizes, fixed=True) == Sizes(4, 0, 1.0, 1, 1.0)
 
 
 def test_what_ray_sets_apart_is_counted_without_losing_a_worker_to_rounding(there, tmp_path):
