@@ -56,7 +56,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
         Record(job.place.record if rank == 0 else None) as record,
         asked_to_stop(notes.stop if rank == 0 else None, notes.resize) as asked,
     ):
-        record.add("note", plan.start, text=learner.origin + told_of_hangs(job))
+        record.add("note", plan.start, text=learner.origin + told_of_hangs(job), workers=world)
         if job.val and plan.start == 0 and learner.progress.before is None:
             score(learner, 0, record, pulse.beat)
         meter = Meter(learner)

@@ -23,8 +23,10 @@ from pipelines.driver.checks import check_share
 from pipelines.driver.run import run_recipe
 from pipelines.recipes.reading import load_recipe, make_recipe
 from pipelines.recipes.recipe import Workers, counts_of, to_page
+from pipelines.runs import note
 from pipelines.runs.checkpoint import Numerics
-from pipelines.runs.record import read_record
+from pipelines.runs.folder import StageFolder
+from pipelines.runs.record import Record, read_record
 from pipelines.runs.run import check_wishes
 from pipelines.studies.study import check as check_study
 from pipelines.training import learner
@@ -375,6 +377,17 @@ def test_another_number_of_workers_is_in_the_record(recipe_file, tmp_path, monke
     again = learner.make_learner(job, 0, 1, cpu).origin
     assert again.startswith("continues from its checkpoint at step 3; from here on 1 worker, before that 2: the same")
     assert again.endswith("1 worker on cpu, fp32")
+
+
+def test_the_note_says_with_how_many_workers_a_stage_trained(tmp_path):
+    stage = load_recipe("sample_small").stages[0]
+    place = StageFolder(tmp_path / "aug")
+    with Record(place.record) as record:
+        for step, count in ((0, 2), (0, 2), (61, 1), (61, 1), (131, 2)):
+            record.add("note", step, text="", workers=count)
+    told = note.read_stage(place, stage)
+    assert note.workers([told]).startswith("**Workers:** aug with 2, from step 61 on with 1, from step 131 on with 2.")
+    assert note.workers([dataclasses.replace(told, workers=told.workers[:1])]) == ""
 
 
 SCRIPT = """
