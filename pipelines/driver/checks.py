@@ -10,7 +10,7 @@ from pipelines.base.errors import InputError
 from pipelines.cluster.sizes import Sizes, joins, machine, several
 from pipelines.recipes.model import count_norms, frozen_norms, meta_model, spec_by, train_mode
 from pipelines.recipes.protocols import of_protocol
-from pipelines.recipes.recipe import Recipe, check_split, counts_of, images_per_norm, micro_batch
+from pipelines.recipes.recipe import Recipe, check_split, counts_of, micro_batch
 from pipelines.scoring.checks import check_window
 from segmodels.losses import Objective
 
@@ -85,7 +85,7 @@ def check_norms(recipe: Recipe, counts: Sequence[int], on_gpus: bool) -> None:
     Raises:
         InputError: norms that are not frozen would see other numbers of images at once.
     """
-    seen = [images_per_norm(recipe, world, on_gpus) for world in counts]
+    seen = [micro_batch(recipe, world) * (world if on_gpus else 1) for world in counts]
     if len(set(seen)) < 2:
         return
     model = meta_model(recipe, 2)

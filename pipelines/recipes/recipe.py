@@ -362,11 +362,6 @@ def micro_batch(recipe: Recipe, world: int) -> int:
     return next(size for size in range(min(most, share), 0, -1) if share % size == 0)
 
 
-def images_per_norm(recipe: Recipe, world: int, synchronised: bool) -> int:
-    """Images that a batch norm sees at once where it is not frozen: those of one pass, of all workers or of one."""
-    return micro_batch(recipe, world) * (world if synchronised else 1)
-
-
 def flatten(page: Any, key: str = "") -> dict[str, Any]:
     """`{'head.rank': 64, ...}` for MLflow's parameters and for naming what differs between two recipes."""
     if isinstance(page, dict):
