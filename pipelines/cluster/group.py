@@ -84,10 +84,11 @@ def trainer(
     from ray.train.torch import TorchTrainer
 
     again: dict[str, Any] = {"max_failures": failures, "controller_failure_limit": starts(workers)}
-    where: dict[str, Any] = {"label_selector": avoid(avoided)}  # ray.train has two of each config, mypy sees the other
+    # ray.train has two of each config, mypy sees the other
+    where: dict[str, Any] = {"label_selector": avoid(avoided), "elastic_resize_monitor_interval_s": GROW_S}
     telling: dict[str, Any] = {"callbacks": [told] if told and sizes.count else None}
     kind: Any = lean(TorchTrainer)
-    number: int | tuple[int, int] = sizes.count
+    number: Any = sizes.count
     if choice and (ranging := elastic(kind, choice)):
         kind, number = ranging, (sizes.counts[0], sizes.counts[-1])
     return kind(
@@ -100,7 +101,6 @@ def trainer(
             resources_per_worker={"CPU": sizes.cpus} | ({"GPU": 1} if sizes.gpus else {}),
             # GPUs talk best on one node; on CPUs each worker is to have a node's cores to itself
             placement_strategy="PACK" if sizes.gpus else "SPREAD",
-            elastic_resize_monitor_interval_s=GROW_S,
             **where,
         ),
         run_config=ray.train.RunConfig(

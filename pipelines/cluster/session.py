@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import psutil
 
@@ -62,7 +63,7 @@ def ray_cluster(
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     cores, gpus = machine()
     if not joins():
-        there = {"cores": max(1, cores // slots), "gpus": gpus // slots, "logical": None}
+        there: dict[str, Any] = {"cores": max(1, cores // slots), "gpus": gpus // slots, "logical": None}
         fewest = replace(workers, count=counts[0]) if counts else workers
         sizes = largest(workers, counts, **there) or size_workers(fewest, **there)  # the latter says what is missing
         os.environ.update({k: v for k, v in (LOCAL | own_folder()).items() if k not in os.environ})
