@@ -20,7 +20,8 @@ import ray
 import ray.train  # and no torch up here: Ray's controller reads this module too, and trains nothing
 from ray.train.backend import Backend, BackendConfig
 
-from pipelines.cluster.inside_ray import WORKER, hook, lean
+from pipelines.cluster.elastic import GROW_S, Choice
+from pipelines.cluster.inside_ray import WORKER, elastic, hook, lean
 from pipelines.cluster.nodes import avoid
 from pipelines.cluster.sizes import Sizes, cores_here, fair_threads
 from pipelines.cluster.waiting import limit
@@ -67,6 +68,7 @@ def trainer(
     told: UserCallback | None = None,
     avoided: Collection[str] = (),
     workers: Workers | None = None,
+    choice: Choice | None = None,
 ) -> TorchTrainer:
     """A trainer that runs `enter(config)` on `sizes.count` workers, or in this process when that is 0.
 
@@ -77,18 +79,24 @@ def trainer(
         told: is told of each failure.
         avoided: ids of nodes on which no worker is to be.
         workers: the recipe's wishes, of which this takes how long it may wait for room.
+        choice: with how many workers it goes on as nodes come and go; None for a number that stays.
     """
     from ray.train.torch import TorchTrainer
 
     again: dict[str, Any] = {"max_failures": failures, "controller_failure_limit": starts(workers)}
-    where: dict[str, Any] = {"label_selector": avoid(avoided)}  # ray.train has two of each config, mypy sees the other
+    # ray.train has two of each config, mypy sees the other
+    where: dict[str, Any] = {"label_selector": avoid(avoided), "elastic_resize_monitor_interval_s": GROW_S}
     telling: dict[str, Any] = {"callbacks": [told] if told and sizes.count else None}
-    return lean(TorchTrainer)(
+    kind: Any = lean(TorchTrainer)
+    number: Any = sizes.count
+    if choice and (ranging := elastic(kind, choice)):
+        kind, number = ranging, (sizes.counts[0], sizes.counts[-1])
+    return kind(
         enter,
         train_loop_config=config,
         torch_config=Group(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=sizes.count,
+            num_workers=number,
             use_gpu=bool(sizes.gpus),
             resources_per_worker={"CPU": sizes.cpus} | ({"GPU": 1} if sizes.gpus else {}),
             # GPUs talk best on one node; on CPUs each worker is to have a node's cores to itself

@@ -3,9 +3,10 @@
 Nothing here is imported with the module. Each function falls back to what Ray does without it, with a line in the log,
 where a new Ray has lost one of its names, or where CONTEXT_HEADS_PUBLIC_RAY=1 turns all of it off. What is lost then is
 time, not results: starts take longer, trials that were killed hold their CPUs and GPUs until their study ends, a
-cluster that cannot be joined says so late, one that grows is asked only for what it has, and the notice that a node
-will be taken away brings no checkpoint. And Ray Tune writes AWS keys of the environment to its logs again, and Ray
-Serve's replicas listen on every address of their machine.
+cluster that cannot be joined says so late, one that grows is asked only for what it has, the notice that a node will be
+taken away brings no checkpoint, and a run with a range of workers keeps to the number that it began with, until the
+same command is given again. And Ray Tune writes AWS keys of the environment to its logs again, and Ray Serve's replicas
+listen on every address of their machine.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import os
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ IDLE = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 DATA_THREADS = ("StreamingExecutor", "iter_threaded")  # how the names of Ray Data's threads that ask Ray begin
 KEPT_S = 24 * 3600  # Ray ends idle processes after that, and all with their job
 TIMEOUT_S = 10.0
+ASK_S = 0.5  # between two questions of Ray Train's controller for room
 KILLING = re.compile(r"Killing \d+ worker\(s\), kill details: Memory")
 HEAD = "node:__internal_head__"  # a resource that only the head has
 WORKER, CONTROLLER, TRIAL, FEED = (
@@ -70,6 +73,15 @@ NAMES: dict[str, tuple[str, ...]] = {
         "ray.train.torch:TorchTrainer._initialize_and_run_controller",
         f"{TRAIN}.callbacks.datasets:DatasetsCallback",
         f"{TRAIN}.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
+    ),
+    "elastic": (
+        f"{TRAIN}.execution.scaling_policy:ElasticScalingPolicy._count_possible_workers",
+        f"{TRAIN}.execution.scaling_policy:ElasticScalingPolicy._get_reserved_resources",
+        f"{TRAIN}.execution.scaling_policy:ElasticScalingPolicy._autoscaling_coordinator",
+        f"{TRAIN}.execution.scaling_policy:NoopDecision",
+        f"{TRAIN}.execution.callback:ControllerCallback.after_controller_state_update",
+        f"{TRAIN}.execution.controller.state:ReschedulingState",
+        "ray.train.torch:TorchTrainer._initialize_and_run_controller",
     ),
     "naming": (
         f"{TRAIN}.execution.callback:WorkerGroupCallback.before_worker_group_start",
@@ -317,6 +329,61 @@ def lean(base: type) -> type:
                 return super()._initialize_and_run_controller(**kwargs)
 
     return Lean
+
+
+@private(otherwise=lambda base, choice: None)
+def elastic(base: type, choice: Any) -> type | None:
+    """Ray Train's trainer, whose own policy for a range of workers takes only the numbers that a `Choice` takes.
+
+    Ray's would take any number in the range, without room for feeding tasks, would end workers between two checkpoints
+    when nodes join, and asks in a loop without a pause while the fewest workers do not fit.
+    """
+    import ray
+    from ray.train.v2._internal.execution.controller.state import ReschedulingState
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
+
+    class Chosen(ElasticScalingPolicy):
+        world, wanted = 0, None
+
+        def make_decision_for_non_running_worker_group(self) -> Any:
+            self.world, self.wanted = 0, None
+            choice.withdraw()
+            decision = super().make_decision_for_non_running_worker_group()
+            if isinstance(decision, NoopDecision):
+                time.sleep(ASK_S)
+            return decision
+
+        def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+            self.world = worker_group_state.num_workers
+            decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+            if self.wanted is None and not isinstance(decision, NoopDecision):
+                self.wanted = decision
+                choice.ask()
+            if self.wanted is None or not choice.is_answered:
+                return NoopDecision()
+            wanted, self.wanted = self.wanted, None
+            return wanted
+
+        def _get_reserved_resources(self) -> Any:
+            asked = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+            try:  # of the nodes that there are now: what Ray's policy asks for is up to 20 s old
+                return ray.get(asked, timeout=TIMEOUT_S)
+            except ray.exceptions.RayError:
+                return None
+
+        def _count_possible_workers(self, reserved_resources: Any) -> int:
+            return choice.number(reserved_resources, self.world)
+
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            if isinstance(current_state, ReschedulingState):
+                choice.refuse(previous_state.scaling_decision.num_workers)
+
+    class Elastic(base):  # type: ignore[misc, valid-type]
+        def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
+            kwargs["scaling_policy"] = Chosen(self.scaling_config)
+            return super()._initialize_and_run_controller(**kwargs)
+
+    return Elastic
 
 
 @private(otherwise=lambda owner: None)

@@ -7,7 +7,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import psutil
 
@@ -17,7 +19,7 @@ from pipelines.cluster.growing import settled
 from pipelines.cluster.inside_ray import start_actors
 from pipelines.cluster.joining import join
 from pipelines.cluster.nodes import check_workers
-from pipelines.cluster.sizes import Sizes, joins, machine, size_workers
+from pipelines.cluster.sizes import Sizes, joins, largest, machine, size_workers
 from pipelines.recipes.recipe import Workers
 
 # Defaults that a user's own environment overrules. All must be set before ray is imported.
@@ -25,6 +27,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else each worker of a driver under `uv run` starts through uv again
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon an ended or dead worker is noticed
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",  # how soon the notice that a node will be taken away reaches workers
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # how soon Ray looks again at what there is, while workers wait
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # else Ray reports to its makers over the internet
     "NO_ALBUMENTATIONS_UPDATE": "1",
@@ -42,6 +45,7 @@ def ray_cluster(
     store: Callable[[Sizes], int] = lambda sizes: 512 << 20,
     slots: int = 1,
     early: Callable[[Sizes], None] = lambda sizes: None,
+    counts: Sequence[int] = (),
 ) -> Iterator[Sizes]:
     """A Ray session sized for `workers`: the cluster of RAY_ADDRESS, else a local one only on loopback.
 
@@ -50,6 +54,8 @@ def ray_cluster(
         store: bytes of a local session's object store for each run, from what the run takes.
         slots: runs of that size that a local session has room for, an equal part of the machine each.
         early: called in a local session as soon as it is up, while it is still looked at.
+        counts: the numbers of workers that the recipe's range allows; empty where it has none. A local session takes
+            the most that this machine carries.
 
     Raises:
         SetupError: a submitted job without its working directory, or packages shadowed on the nodes.
@@ -58,14 +64,16 @@ def ray_cluster(
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     cores, gpus = machine()
     if not joins():
-        sizes = size_workers(workers, cores=max(1, cores // slots), gpus=gpus // slots, logical=None)
+        there: dict[str, Any] = {"cores": max(1, cores // slots), "gpus": gpus // slots, "logical": None}
+        fewest = replace(workers, count=counts[0]) if counts else workers
+        sizes = largest(workers, counts, **there) or size_workers(fewest, **there)  # the latter says what is missing
         os.environ.update({k: v for k, v in (LOCAL | own_folder()).items() if k not in os.environ})
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     import ray
 
     quiet()
     if ray.is_initialized():  # a session of the caller's (a study, a test): its owner ends it
-        yield settled(workers)
+        yield settled(workers, counts)
         return
     with own_sigterm():
         if joins():
@@ -84,7 +92,7 @@ def ray_cluster(
     try:
         if joins():
             start_actors()
-            sizes = settled(workers)
+            sizes = settled(workers, counts)
         else:
             early(sizes)
         check_workers()

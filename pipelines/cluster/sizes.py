@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
@@ -18,13 +19,21 @@ LEAST_CPUS = 0.05  # that a worker or task is given
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a run takes: `count` train workers, each with `cpus` and `gpus`, and `feed_tasks` tasks of `feed_cpus`."""
+    """What a run takes: `count` train workers, each with `cpus` and `gpus`, and `feed_tasks` tasks of `feed_cpus`.
+
+    `counts` are the numbers of workers that it goes on with as nodes come and go; empty where it keeps to `count`.
+    """
 
     count: int
     gpus: int
     cpus: float
     feed_tasks: int
     feed_cpus: float
+    counts: tuple[int, ...] = ()
+
+    def of(self, count: int) -> Sizes:
+        """The same with so many workers, and no other number."""
+        return replace(self, count=count, counts=())
 
 
 @dataclass(frozen=True)
@@ -101,8 +110,8 @@ def size_workers(
         InputError: it cannot fit.
     """
     gpu = workers.gpus if workers.gpus is not None else int(gpus > 0)
-    count = workers.count if workers.count is not None else (gpus if gpu else 1)
-    if gpu and workers.count is None and not gpus:
+    count = workers.number if workers.number is not None else (gpus if gpu else 1)
+    if gpu and workers.number is None and not gpus:
         raise InputError(
             "workers.gpus = 1: the cluster has no GPU, and says that it can add none. Add nodes with GPUs, or "
             "train on CPUs with workers.gpus=0"
@@ -114,11 +123,22 @@ def size_workers(
         )
     if not gpu and count > cores:
         raise InputError(f"workers.count = {count} on CPUs: the cluster has {cores} core(s). Lower workers.count.")
-    share = max(1, count)
-    tasks = workers.feed_tasks or max(1, min(8, (cores - count) // share))
+    tasks = workers.feed_tasks or most_tasks(cores, count)
     if logical is None:
         return Sizes(count, gpu, 1.0, tasks, 1.0)
     return placed(Sizes(count, gpu, 1.0, tasks, 1.0), nodes or [Node(logical, gpus)], fixed=bool(workers.feed_tasks))
+
+
+def largest(workers: Workers, counts: Sequence[int], **there: Any) -> Sizes | None:
+    """The size with the most workers, of several numbers, that fits; None where not even the fewest do.
+
+    Args:
+        there: as `size_workers` takes it.
+    """
+    for count in reversed(counts):
+        with contextlib.suppress(InputError):
+            return size_workers(replace(workers, count=count), **there)
+    return None
 
 
 def placed(sizes: Sizes, nodes: Sequence[Node], copies: int = 1, fixed: bool = False) -> Sizes:
@@ -152,6 +172,18 @@ def placed(sizes: Sizes, nodes: Sequence[Node], copies: int = 1, fixed: bool = F
     )
 
 
+def fed(sizes: Sizes, nodes: Sequence[Node]) -> Sizes:
+    """The same with more feeding tasks, as many as find a place on these nodes."""
+    most = most_tasks(totals(nodes)["cores"], sizes.count)
+    more = (replace(sizes, feed_tasks=tasks) for tasks in range(most, sizes.feed_tasks, -1))
+    return next((tried for tried in more if room_for(tried, nodes)), sizes)
+
+
+def most_tasks(cores: int, count: int) -> int:
+    """Feeding tasks of each of so many workers, where there is room for them."""
+    return max(1, min(8, (cores - count) // max(1, count)))
+
+
 def units(sizes: Sizes, spare: int = 1) -> int:
     """Workers and tasks of a run, and a spare place for what else it starts."""
     return max(1, sizes.count) * (1 + sizes.feed_tasks) + spare
@@ -169,10 +201,18 @@ def several(count: int, thing: str) -> str:
     return f"{count} {thing}" + ("s" if count != 1 else "")
 
 
+def listed(counts: Sequence[int]) -> str:
+    """Several numbers, for people."""
+    *first, last = map(str, counts)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def in_short(sizes: Sizes) -> str:
     """Workers and tasks, for people."""
     gpu = " with one GPU each" if sizes.gpus else ""
     tasks = several(max(1, sizes.count) * sizes.feed_tasks, "feeding task")
+    if len(sizes.counts) > 1:
+        gpu += f" ({listed(sizes.counts)} as nodes come and go)"
     return f"{several(sizes.count, 'worker')}{gpu} and {tasks}" if sizes.count else tasks
 
 

@@ -63,8 +63,12 @@ class Wait:
 
     def cure(self) -> str:
         """How to go on with less."""
-        fewer = f"workers.count={self.sizes.count // 2 or 1}" if self.sizes.count > 1 else "fewer workers.feed_tasks"
-        return f"To go on with what there is, give fewer: {fewer}"
+        if (count := self.sizes.count) < 2:
+            return "Add nodes; or, to go on with what there is, give fewer workers.feed_tasks"
+        return (
+            f"To go on with what there is, give fewer: workers.count={count // 2}, or a range, workers.count=[1, "
+            f"{count}], with which a run goes on by itself"
+        )
 
 
 def free() -> str:
@@ -130,7 +134,7 @@ class Waiting:
     ) -> None:
         self.sizes, self.seconds, self.say, self.progress = sizes, limit(workers), say, progress
         self.wait: Wait | None = None
-        self.looked, self.before = 0.0, 0
+        self.looked, self.before, self.needed = 0.0, 0, sizes
 
     def look(self) -> None:
         """Look, when it is time to.
@@ -142,7 +146,7 @@ class Waiting:
             return
         self.looked, missing = time.monotonic(), self.lacks_room()
         if missing and self.wait is None:
-            self.wait, self.before = Wait(self.sizes, self.seconds, self.say), self.progress()
+            self.wait, self.before = Wait(self.needed, self.seconds, self.say), self.progress()
         elif missing is False or (self.wait and self.progress() > self.before):
             self.wait = None
         if self.wait:
@@ -152,12 +156,16 @@ class Waiting:
 
     def lacks_room(self) -> bool | None:
         """Whether workers, or the tasks that feed them, find no place; None while Ray only starts to look for one."""
-        states = own_groups()
-        if any(state in PENDING for state in states):
-            return True
-        if "CREATED" not in states:
+        groups = own_groups()
+        pending = [count for state, count in groups if state in PENDING]
+        made = [count for state, count in groups if state == "CREATED"]
+        # of a range, Ray asks for no group before its fewest workers find a place
+        if not (counts := pending or made or self.sizes.counts[:1]):
             return None
-        return not room_for(self.sizes, present(AVOIDED), spare=0)
+        self.needed = self.sizes.of(max(counts))
+        if pending or not room_for(self.needed, present(AVOIDED), spare=0):
+            return True
+        return False if made else None
 
     @property
     def waits(self) -> bool:
@@ -172,8 +180,8 @@ class Waiting:
         )
 
 
-def own_groups() -> list[str]:
-    """The states of the placement groups that this training asked for and has not given up."""
+def own_groups() -> list[tuple[str, int]]:
+    """The placement groups that this training asked for and has not given up: state, and for how many workers."""
     import ray
     from ray.util import placement_group_table
 
@@ -181,4 +189,4 @@ def own_groups() -> list[str]:
     job, owner = context.get_job_id(), context.get_actor_id()  # a group's id ends with its job's
     found = [group for key, group in placement_group_table().items() if key.endswith(job)]
     ours = [g for g in found if owner is None or g["name"].startswith(f"{OWNED}{owner}")]
-    return [group["state"] for group in ours if group["state"] != "REMOVED"]
+    return [(group["state"], len(group["bundles"])) for group in ours if group["state"] != "REMOVED"]

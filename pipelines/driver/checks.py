@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from pipelines.base.errors import InputError
-from pipelines.cluster.sizes import Sizes, joins, machine
-from pipelines.recipes.model import frozen_norms, meta_model, spec_by, train_mode
+from pipelines.cluster.sizes import Sizes, joins, machine, several
+from pipelines.recipes.model import count_norms, frozen_norms, meta_model, spec_by, train_mode
 from pipelines.recipes.protocols import of_protocol
-from pipelines.recipes.recipe import Recipe, check_split, micro_batch
+from pipelines.recipes.recipe import Recipe, check_split, counts_of, micro_batch
 from pipelines.scoring.checks import check_window
 from segmodels.losses import Objective
 
@@ -46,20 +48,57 @@ def check_known_share(recipe: Recipe) -> None:
         InputError: as `check_share`.
     """
     workers = recipe.workers
+    if counts := counts_of(recipe):  # of which a single machine takes only one
+        if joins() and workers.gpus is not None:
+            check_counts(recipe, counts, bool(workers.gpus))
+        return
     if joins() and (workers.count is None or workers.gpus is None):
         return
     gpus = machine()[1] if workers.gpus is None else workers.gpus
-    count = (gpus or 1) if workers.count is None else workers.count
+    count = (gpus or 1) if workers.number is None else workers.number
     check_parts(recipe, max(1, count), bool(gpus))
 
 
 def check_share(recipe: Recipe, sizes: Sizes) -> None:
-    """The batch must fall into equal parts, each enough for the head's norms.
+    """The batch must fall into equal parts, each enough for the head's norms, whatever the number of workers.
 
     Raises:
-        InputError: it does not, or a single image cannot be normalised.
+        InputError: it does not, or a single image cannot be normalised, or norms would see more images with one number
+            of workers than with another.
     """
-    check_parts(recipe, max(1, sizes.count), bool(sizes.gpus))
+    check_counts(recipe, sizes.counts or (max(1, sizes.count),), bool(sizes.gpus))
+
+
+def check_counts(recipe: Recipe, counts: Sequence[int], on_gpus: bool) -> None:
+    """As `check_share`, for each of several numbers of workers."""
+    for world in counts:
+        check_parts(recipe, world, on_gpus)
+    check_norms(recipe, counts, on_gpus)
+
+
+def check_norms(recipe: Recipe, counts: Sequence[int], on_gpus: bool) -> None:
+    """Of a range of workers, each number must give batch norms the same: other statistics are another training.
+
+    Args:
+        counts: the numbers of workers.
+
+    Raises:
+        InputError: norms that are not frozen would see other numbers of images at once.
+    """
+    seen = [micro_batch(recipe, world) * (world if on_gpus else 1) for world in counts]
+    if len(set(seen)) < 2:
+        return
+    model = meta_model(recipe, 2)
+    frozen = frozen_norms(model, recipe, "backbone" if recipe.backbone.weights else "")
+    if len(frozen) == count_norms(model):
+        return
+    told = ", ".join(f"{images} with {several(world, 'worker')}" for images, world in zip(seen, counts, strict=True))
+    part = recipe.batch // counts[-1]
+    cure = "workers.micro_batch=null" if on_gpus else f"workers.micro_batch={part}: then each sees {part}"
+    raise InputError(
+        f"a range of workers (workers.count), but a batch norm would see {told}, which is another training. Give "
+        f"{cure}; or one number, such as workers.count={counts[-1]}"
+    )
 
 
 def check_parts(recipe: Recipe, world: int, on_gpus: bool) -> None:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.base.errors import InputError, RunFailed, Stopped, users_message
 from pipelines.base.files import write_text
-from pipelines.runs import checkpoint
 from pipelines.runs.folder import CHECKPOINTS, RunFolder
-from pipelines.runs.record import Record
 from pipelines.runs.stopping import in_thread, stoppable
 from pipelines.training.job import Interrupted, Job
 
 if TYPE_CHECKING:
     from pipelines.cluster.failures import Failure
+    from pipelines.cluster.sizes import Sizes
     from pipelines.training.stage import Feed
 
 
@@ -41,7 +40,7 @@ def fit(jobs: Sequence[Job], folder: Path, feed: Feed | None = None, tell: Calla
     """
     run = RunFolder(folder)
     run.fault.unlink(missing_ok=True)
-    note_workers(jobs)
+    run.resize.unlink(missing_ok=True)
     attempts = Attempts(jobs, run, feed, tell or say)
     with stoppable(folder, attempts.idle):
         try:
@@ -107,6 +106,7 @@ class Attempts:
 
     def trainer(self) -> Any:
         """Ray's trainer, away from the nodes that do not see the run's data."""
+        from pipelines.cluster.elastic import Choice
         from pipelines.cluster.failures import Told
         from pipelines.cluster.group import trainer
 
@@ -115,9 +115,11 @@ class Attempts:
         told = Told(self.notes.path, records, self.kills)
         config = {"jobs": pickle.dumps(self.jobs), "avoided": self.avoided, "own_threads": own_threads()}
         left = self.most - sum(failure.counts for failure in self.notes.failures)
+        sizes = self.jobs[0].sizes
         return trainer(
-            entry(self.feed), config, self.jobs[0].sizes, name, self.run.ray, max(0, left),
+            entry(self.feed), config, sizes, name, self.run.ray, max(0, left),
             told=told, avoided=self.avoided, workers=self.jobs[0].recipe.workers,
+            choice=Choice(sizes, self.avoided, self.run.resize) if sizes.counts else None,
         )  # fmt: skip
 
     def look(self) -> None:
@@ -192,10 +194,28 @@ def here(config: dict[str, Any]) -> list[Job]:
     run = RunFolder(jobs[0].folder.parent)
     left = [job for job in jobs if not job.place.outcome.exists()]
     check_sight([uri for job in left for uri in (job.train, job.val)], [run.recipe])
+    if jobs[0].sizes.counts:
+        own = now(jobs[0].sizes, bool(jobs[0].recipe.workers.feed_tasks))
+        jobs = [dataclasses.replace(job, sizes=own) for job in jobs]
     if not config["own_threads"]:
         return jobs
     threads = own_share(jobs[0].sizes)
     return [dataclasses.replace(job, threads=threads) for job in jobs]
+
+
+def now(sizes: Sizes, fixed: bool) -> Sizes:
+    """The size of a run of a range as it is at this start: its workers, with the feeding tasks that find a place.
+
+    Args:
+        fixed: whether the recipe names the number of feeding tasks.
+    """
+    import ray.train
+
+    from pipelines.cluster.nodes import AVOIDED
+    from pipelines.cluster.sizes import fed, present
+
+    sizes = sizes.of(ray.train.get_context().get_world_size())
+    return sizes if fixed else fed(sizes, present(AVOIDED))
 
 
 def own_threads() -> bool:
@@ -212,20 +232,6 @@ def own_threads() -> bool:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and given == "1":
         given = context.runtime_env.get("env_vars", {}).get("OMP_NUM_THREADS")
     return context.get_actor_id() is None and not given
-
-
-def note_workers(jobs: Sequence[Job]) -> None:
-    """Note in the record that a stage goes on with another number of workers."""
-    for job in jobs:
-        if job.place.outcome.exists() or not any(job.place.checkpoints.glob(CHECKPOINTS)):
-            continue
-        found = checkpoint.newest(job.place.checkpoints, mapped=True)
-        numerics = checkpoint.numerics_of(found) if found else None
-        now = max(1, job.sizes.count)
-        if found and numerics and numerics.world != now:
-            text = f"from here on {now} worker(s), before that {numerics.world}: the same batches, with other rounding"
-            with Record(job.place.record) as record:
-                record.add("note", int(found["step"]), text=text)
 
 
 def explained(error: Exception, jobs: Sequence[Job], run: RunFolder, attempts: Attempts) -> Exception:

@@ -24,7 +24,7 @@ from pipelines.driver.packing import pack_last
 from pipelines.driver.planned import PlannedStage, plan_stages
 from pipelines.driver.weights import Weights, check_weights, localise
 from pipelines.feed.batches import BLOCK_ROWS
-from pipelines.recipes.recipe import Recipe
+from pipelines.recipes.recipe import Recipe, counts_of
 from pipelines.runs.mlflow_client import System, default_uri
 from pipelines.runs.mlflow_faults import check_address
 from pipelines.runs.results import Result, finished, table
@@ -140,7 +140,8 @@ def find_start(recipe: Recipe, output: Path) -> Weights:
 def ray_for(recipe: Recipe) -> contextlib.AbstractContextManager[Sizes]:
     """The Ray session of a run."""
     say("Ray", "is joined" if joins() else "starts")
-    return ray_cluster(recipe.workers, partial(store_bytes, recipe), early=start_early)
+    store = partial(store_bytes, recipe)
+    return ray_cluster(recipe.workers, store, early=start_early, counts=counts_of(recipe))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from pipelines.recipes.recipe import Recipe
-from pipelines.recipes.written import allows_null, inner
+from pipelines.recipes.written import allows_null, inner, kinds
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "anything"}
 ENTRY = "NAME"  # stands for the name of a stage, as in overrides
@@ -39,7 +39,9 @@ def below(hint: Any) -> Any:
 
 def words(hint: Any) -> str:
     """A type in words."""
-    kind = inner(hint)
+    if len(several := kinds(hint)) > 1:
+        return f"{' or '.join(map(words, several))}{', or null' if allows_null(hint) else ''}"
+    kind = several[0]
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         *first, last = map(str, sorted(args))

@@ -18,7 +18,7 @@ from pipelines.base.files import write_text
 from pipelines.base.text import nearest
 from pipelines.recipes.bundled import names_in
 from pipelines.recipes.recipe import Recipe, check, fingerprint
-from pipelines.recipes.written import allows_null, as_written, inner, kind_at, wants_text
+from pipelines.recipes.written import allows_null, as_written, inner, kind_at, kinds, wants_text
 
 RECIPES = Path(__file__).parent
 
@@ -191,7 +191,7 @@ def convert(kind: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return convert_table(kind, value, key)
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else convert(inner(kind), value, key)
+        return None if value is None else convert(fitting(kind, value), value, key)
     if origin is Literal:
         if value not in args or isinstance(value, bool):
             raise InputError(f"{key} = {shown(value)}: allowed are {', '.join(map(repr, args))}")
@@ -203,6 +203,13 @@ def convert(kind: Any, value: Any, key: str) -> Any:
             raise wrong(key, value, "a mapping")
         return {str(k): convert(args[1], v, f"{key}.{k}") for k, v in value.items()}
     return convert_scalar(kind, value, key)
+
+
+def fitting(kind: Any, value: Any) -> Any:
+    """Of the types that a hint allows that of a value: a list's for a list, else the first."""
+    allowed = kinds(kind)
+    lists = [arg for arg in allowed if typing.get_origin(arg) is tuple]
+    return lists[0] if lists and isinstance(value, list) else allowed[0]
 
 
 def convert_table(kind: Any, value: Any, key: str) -> Any:

@@ -37,7 +37,7 @@ PLACED = {
     "mlflow_model": "a program of the best weights",
 }
 PLACED_WORKERS = {
-    "count": "rounding, with synchronised norms or frozen ones; else see above",
+    "count": "rounding, with synchronised norms or frozen ones; else see above. A range is of numbers that agree in it",
     "gpus": "rounding; see above for norms",
     "channels_last": "rounding: another order of the same sums",
     "compile": "rounding, likewise",
@@ -144,9 +144,10 @@ class InferenceSpec:
 class Workers:
     """Who trains, and how it computes."""
 
-    count: int | None = key(
+    count: int | tuple[int, int] | None = key(
         "train workers: null for one per GPU of the cluster, without GPUs one; 0 for this process, without Ray where "
-        "feed=torch",
+        "feed=torch; [LEAST, MOST] for as many as a cluster carries while nodes come and go, of the numbers by "
+        "which the batch can be divided",
         None,
     )
     gpus: Literal[0, 1] | None = key("GPUs of each worker; null for 1 where there are any", None)
@@ -167,6 +168,11 @@ class Workers:
         "a worker without progress for so long is ended and replaced; more than the longest compilation takes", 30.0
     )
     wait_minutes: float = key("how long a run waits for room on a cluster, and for nodes that it asked for", 30.0)
+
+    @property
+    def number(self) -> int | None:
+        """The number of workers, where the page gives one."""
+        return self.count if isinstance(self.count, int) else None
 
 
 @dataclass(frozen=True)
@@ -267,8 +273,9 @@ def check(recipe: Recipe) -> None:
     demand(bool(recipe.protocols) or not recipe.measures, "measures without protocols: name one, such as [single]")
     demand("name" in recipe.head, "head lacks its name, e.g. {name: fcn}")
     demand(recipe.aux is None or "name" in recipe.aux, "aux lacks its name, e.g. {name: fcn, stage: 3}")
-    demand((recipe.workers.count or 0) >= 0, f"workers.count = {recipe.workers.count}: 0 or more, or null")
-    check_split(recipe.batch, recipe.workers.count or 1)
+    demand((recipe.workers.number or 0) >= 0, f"workers.count = {recipe.workers.count}: 0 or more, or null")
+    check_split(recipe.batch, recipe.workers.number or 1)
+    check_range(recipe)
     demand((recipe.workers.micro_batch or 1) >= 1, "workers.micro_batch: 1 or more, or null")
     demand(recipe.workers.hang_minutes > 0, f"workers.hang_minutes = {recipe.workers.hang_minutes}: above 0")
     demand(recipe.workers.wait_minutes > 0, f"workers.wait_minutes = {recipe.workers.wait_minutes}: above 0")
@@ -291,6 +298,33 @@ def check_split(batch: int, workers: int) -> None:
     if batch % workers:
         fits = [n for n in range(1, batch + 1) if batch % n == 0]
         raise InputError(f"batch = {batch} cannot be split over {workers} workers; workers.count may be {fits}")
+
+
+def counts_of(recipe: Recipe) -> tuple[int, ...]:
+    """The numbers of workers that a range allows: those by which the batch can be divided. Empty without a range."""
+    if not isinstance(recipe.workers.count, tuple):
+        return ()
+    least, most = recipe.workers.count
+    return tuple(n for n in range(max(1, least), min(most, recipe.batch) + 1) if recipe.batch % n == 0)
+
+
+def check_range(recipe: Recipe) -> None:
+    """A range of workers must hold a number by which the batch can be divided.
+
+    Raises:
+        InputError: it does not, or is none.
+    """
+    if not isinstance(recipe.workers.count, tuple):
+        return
+    least, most = recipe.workers.count
+    if not 1 <= least <= most:
+        raise InputError(f"workers.count = [{least}, {most}]: [LEAST, MOST], 1 <= LEAST <= MOST")
+    if not counts_of(recipe):
+        fits = [n for n in range(1, recipe.batch + 1) if recipe.batch % n == 0]
+        raise InputError(
+            f"workers.count = [{least}, {most}]: batch = {recipe.batch} cannot be split over any of these; a range "
+            f"must hold one of {fits}"
+        )
 
 
 def to_page(recipe: Recipe) -> dict[str, Any]:

@@ -45,10 +45,15 @@ def allows_null(kind: Any) -> bool:
 
 
 def inner(kind: Any) -> Any:
-    """A type hint without `| None`."""
+    """A type hint without `| None`; the first of several."""
+    return kinds(kind)[0]
+
+
+def kinds(kind: Any) -> list[Any]:
+    """The types that a hint allows, without None."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return next(arg for arg in typing.get_args(kind) if arg is not type(None))
-    return kind
+        return [arg for arg in typing.get_args(kind) if arg is not type(None)]
+    return [kind]
 
 
 def below(kind: Any, part: str) -> Any:

@@ -128,6 +128,11 @@ class RunFolder:
         return self.path / "stop.txt"
 
     @property
+    def resize(self) -> Path:
+        """Asks the workers to end with a checkpoint, so that others go on."""
+        return self.path / "resize.txt"
+
+    @property
     def fault(self) -> Path:
         """Why a worker refused its input."""
         return self.path / "fault.txt"

@@ -25,13 +25,17 @@ from pipelines.runs.subject import subject
 
 @dataclass(frozen=True)
 class Told:
-    """What the folder says of a stage; `values` are its metrics, as they were last."""
+    """What the folder says of a stage.
+
+    `values` are its metrics, as they were last; `workers`, from which step on how many workers trained, as a change.
+    """
 
     stage: Stage
     place: StageFolder
     about: About | None
     result: Result | None
     values: Mapping[str, float]
+    workers: Sequence[tuple[int, int]] = ()
 
 
 def read_stage(place: StageFolder, stage: Stage) -> Told:
@@ -42,7 +46,9 @@ def read_stage(place: StageFolder, stage: Stage) -> Told:
     values = {k: v for line in lines for k, v in values_of(line, names).items()} if about else {}
     values = {**about.costs, **values} if about else {}
     result = Result.read(place.result) if place.result.exists() else None
-    return Told(stage, place, about, result, values)
+    starts = [(line["step"], line["workers"]) for line in lines if "workers" in line]
+    changes = [start for i, start in enumerate(starts) if i == 0 or start[1] != starts[i - 1][1]]
+    return Told(stage, place, about, result, values, changes)
 
 
 def write_up(
@@ -75,6 +81,7 @@ def write_up(
         classes_of(told),
         published(recipe),
         cost(recipe, told, origin),
+        workers(told),
         shipping(recipe, told, origin),
         data(told),
         again(recipe, folder, origin),
@@ -193,6 +200,19 @@ def cost(recipe: Recipe, told: Sequence[Told], origin: Mapping[str, str]) -> str
     if peak := max((t.values.get("speed/gpu_peak_mib", 0.0) for t in told), default=0.0):
         parts.append(f"{peak:.0f} MiB of GPU memory at most")
     return f"**Cost:** {'; '.join(parts)}." if parts else ""
+
+
+def workers(told: Sequence[Told]) -> str:
+    """With how many workers stages trained in which the number changed; empty where it never did."""
+    texts = [
+        f"{t.stage.name} with {t.workers[0][1]}"
+        + "".join(f", from step {step} on with {count}" for step, count in t.workers[1:])
+        for t in told
+        if len(t.workers) > 1
+    ]
+    if not texts:
+        return ""
+    return f"**Workers:** {'; '.join(texts)}. The batches are the same, their sums are rounded otherwise."
 
 
 def shipping(recipe: Recipe, told: Sequence[Told], origin: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ import yaml
 
 from pipelines.base.errors import InputError, SetupError
 from pipelines.base.files import write_json, write_text
-from pipelines.recipes.recipe import Recipe, computed_part, flatten, micro_batch, to_yaml
+from pipelines.recipes.recipe import Recipe, computed_part, counts_of, flatten, micro_batch, to_yaml
 from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import Numerics
 from pipelines.runs.folder import RunFolder
@@ -124,7 +124,7 @@ def check_wishes(recipe: Recipe, found: Numerics | None, before: Mapping[str, An
         if "auto" not in (kept, wish.precision) and kept != wish.precision:
             raise InputError(f"{path}: this run computes in {kept}, not in {wish.precision}. Choose name=OTHER.")
         return
-    world = found.world if wish.count is None else max(1, wish.count)
+    world = world_of(recipe, found.world)
     per_norm = micro_batch(recipe, world) * (world if found.synchronised else 1)
     now = Numerics(
         found.precision if wish.precision == "auto" else wish.precision,
@@ -133,6 +133,14 @@ def check_wishes(recipe: Recipe, found: Numerics | None, before: Mapping[str, An
         found.synchronised,
     )
     checkpoint.check_numerics(found, now, path)
+
+
+def world_of(recipe: Recipe, before: int) -> int:
+    """The workers that a recipe asks for by name; else those of before. The numbers of a range see the same images."""
+    counts = counts_of(recipe)
+    if counts:
+        return before if before in counts else counts[0]
+    return before if recipe.workers.number is None else max(1, recipe.workers.number)
 
 
 def check_views(folder: Path) -> None:

@@ -16,7 +16,8 @@ from pipelines.base.files import write_text
 from pipelines.base.polling import Polling
 from pipelines.runs.folder import RunFolder
 
-LOOK_S = 0.5  # between two looks at the note: a shared file system is asked seldom
+LOOK_S = 0.5  # between two looks at the notes: a shared file system is asked seldom
+OTHERS = -2  # in the place of a signal: workers end with a checkpoint, and others go on
 T = TypeVar("T")
 
 
@@ -62,17 +63,20 @@ def stoppable(folder: Path, idle: Callable[[], bool] = lambda: False) -> Iterato
 
 
 @contextlib.contextmanager
-def asked_to_stop(note: Path | None) -> Iterator[Callable[[], int]]:
-    """What tells the signal that asks to end, 0 while there is none; a thread looks for the note.
+def asked_to_stop(note: Path | None, resize: Path | None = None) -> Iterator[Callable[[], int]]:
+    """What tells the signal that asks to end, OTHERS where others are to go on, 0 while nobody asks; a thread looks.
 
     Args:
         note: the file that names the signal; None for a worker that learns of it from another.
+        resize: the file that asks for a checkpoint, so that others go on; None for work that is not disturbed for it.
     """
     asked = [0]
 
     def look() -> None:
         if note is not None and note.exists():
             asked[0] = signal.Signals[note.read_text()].value
+        elif resize is not None and resize.exists():
+            asked[0] = OTHERS
 
     if note is None:
         yield lambda: 0

@@ -273,6 +273,10 @@ def check(study: Study, base: Recipe) -> None:
         base.workers.count != 0,
         "workers.count = 0: the trials of a study run on Ray's workers; give workers.count=1 or more",
     )
+    demand(
+        not isinstance(base.workers.count, tuple),
+        f"workers.count = {base.workers.count}: trials of a study keep to one number of workers; give it",
+    )
     if study.stop_early:
         check_stop_early(study.stop_early, base)
     if study.search:

@@ -39,7 +39,7 @@ ENVIRONMENT = {
 def slots_of(workers: Workers, cores: int, gpus: int) -> int:
     """How many trials the machines have room for, by GPUs, or by cores where a trial trains on CPUs."""
     gpu = workers.gpus if workers.gpus is not None else int(gpus > 0)
-    count = workers.count if workers.count is not None else (gpus if gpu else 1)
+    count = workers.number if workers.number is not None else (gpus if gpu else 1)
     return max(1, (gpus if gpu else cores) // max(1, count))
 
 

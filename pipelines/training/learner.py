@@ -211,6 +211,11 @@ def resume(learner: Learner) -> None:
     if found.progress.step:
         learner.origin = f"continues from its checkpoint at step {found.progress.step}"
         learner.origin += "".join(f"; passed over: {message}" for message in passed)
+        if found.numerics and found.numerics.world != learner.world:
+            learner.origin += (
+                f"; from here on {several(learner.world, 'worker')}, before that {found.numerics.world}: the same "
+                "batches, with other rounding"
+            )
         if found.draws != DRAWS:
             learner.origin += "; a version up to 0.3.5 wrote it: from here on dropout draws other masks than there"
 

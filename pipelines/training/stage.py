@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -16,7 +19,7 @@ from pipelines.recipes.model import train_mode
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.record import Record
 from pipelines.runs.results import Outcome
-from pipelines.runs.stopping import asked_to_stop
+from pipelines.runs.stopping import OTHERS, asked_to_stop
 from pipelines.training.closing import score_best
 from pipelines.training.job import Interrupted, Job
 from pipelines.training.learner import make_learner
@@ -48,13 +51,13 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
     learner = make_learner(job, rank, world, device)
     rehearse(learner)
     pulse.beat()  # setting up is progress too: on a busy machine it alone takes half a minute
-    plan, validations = learner.plan(), validation_steps(job)
+    plan, validations, notes = learner.plan(), validation_steps(job), RunFolder(job.folder.parent)
     with (
         under_way(feed(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus)) as batches,
         Record(job.place.record if rank == 0 else None) as record,
-        asked_to_stop(RunFolder(job.folder.parent).stop if rank == 0 else None) as asked,
+        asked_to_stop(notes.stop if rank == 0 else None, notes.resize) as asked,
     ):
-        record.add("note", plan.start, text=learner.origin + told_of_hangs(job))
+        record.add("note", plan.start, text=learner.origin + told_of_hangs(job), workers=world)
         if job.val and plan.start == 0 and learner.progress.before is None:
             score(learner, 0, record, pulse.beat)
         meter, notice = Meter(learner), Notice(asked, recipe.checkpoint_minutes)
@@ -82,6 +85,8 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
             if scores_now or word or done == job.end or (logs_now and meter.due(notice.minutes)):
                 learner.progress = meter.carry(learner.progress, done)
                 learner.keep()
+            if word == OTHERS:
+                make_way(record, notes.resize if rank == 0 else None, done)
             if word and not notice.answer(record, word, done):
                 return stopped(record, signal.Signals(word).name, job.stage.name, done)
         if unscored := score_best(learner, record, pulse.beat):
@@ -120,3 +125,16 @@ def stopped(record: Record, name: str, stage: str, step: int) -> Interrupted:
     text = f"stopped in stage {stage} at step {step}, its checkpoint written"
     record.add("note", step, text=f"{name}: {text}")
     return Interrupted(signal=name, text=text)
+
+
+def make_way(record: Record, request: Path | None, step: int) -> NoReturn:
+    """Answer who asked for a checkpoint, so that more workers go on, and wait for Ray to end this process.
+
+    Args:
+        request: the file that asked; None for a worker that has written nothing.
+    """
+    record.add("note", step, text=f"nodes have joined: more workers go on from step {step}, its checkpoint written")
+    if request:
+        request.unlink(missing_ok=True)
+    while True:  # a worker that returns would end the training
+        time.sleep(1.0)

@@ -32,7 +32,6 @@ from pipelines.base.errors import InputError, RunFailed, SetupError, Stopped
 from pipelines.cluster import address, failures, folder, growing, joining, nodes, waiting
 from pipelines.cluster.inside_ray import Cluster, types_in
 from pipelines.cluster.sizes import Node, Sizes, joins, placed, room_for, size_workers, totals
-from pipelines.driver import fit
 from pipelines.driver.run import run_recipe
 from pipelines.recipes.reading import load_recipe
 from pipelines.recipes.recipe import Workers
@@ -391,7 +390,7 @@ def test_a_growing_cluster_is_asked_for_a_node_gets_the_code_alone_and_gives_the
         assert lines[-1:] == ["gone"], done.stdout + done.stderr[-3000:] + (tmp_path / "head.log").read_text()
         assert "asking the cluster for 2 workers" in lines[0]
         facts = json.loads(next(line for line in lines if line.startswith("{")))
-        assert facts["sizes"] == {"count": 2, "gpus": 0, "cpus": 1.0, "feed_tasks": 1, "feed_cpus": 1.0}
+        assert facts["sizes"] == {"count": 2, "gpus": 0, "cpus": 1.0, "feed_tasks": 1, "feed_cpus": 1.0, "counts": []}
         assert set(facts["sent"]) == {"datasets", "pipelines", "segmodels"}
         assert facts["on_head"] == {"AutoscalingCoordinator": True, "datasets_stats_actor": True}
     finally:
@@ -424,7 +423,7 @@ def wait_for(what, seconds=120):
 def cramped(monkeypatch):
     """A cluster whose placement groups and nodes the test sets, and a clock that it moves."""
     now = SimpleNamespace(time=1000.0, states=["PENDING"], nodes=[Node(1)], steps=3, said=[])
-    monkeypatch.setattr(waiting, "own_groups", lambda: now.states)
+    monkeypatch.setattr(waiting, "own_groups", lambda: [(state, 2) for state in now.states])
     monkeypatch.setattr(waiting, "present", lambda avoided=(): now.nodes)
     monkeypatch.setattr(waiting, "free", lambda: "1 CPU(s)")
     monkeypatch.setattr(waiting.time, "monotonic", lambda: now.time)
@@ -734,20 +733,6 @@ def test_threads_are_a_share_of_the_workers_own_node(monkeypatch, cpus, local, g
     monkeypatch.setattr(ray, "nodes", lambda: there)
     monkeypatch.setattr(group, "cores_here", lambda: 16)
     assert group.own_share(Sizes(2, gpus, 1.0, 1, 1.0)) == threads
-
-
-def test_another_number_of_workers_on_resume_is_in_the_record(tmp_path, monkeypatch):
-    place = StageFolder(tmp_path / "first")
-    place.checkpoints.mkdir(parents=True)
-    place.checkpoint(7).write_text("")
-    monkeypatch.setattr(fit.checkpoint, "newest", lambda folder, mapped: {"step": 7})
-    monkeypatch.setattr(fit.checkpoint, "numerics_of", lambda content: SimpleNamespace(world=2))
-    jobs = [SimpleNamespace(place=place, sizes=Sizes(count, 0, 1.0, 1, 1.0)) for count in (2, 1)]
-    for job in jobs:
-        fit.note_workers([job])
-    (line,) = read_record(place.record)[0]
-    assert (line["kind"], line["step"]) == ("note", 7)
-    assert "from here on 1 worker(s), before that 2" in line["text"]
 
 
 # ---- buckets

@@ -72,6 +72,11 @@ def test_bundled_recipe_builds_and_survives_a_round_trip(name, tmp_path, hollow)
         ("nothing", "not of the form key=value"),
         ("view.flip=2", "a probability"),
         ("workers.count=3", "batch = 16 cannot be split over 3 workers; workers.count may be [1, 2, 4, 8, 16]"),
+        ("workers.count=[3, 3]", "batch = 16 cannot be split over any of these; a range must hold one of [1, 2, 4, 8"),
+        ("workers.count=[0, 2]", "workers.count = [0, 2]: [LEAST, MOST], 1 <= LEAST <= MOST"),
+        ("workers.count=[4, 2]", "workers.count = [4, 2]: [LEAST, MOST]"),
+        ("workers.count=[1]", "workers.count = [1]: give a list of 2"),
+        ("workers.count=many", "workers.count = 'many': give a whole number"),
         ("batch=no", "batch = false: give a whole number"),
         ("data=", "data = null: give text"),
         ("head={name: fcn, name: ocr}", "'name' is given twice"),
@@ -197,7 +202,7 @@ def test_every_key_is_explained():
             assert f"{field.name}: " in told
     assert "stages.NAME.train: text (must be given)" in told
     assert "backbone.output_stride: 4, 8, 16 or 32 = 8" in told
-    assert "workers.count: a whole number, or null = null" in told
+    assert "workers.count: a whole number or a list of 2, or null = null" in told
     assert "loss: a mapping = {logits: {cross_entropy: 1.0}}" in told
 
 
@@ -229,6 +234,7 @@ def test_names_follow_what_is_computed_not_where():
     base = load_recipe("sample")
     elsewhere = ["workers.count=1", "output=/elsewhere", "feed=torch", "overlays=0", "experiment=mine", "log_every=3"]
     assert load_recipe("sample", elsewhere).name == base.name == "sample-937ce024"  # as in 0.3.5
+    assert load_recipe("sample", ["workers.count=[1, 8]"]).name == base.name
     assert load_recipe("sample", ["workers.precision=fp32"]).name != base.name
     assert load_recipe("sample", ["workers.micro_batch=2"]).name != base.name
     assert load_recipe("sample", ["head.rank=4"]).name != base.name
