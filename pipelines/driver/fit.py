@@ -16,6 +16,7 @@ from pipelines.runs import checkpoint
 from pipelines.runs.folder import CHECKPOINTS, RunFolder
 from pipelines.runs.record import Record
 from pipelines.runs.stopping import in_thread, stoppable
+from pipelines.runs.where import address_of, is_bucket
 from pipelines.training.job import Interrupted, Job
 
 if TYPE_CHECKING:
@@ -190,7 +191,8 @@ def here(config: dict[str, Any]) -> list[Job]:
         return jobs
     run = RunFolder(jobs[0].folder.parent)
     left = [job for job in jobs if not job.place.outcome.exists()]
-    check_sight([uri for job in left for uri in (job.train, job.val)], [run.recipe])
+    files = [] if is_bucket(jobs[0].recipe.output) else [run.recipe]  # in a bucket workers make their own copy
+    check_sight([uri for job in left for uri in (job.train, job.val)], files)
     if not config["own_threads"]:
         return jobs
     threads = own_share(jobs[0].sizes)
@@ -260,6 +262,8 @@ def hangs(jobs: Sequence[Job], began: float) -> list[Path]:
 
 def last_checkpoint(jobs: Sequence[Job]) -> str:
     """From where training goes on."""
+    if is_bucket(jobs[0].recipe.output):
+        return f"continues from what is in {address_of(jobs[0].recipe)}"
     if any(any(job.place.checkpoints.glob(CHECKPOINTS)) for job in jobs):
         return "continues from the last checkpoint"
     return "begins again: no checkpoint was written yet"

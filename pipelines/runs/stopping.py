@@ -17,6 +17,7 @@ from pipelines.base.polling import Polling
 from pipelines.runs.folder import RunFolder
 
 LOOK_S = 0.5  # between two looks at the note: a shared file system is asked seldom
+FETCH_S = 2.0  # the same, at a bucket
 T = TypeVar("T")
 
 
@@ -62,22 +63,25 @@ def stoppable(folder: Path, idle: Callable[[], bool] = lambda: False) -> Iterato
 
 
 @contextlib.contextmanager
-def asked_to_stop(note: Path | None) -> Iterator[Callable[[], int]]:
+def asked_to_stop(note: Path | None, fetch: Callable[[Path], None] | None = None) -> Iterator[Callable[[], int]]:
     """What tells the signal that asks to end, 0 while there is none; a thread looks for the note.
 
     Args:
         note: the file that names the signal; None for a worker that learns of it from another.
+        fetch: brings the note here, of a run in a bucket.
     """
     asked = [0]
 
     def look() -> None:
+        if note is not None and fetch:
+            fetch(note)
         if note is not None and note.exists():
             asked[0] = signal.Signals[note.read_text()].value
 
     if note is None:
         yield lambda: 0
         return
-    with Polling(look, lambda: LOOK_S, "stop-note"):
+    with Polling(look, lambda: LOOK_S if fetch is None else FETCH_S, "stop-note"):
         yield lambda: asked[0]
 
 

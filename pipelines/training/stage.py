@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable, Generator
 
@@ -18,10 +19,12 @@ from pipelines.runs.record import Record
 from pipelines.runs.results import Outcome
 from pipelines.runs.stopping import asked_to_stop
 from pipelines.training.closing import score_best
+from pipelines.training.copy import Copy
 from pipelines.training.job import Interrupted, Job
 from pipelines.training.learner import make_learner
 from pipelines.training.meter import Meter
 from pipelines.training.pulse import Pulse
+from pipelines.training.saving import Saving
 from pipelines.training.score import score, validation_steps
 from pipelines.training.showing import show_best
 from pipelines.training.step import rehearse, train_step
@@ -29,12 +32,13 @@ from pipelines.training.step import rehearse, train_step
 Feed = Callable[[SamplePlan, str, int, float], Generator[Batch]]
 
 
-def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Interrupted:
+def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None = None) -> Outcome | Interrupted:
     """One stage on one worker: read, forward, backward, step, report.
 
     Args:
         pulse: is told of progress.
         feed: gives the worker's batches of a plan, see `train_batches`.
+        copy: what this machine has of a run in a bucket; None where all see the run's folder.
 
     Returns:
         The stage's outcome, equal on all workers except for what only rank 0 measures; or why there is none: the loss
@@ -45,13 +49,15 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
     context, recipe = ray.train.get_context(), job.recipe
     rank, world, device = context.get_world_rank(), context.get_world_size(), device_of(job.sizes.gpus)
     learner = make_learner(job, rank, world, device)
+    learner.copy, learner.saving = copy, Saving(copy.mirror if copy else None)
     rehearse(learner)
     pulse.beat()  # setting up is progress too: on a busy machine it alone takes half a minute
     plan, validations = learner.plan(), validation_steps(job)
     with (
         under_way(feed(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus)) as batches,
         Record(job.place.record if rank == 0 else None) as record,
-        asked_to_stop(RunFolder(job.folder.parent).stop if rank == 0 else None) as asked,
+        asked_to_stop(RunFolder(job.folder.parent).stop if rank == 0 else None, copy.fetch if copy else None) as asked,
+        learner.saving.running(pulse.beat) if rank == 0 else contextlib.nullcontext(),
     ):
         record.add("note", plan.start, text=learner.origin + told_of_hangs(job))
         if job.val and plan.start == 0 and learner.progress.before is None:
@@ -74,6 +80,8 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
                     return Interrupted(failure=message)
             if logs_now:
                 record.add("train", done, **meter.line(kept, done, learner.optimizer.param_groups[0]["lr"]))
+                for text in learner.saving.told():
+                    record.add("note", done, text=text)
             if scores_now:
                 score(learner, done, record, pulse.beat)
                 train_mode(learner.model, learner.frozen)
@@ -83,6 +91,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
                 learner.keep()
             if ends_now:
                 return stopped(record, signal.Signals(int(ending)).name, job.stage.name, done)
+        learner.saving.flush(pulse.beat)  # from here on its files are read
         if unscored := score_best(learner, record, pulse.beat):
             return unscored
         show_best(learner, record, pulse.beat)
