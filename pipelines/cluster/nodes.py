@@ -97,8 +97,8 @@ def output_folder(output: str) -> Path:
     kind, mark, rest = output.partition("://")
     if mark and kind != "file":
         raise InputError(
-            f"output = {output}: studies cannot be written to a bucket. Give a folder, on several nodes one on a file "
-            "system that all of them share (NFS, EFS, Lustre); shards may stay in the bucket: data=" + output
+            f"output = {output}: only runs can be written to a bucket; studies, and MLflow's store, need a folder, on "
+            "several nodes one on a file system that all of them share (NFS, EFS, Lustre)"
         )
     return Path(f"/{rest.lstrip('/')}" if mark else output).expanduser().resolve()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import filelock
 
 from datasets.owned import own_folder
+from pipelines.runs.folder import HANGS
 
 LOCK = ".lock"  # of a copy, and of all
 
@@ -27,8 +28,8 @@ def made_copy(uri: str, name: str) -> Iterator[Path]:
     place, home = folder.parents[1], folder.parents[3]
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with filelock.FileLock(home / LOCK):
-        clear(home)
         folder.mkdir(parents=True)
+        clear(home, folder)
         lock = filelock.FileLock(place / LOCK)
         lock.acquire()
     try:
@@ -45,13 +46,13 @@ def copy_folder(uri: str, name: str) -> Path:
         uri: of the run.
         name: of the copy.
     """
-    address, run = uri.partition("?")[0].rsplit("/", 1)
+    address, run = uri.partition("?")[0].rstrip("/").rsplit("/", 1)
     home = own_folder("RUN_CACHE", "runs")
     return home / hashlib.sha256(f"{address} {run}".encode()).hexdigest()[:16] / name / "runs" / run
 
 
-def clear(home: Path) -> None:
-    """Remove the copies of processes that were killed."""
+def clear(home: Path, folder: Path) -> None:
+    """Remove the copies of processes that were killed; where those of the same run hung is kept in `folder`."""
     for note in home.glob(f"*/*/{LOCK}"):
         lock = filelock.FileLock(note, timeout=0)
         try:
@@ -59,4 +60,8 @@ def clear(home: Path) -> None:
         except filelock.Timeout:
             continue
         lock.release()
+        for hang in note.parent.glob(f"runs/{folder.name}/*/{HANGS}") if note.parents[1] == folder.parents[2] else ():
+            if hang.stat().st_size:
+                (folder / hang.parent.name).mkdir(exist_ok=True)
+                shutil.copy2(hang, folder / hang.parent.name)
         shutil.rmtree(note.parent, ignore_errors=True)

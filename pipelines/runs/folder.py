@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKPOINTS = "step-*.pt"
+HANGS = "hang-worker*.txt"
 LEFT_HERE = {(".", "ray")}  # folders of a run, below which one, that never leave this machine
 
 
@@ -104,7 +105,7 @@ class StageFolder:
 
     def hangs(self) -> list[Path]:
         """Those of workers that were ended for it."""
-        return [path for path in sorted(self.path.glob("hang-worker*.txt")) if path.stat().st_size]
+        return [path for path in sorted(self.path.glob(HANGS)) if path.stat().st_size]
 
 
 def commit_of(name: str) -> int:

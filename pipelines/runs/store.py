@@ -123,7 +123,14 @@ def held(recipe: Recipe) -> Iterator[Place]:
         with locked(folder):
             yield Place(output, folder)
         return
-    uri = address_of(recipe)
+    with in_bucket(address_of(recipe)) as place:
+        yield place
+
+
+@contextlib.contextmanager
+def in_bucket(uri: str) -> Iterator[Place]:
+    """A run in a bucket, as `held`."""
+    output = local_output(uri)
     with made_copy(uri, f"driver-{secrets.token_hex(6)}") as folder:
         mirror = Mirror(folder, uri)
         place, run = Place(output, folder, mirror), RunFolder(folder)

@@ -47,6 +47,7 @@ from pipelines.runs.results import About, Result, f1_of, final_weights, finished
 from pipelines.runs.sender import GOES_ON, Sender
 from pipelines.runs.subject import subject
 from pipelines.runs.tracked import Tracked
+from pipelines.runs.where import address_of, is_bucket
 
 
 class Tracker(Tracked):
@@ -292,10 +293,11 @@ class Tracker(Tracked):
             self.save()
         self.attempt(self.deliver_rest)
         told = self.attempt(lambda: self.send_end(self.state["end"]))
+        place = address_of(self.recipe) if is_bucket(self.recipe.output) else str(self.folder.path)
         if lacks := ", ".join([*self.undelivered(), *([] if told else ["how it ended"])]):
             print(
                 f"warning: MLflow at {self.uri} lacks parts of the run ({lacks}); nothing is lost: when it answers "
-                f"again, send them with\n  python -m pipelines.replay {shlex.quote(str(self.folder.path))}",
+                f"again, send them with\n  python -m pipelines.replay {shlex.quote(place)}",
                 file=sys.stderr,
             )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from pipelines.runs.copies import copy_folder, made_copy
+from pipelines.runs.folder import HANGS
 from pipelines.runs.mirror import Mirror, StoreFailed
 from pipelines.runs.store import follows
 from pipelines.runs.where import address_of, is_bucket
@@ -53,6 +54,12 @@ class Copy:
         if self.mirror:
             with contextlib.suppress(StoreFailed):
                 self.mirror.send(self.name(path))
+
+    def send_hangs(self) -> None:
+        """Have the bucket hold where workers of this machine hung."""
+        for path in self.folder.glob(f"*/{HANGS}") if self.leads else ():
+            if path.stat().st_size:
+                self.send(path)
 
     def name(self, path: Path) -> str:
         """A file's path from the run's folder on."""
@@ -106,8 +113,13 @@ def copied(jobs: Sequence[Job]) -> Iterator[tuple[list[Job], Copy]]:
             dist.barrier()
         folder = copy_folder(uri, f"worker-{token}")
         copy = Copy(folder, Mirror(folder, uri), leads)
+        copy.send_hangs()  # of workers that were killed here
         copy.bring(lambda name: follows(name) and is_needed(name))
-        yield [moved(job, folder) for job in jobs], copy
+        try:
+            yield [moved(job, folder) for job in jobs], copy
+        except BaseException:
+            copy.send_hangs()
+            raise
         if several:
             dist.barrier()  # nobody takes the folder away from others
 

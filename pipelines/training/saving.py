@@ -157,7 +157,8 @@ class Saving:
                     return
                 if isinstance(item, Written):
                     item.write()
-                    self.send()
+                    if self.work.empty():  # what comes next is to be written first
+                        self.send()
                 else:
                     while not self.send():
                         time.sleep(LEAST_S)
@@ -181,13 +182,13 @@ class Saving:
             return True
         began = time.monotonic()
         try:
-            self.mirror.push(pauses)
+            self.mirror.push(pauses if self.silent is None else ())
         except StoreFailed as error:
             if self.silent is None:
                 self.silent = began
                 self.news.append(f"warning: {error}; training goes on, and what it writes is sent when this ends")
             if time.monotonic() - self.silent > SILENT_S:
-                raise StoreFailed(f"the bucket takes nothing since {duration(SILENT_S)}: {error}") from None
+                raise StoreFailed(f"the bucket took nothing for {duration(SILENT_S)}: {error}") from None
             return False
         if self.silent is not None:
             self.news.append(f"the bucket has everything again, after {duration(time.monotonic() - self.silent)}")

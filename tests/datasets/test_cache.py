@@ -43,9 +43,7 @@ def test_use_makes_a_copy_young(copies):
 
 
 def test_a_copy_that_a_process_has_open_stays_also_where_the_limit_is_passed(copies):
-    code = (
-        "import sys, pathlib, datasets.cache as c; f = c.hold(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
-    )
+    code = "import sys, pathlib, datasets.cache as c; f = c.hold(pathlib.Path(sys.argv[1])); print(1, flush=1); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(copies / "a.arrow")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

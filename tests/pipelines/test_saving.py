@@ -121,6 +121,6 @@ def test_a_bucket_that_is_silent_for_too_long_ends_the_training(content, tmp_pat
     monkeypatch.setattr(saving, "LEAST_S", 0.01)
     monkeypatch.setattr(saving, "SILENT_S", 0.2)
     kept = Saving(Silent(tmp_path, 10**6))
-    with pytest.raises(StoreFailed, match=r"takes nothing since 0 s: s3://b/x: no answer"), kept.running():
+    with pytest.raises(StoreFailed, match=r"took nothing for 0 s: s3://b/x: no answer"), kept.running():
         kept.flush()
     assert kept.thread is None

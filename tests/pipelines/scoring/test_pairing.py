@@ -18,6 +18,7 @@ from pipelines.recipes.model import build_model
 from pipelines.recipes.reading import load_recipe
 from pipelines.runs.checkpoint import Checkpoint, Progress
 from pipelines.runs.folder import StageFolder
+from pipelines.runs.named import named_checkpoint
 from pipelines.runs.results import Result
 from pipelines.scoring.evaluation import evaluate_here, plan_evaluation
 from pipelines.scoring.pairing import rows_of
