@@ -202,7 +202,7 @@ def test_doors_take_the_uri_of_a_run_of_its_stage_and_of_a_file(trained, shards,
 
 def test_prepare_train_and_evaluate_with_shards_of_a_bucket(release, s3, recipe_file, tmp_path, opened, shards):
     out = s3(f"{tmp_path.name}/shards/voc12")
-    opened("prepare", "voc12", "--source", release, "--out", out, "--workers", "0")
+    opened("prepare", "voc12", "--source", release, "--out", out, "--workers", "0", "--partial")
     assert "rows verified" in opened("audit", out.replace("?", "/val?"), "--verify")
     run_recipe(load_recipe(recipe_file(name="local")))
     run_recipe(load_recipe(recipe_file(name="remote", data=s3(f"{tmp_path.name}/shards"))))
