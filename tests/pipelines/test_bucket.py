@@ -19,12 +19,13 @@ from pipelines.base.errors import InputError, RunFailed, SetupError, Stopped
 from pipelines.driver.run import run_recipe
 from pipelines.feed.batches import train_batches
 from pipelines.recipes.reading import load_recipe
-from pipelines.runs import lease, mirror
+from pipelines.runs import lease, mirror, stopping, store
 from pipelines.runs.checkpoint import Checkpoint
 from pipelines.runs.lease import Lease
 from pipelines.runs.mirror import Mirror, StoreFailed
 from pipelines.runs.named import named_checkpoint
 from pipelines.runs.record import parse
+from pipelines.training import saving
 
 ONE = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 5, "val_every": 0}]
 TWO = [*ONE, {"name": "second", "train": "voc12/train", "val": "voc12/val", "steps": 2, "val_every": 0}]
@@ -42,6 +43,9 @@ def in_bucket(recipe_file, s3, tmp_path, monkeypatch):
         monkeypatch.setenv("RUN_CACHE", str(tmp_path / name))
         return tmp_path / name
 
+    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
+    for place, name in ((store, "SYNC_S"), (stopping, "FETCH_S"), (saving, "LEAST_S")):
+        monkeypatch.setattr(place, name, 0.3)
     machine()
     recipe.machine, recipe.uri = machine, s3(f"{tmp_path.name}/runs/tiny")
     return recipe
@@ -130,7 +134,7 @@ def test_a_signal_ends_with_the_checkpoint_in_the_bucket(in_bucket):
         for done, batch in enumerate(train_batches(plan, kind, tasks, cpus), start=plan.start):
             if done == 1 and plan.start == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(6)  # the note travels
+                time.sleep(3)  # the note travels
             yield batch
 
     with pytest.raises(Stopped) as stopped:
