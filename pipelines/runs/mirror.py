@@ -158,8 +158,9 @@ class Mirror:
         return self.listed
 
     def changed(self, listed: dict[str, State], wanted: Callable[[str], bool]) -> list[str]:
-        """Names of the bucket's files that are not as they were last met."""
-        return [name for name, state in listed.items() if wanted(name) and self.met.get(name) != state]
+        """Names of the bucket's files that are not as they were last met; what was changed here since then stays."""
+        new = [name for name, state in listed.items() if wanted(name) and self.met.get(name) != state]
+        return [name for name in new if state_here(self.folder / name) in (None, self.sent.get(name))]
 
     def together(self, travel: Callable[[str], None], names: list[str]) -> None:
         """Several files at once, where they are small; one after the other where they are not."""

@@ -299,6 +299,10 @@ def test_what_changed_travels_and_what_was_removed_is_removed(two_sides):
     assert read(b) == whole | {"first/record.jsonl": b'{"a": 1}\n{"torn": 2}\n'}
     b.pull()
     assert set(read(b)) == {"recipe.yaml", "first/record.jsonl"}
+    write(b, "recipe.yaml", b"newer here")
+    b.met.clear()  # as if the bucket's were new
+    b.pull()
+    assert read(b)["recipe.yaml"] == b"newer here"
     write(b, "stop.txt", b"SIGTERM")
     b.push()
     a.look("stop.txt")
