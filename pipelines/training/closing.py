@@ -40,6 +40,7 @@ def score_best(learner: Learner, record: Record, beat: Callable[[], None]) -> In
     Returns:
         Why there are no scores yet, where a signal came: the same command scores again.
     """
+    learner.saving.flush(beat)  # from here on its files are read
     job, names = learner.job, learner.job.recipe.protocols
     if job.val is None or not names or job.end < job.steps:  # a part of a training is not its end
         return None

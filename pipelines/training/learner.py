@@ -113,7 +113,7 @@ class Learner:
             self.saving.write(self.checkpoint(step), self.job.place.best)
 
 
-def make_learner(job: Job, rank: int, world: int, device: torch.device) -> Learner:
+def make_learner(job: Job, rank: int, world: int, device: torch.device, copy: Copy | None = None) -> Learner:
     """What a worker trains, as the stage's newest checkpoint has it, else as the stage begins.
 
     Raises:
@@ -134,6 +134,8 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device) -> Learn
         progress=Progress(),
         origin=origin,
         frozen=frozen_norms(model, recipe, "all" if job.initial else "backbone" if job.weights else ""),
+        saving=Saving(copy.mirror if copy else None),
+        copy=copy,
     )  # fmt: skip
     resume(learner)
     learner.origin += f"; {several(world, 'worker')} on {named(device)}, {precision}"

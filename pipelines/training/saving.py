@@ -64,6 +64,7 @@ class Saving:
     Attributes:
         waited: seconds for which training waited, since `taken` was last asked.
         mirror: the run's bucket, where it has one; the thread keeps it up to date.
+        tell: takes what is to be noted of a bucket, as `Record.add` does.
     """
 
     def __init__(self, mirror: Mirror | None = None) -> None:
@@ -73,7 +74,7 @@ class Saving:
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self.silent: float | None = None  # since when the bucket takes nothing
-        self.news: list[str] = []
+        self.step, self.tell = 0, lambda *words, **options: None
 
     def write(self, content: Checkpoint, path: Path, keep: int = 0) -> None:
         """Write a checkpoint; while the thread runs, this returns when the copy of its tensors is on its way.
@@ -116,14 +117,15 @@ class Saving:
         waited, self.waited = self.waited, 0.0
         return waited
 
-    def told(self) -> list[str]:
-        """What is to be said since this was last asked."""
-        news, self.news = self.news, []
-        return news
-
     @contextlib.contextmanager
-    def running(self, beat: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """While the body runs a thread writes and sends; a body that ends well has everything written and sent."""
+    def running(self, beat: Callable[[], None], tell: Callable[..., None]) -> Iterator[None]:
+        """While the body runs a thread writes and sends; a body that ends well has everything written and sent.
+
+        Args:
+            beat: called while the end waits.
+            tell: see above.
+        """
+        self.tell = tell
         self.thread = threading.Thread(target=self.run, name="saving", daemon=True)
         self.thread.start()
         try:
@@ -157,6 +159,7 @@ class Saving:
                     return
                 if isinstance(item, Written):
                     item.write()
+                    self.step = item.content.step
                     if self.work.empty():  # what comes next is to be written first
                         self.send()
                 else:
@@ -186,14 +189,18 @@ class Saving:
         except StoreFailed as error:
             if self.silent is None:
                 self.silent = began
-                self.news.append(f"warning: {error}; training goes on, and what it writes is sent when this ends")
+                self.note(f"warning: {error}; training goes on, and what it writes is sent when this ends")
             if time.monotonic() - self.silent > SILENT_S:
                 raise StoreFailed(f"the bucket took nothing for {duration(SILENT_S)}: {error}") from None
             return False
         if self.silent is not None:
-            self.news.append(f"the bucket has everything again, after {duration(time.monotonic() - self.silent)}")
+            self.note(f"the bucket has everything again, after {duration(time.monotonic() - self.silent)}")
             self.silent = None
         return True
+
+    def note(self, text: str) -> None:
+        """Have it in the record, at the step that was written last."""
+        self.tell("note", self.step, text=text)
 
 
 def snapshot(content: Checkpoint, pool: Pool) -> tuple[Checkpoint, Any]:

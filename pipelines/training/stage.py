@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
@@ -21,10 +21,9 @@ from pipelines.runs.stopping import asked_to_stop
 from pipelines.training.closing import score_best
 from pipelines.training.copy import Copy
 from pipelines.training.job import Interrupted, Job
-from pipelines.training.learner import make_learner
+from pipelines.training.learner import Learner, make_learner
 from pipelines.training.meter import Meter
 from pipelines.training.pulse import Pulse
-from pipelines.training.saving import Saving
 from pipelines.training.score import score, validation_steps
 from pipelines.training.showing import show_best
 from pipelines.training.step import rehearse, train_step
@@ -48,16 +47,14 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None 
 
     context, recipe = ray.train.get_context(), job.recipe
     rank, world, device = context.get_world_rank(), context.get_world_size(), device_of(job.sizes.gpus)
-    learner = make_learner(job, rank, world, device)
-    learner.copy, learner.saving = copy, Saving(copy.mirror if copy else None)
+    learner = make_learner(job, rank, world, device, copy)
     rehearse(learner)
     pulse.beat()  # setting up is progress too: on a busy machine it alone takes half a minute
     plan, validations = learner.plan(), validation_steps(job)
     with (
         under_way(feed(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus)) as batches,
         Record(job.place.record if rank == 0 else None) as record,
-        asked_to_stop(RunFolder(job.folder.parent).stop if rank == 0 else None, copy.fetch if copy else None) as asked,
-        learner.saving.running(pulse.beat) if rank == 0 else contextlib.nullcontext(),
+        beside(learner, record, pulse) as asked,
     ):
         record.add("note", plan.start, text=learner.origin + told_of_hangs(job))
         if job.val and plan.start == 0 and learner.progress.before is None:
@@ -80,8 +77,6 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None 
                     return Interrupted(failure=message)
             if logs_now:
                 record.add("train", done, **meter.line(kept, done, learner.optimizer.param_groups[0]["lr"]))
-                for text in learner.saving.told():
-                    record.add("note", done, text=text)
             if scores_now:
                 score(learner, done, record, pulse.beat)
                 train_mode(learner.model, learner.frozen)
@@ -91,12 +86,22 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None 
                 learner.keep()
             if ends_now:
                 return stopped(record, signal.Signals(int(ending)).name, job.stage.name, done)
-        learner.saving.flush(pulse.beat)  # from here on its files are read
         if unscored := score_best(learner, record, pulse.beat):
             return unscored
         show_best(learner, record, pulse.beat)
     progress = learner.progress
     return Outcome(progress.step, progress.before, progress.after, progress.best, progress.best_step, meter.overall())
+
+
+@contextlib.contextmanager
+def beside(learner: Learner, record: Record, pulse: Pulse) -> Iterator[Callable[[], int]]:
+    """While the body trains, rank 0 saves in a thread, and another looks for a request to stop, which this gives."""
+    stop, copy = RunFolder(learner.job.folder.parent).stop, learner.copy
+    with (
+        asked_to_stop(None if learner.rank else stop, copy.fetch if copy else None) as asked,
+        contextlib.nullcontext() if learner.rank else learner.saving.running(pulse.beat, record.add),
+    ):
+        yield asked
 
 
 def told_of_hangs(job: Job) -> str:

@@ -116,7 +116,7 @@ def test_the_overview_opens_doors_by_name():
         (["evaluate", "PAGE", "/no/such"], "/no/such: no such folder"),
         (
             ["evaluate", "PAGE", "/no/such", "--out", "s3://b/c"],
-            "--out: s3:/… is a URI; allowed: a folder",
+            "--out: s3://… is a URI; allowed: a folder",
         ),
         (["serve", "NOTHING.pt"], "NOTHING.pt; those of a run are"),
         (["predict", "NOTHING.pt", "x", "--out", "y"], "NOTHING.pt; those of a run are"),

@@ -16,6 +16,10 @@ from pipelines.training import saving
 from pipelines.training.saving import Saving, snapshot
 
 
+def nothing(*words, **options):
+    """Nobody listens."""
+
+
 @pytest.fixture
 def content(recipe_file):
     """A checkpoint whose weights the test may change."""
@@ -50,7 +54,7 @@ def test_training_does_not_wait_for_the_disk_and_later_changes_are_not_written(c
     original, gate = checkpoint.save, threading.Event()
     monkeypatch.setattr(checkpoint, "save", lambda *words: gate.wait(10) and original(*words))
     before, kept = content.model["weight"].clone(), Saving()
-    with kept.running():
+    with kept.running(nothing, nothing):
         kept.write(content, tmp_path / "best.pt")
         assert kept.waited < 1
         assert not (tmp_path / "best.pt").exists()
@@ -63,7 +67,7 @@ def test_the_next_copy_waits_for_the_one_before_and_the_wait_is_counted(content,
     original = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *words: time.sleep(0.5) or original(*words))
     kept = Saving()
-    with kept.running():
+    with kept.running(nothing, nothing):
         for step in (1, 2, 3):
             kept.write(dataclasses.replace(content, step=step), tmp_path / checkpoint.step_name(step), keep=2)
         assert 0.8 < kept.taken() < 5
@@ -80,7 +84,7 @@ def test_a_write_that_fails_ends_the_training_at_the_next_one_and_nothing_after_
 
     kept = Saving()
     original = checkpoint.save
-    with pytest.raises(OSError, match="No space left"), kept.running():  # noqa: PT012
+    with pytest.raises(OSError, match="No space left"), kept.running(nothing, nothing):  # noqa: PT012
         kept.write(dataclasses.replace(content, step=1), tmp_path / checkpoint.step_name(1), keep=2)
         kept.flush()
         monkeypatch.setattr(checkpoint, "save", full)
@@ -105,22 +109,22 @@ class Silent:
 
 def test_a_bucket_that_is_silent_for_a_while_is_told_and_waited_for(content, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "LEAST_S", 0.01)
-    mirror, beats = Silent(tmp_path, 3), []
+    mirror, beats, notes = Silent(tmp_path, 3), [], []
     kept = Saving(mirror)
-    with kept.running(lambda: beats.append(1)):
+    with kept.running(lambda: beats.append(1), lambda *words, text: notes.append((words, text))):
         kept.write(content, tmp_path / "best.pt")
         kept.flush()
     assert mirror.pushes >= 4
     assert (tmp_path / "best.pt").exists()
-    assert [text.split(";")[0] for text in kept.told()] == [
+    assert [text.split(";")[0] for _, text in notes] == [
         "warning: s3://b/x: no answer", "the bucket has everything again, after 0 s"]  # fmt: skip
-    assert kept.told() == []
+    assert {words[0] for words, _ in notes} == {"note"}
 
 
 def test_a_bucket_that_is_silent_for_too_long_ends_the_training(content, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "LEAST_S", 0.01)
     monkeypatch.setattr(saving, "SILENT_S", 0.2)
     kept = Saving(Silent(tmp_path, 10**6))
-    with pytest.raises(StoreFailed, match=r"took nothing for 0 s: s3://b/x: no answer"), kept.running():
+    with pytest.raises(StoreFailed, match=r"took nothing for 0 s: s3://b/x: no answer"), kept.running(nothing, nothing):
         kept.flush()
     assert kept.thread is None
