@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from pyarrow import fs
 
+from datasets.cache import hold, make_room
 from datasets.manifest import COLUMNS, read_manifest
+from datasets.owned import own_folder
 from datasets.parquet import open_parquet
 from datasets.rows import row_problems
 from datasets.sample import DataError, Segment, decode_image, decode_mask
@@ -29,22 +31,21 @@ SMALL = ["id", "height", "width", "sha256", "histogram"]
 class Shards:
     """Random access to a split's rows, in the order of the manifest's files.
 
-    On its first use a file is copied to a cache, once per machine, and mapped into memory: a row then costs
-    microseconds, and all processes share the pages. Many processes may use one cache at once. A pickled object keeps
-    its manifest and opens its files again.
+    On its first use a file is copied to a cache, once per machine and user, and mapped into memory: a row then costs
+    microseconds, and all processes share the pages. Many processes may use one cache at once; it is bounded, see
+    `datasets.cache`. A pickled object keeps its manifest and opens its files again.
 
     Args:
         uri: the split's folder: a local path, or a file://, s3:// or gs:// URI.
-        cache: the local folder of copies; by default $SHARD_CACHE, else ~/.cache/context-heads/shards.
+        cache: the local folder of copies; by default this user's in $SHARD_CACHE, else ~/.cache/context-heads/shards.
 
     Raises:
         DataError: the folder holds no shards that this code reads.
     """
 
     def __init__(self, uri: str, cache: Path | None = None) -> None:
-        default = os.environ.get("SHARD_CACHE") or Path.home() / ".cache/context-heads/shards"
         self.uri = uri if "://" in str(uri) else os.path.abspath(uri)
-        self.cache = Path(cache or default).absolute()
+        self.cache = Path(cache or own_folder("SHARD_CACHE", "shards")).absolute()
         self.manifest = read_manifest(self.uri)
         self._starts = list(accumulate((file["rows"] for file in self.manifest.files), initial=0))
         self._parts: dict[int, _Part] = {}
@@ -133,8 +134,8 @@ class Shards:
             DataError: the file of this row is missing or damaged.
         """
         number, place = self._number(i)
-        if (path := self._cached(number)).exists():
-            return _Part(path).table.slice(place, 1).to_pylist()[0]
+        if part := _Part.of(self._cached(number)):
+            return part.table.slice(place, 1).to_pylist()[0]
         with self._opened(number) as file:
             counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             starts = np.cumsum([0, *counts])
@@ -163,8 +164,9 @@ class Shards:
         return number, i - self._starts[number]
 
     def _part(self, number: int) -> "_Part":
-        if number not in self._parts:
-            self._parts[number] = _Part(self._staged(number))
+        while number not in self._parts:  # another process may make room before the copy is open here
+            if part := _Part.of(self._staged(number)):
+                self._parts[number] = part
         return self._parts[number]
 
     def _cached(self, number: int) -> Path:
@@ -179,14 +181,15 @@ class Shards:
         with FileLock(f"{target}.lock"):
             if not target.exists():
                 data = _checked(self.uri, self.manifest.files[number])
+                make_room(self.cache, len(data))
                 until = target.with_suffix(".tmp").name  # one name: under the lock, a killed run's rest is overwritten
                 with written_whole(fs.LocalFileSystem(), str(target), until) as stream:
                     to_ipc(data, stream, f"{self.uri}/{self.manifest.files[number]['name']}")
         return target
 
     def _read_small(self, number: int) -> pa.Table:
-        if (path := self._cached(number)).exists():
-            return _Part(path).table.select(SMALL)
+        if part := _Part.of(self._cached(number)):
+            return part.table.select(SMALL)
         with self._opened(number) as file:
             return file.read(columns=SMALL).replace_schema_metadata(None)
 
@@ -203,9 +206,16 @@ class Shards:
 
 
 class _Part:
-    """A cached file, mapped into memory."""
+    """A cached file, mapped into memory; it stays in the cache as long as this does."""
 
-    def __init__(self, path: Path) -> None:
+    @classmethod
+    def of(cls, path: Path) -> Self | None:
+        """The file; None where the cache has none."""
+        held = hold(path)
+        return cls(path, held) if held else None
+
+    def __init__(self, path: Path, held: BinaryIO) -> None:
+        self._held = held
         self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         self._images, self._masks = self.table["image"].chunks, self.table["mask"].chunks
         self._starts = list(accumulate((len(chunk) for chunk in self._images), initial=0))

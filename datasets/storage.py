@@ -75,10 +75,20 @@ def _remote(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def _patient(uri: str, seconds: int) -> str:
-    """A gs:// URI whose errors come after so many seconds of trying; the user's own limit counts."""
-    if not uri.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in uri:
+    """A gs:// URI whose errors come after so many seconds of trying; the user's own limit counts.
+
+    On S3 a small file takes one request instead of the three of a larger one.
+    """
+    if not uri.startswith(("gs://", "gcs://")):
+        return with_option(uri, "allow_delayed_open=true")
+    return with_option(uri, f"retry_limit_seconds={seconds}")
+
+
+def with_option(uri: str, option: str) -> str:
+    """The URI with one more option, NAME=VALUE; one that it has already stays."""
+    if f"{option.partition('=')[0]}=" in uri:
         return uri
-    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={seconds}"
+    return f"{uri}{'&' if '?' in uri else '?'}{option}"
 
 
 class Bucket:

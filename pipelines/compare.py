@@ -154,8 +154,8 @@ def add_runs(doors: Any) -> None:
         "runs", help="two checkpoints on the same rows: difference with interval, classes, rows that changed most",
         description=ABOUT_RUNS, epilog=RUNS, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    runs.add_argument("a", type=Path, metavar="A", help="best.pt or step-….pt of a run, or a stage's folder")
-    runs.add_argument("b", type=Path, metavar="B", help="likewise; gains are B's less A's")
+    runs.add_argument("a", metavar="A", help="best.pt or step-….pt of a run, a finished stage or run; a path or a URI")
+    runs.add_argument("b", metavar="B", help="likewise; gains are B's less A's")
     runs.add_argument("shards", nargs="?", metavar="SHARDS", help="a split's shards (default: what both validate on)")
     runs.add_argument("--protocol", help="of both, as in pipelines.evaluate (default: each recipe's inference)")
     runs.add_argument("--rows", type=int, default=4, help="rows shown in each direction (default: 4)")
@@ -166,19 +166,30 @@ def add_runs(doors: Any) -> None:
     runs.add_argument("--out", type=Path, help="folder for compared.json and the pictures of the rows")
 
 
+def existing(path: Path) -> Path:
+    """The path of a file.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}; name RUN/STAGE/best.pt, RUN/STAGE/checkpoints/step-….pt, or RUN/STAGE")
+    return path
+
+
 def compare_runs(args: argparse.Namespace) -> None:
     """Score both, print what differs, write what is asked for."""
     from datasets.storage import below
     from pipelines.feed.plan import open_shards
     from pipelines.recipes.protocols import check_names
-    from pipelines.runs.results import weights_of
+    from pipelines.runs.named import named_checkpoint
 
     for name, least in (("workers", 1), ("rows", 0)):
         given = getattr(args, name)
         if given is not None and given < least:
             raise InputError(f"--{name} {given}: {least} or more")
     check_names([args.protocol] if args.protocol else [])
-    files = [weights_of(path) for path in (args.a, args.b)]
+    files = [existing(named_checkpoint(given)) for given in (args.a, args.b)]
     uri = below(str(Path.cwd()), args.shards) if args.shards else None
     if uri:
         open_shards(uri)  # what is wrong so far is told before PyTorch is imported, which takes seconds
@@ -189,7 +200,8 @@ def compare_runs(args: argparse.Namespace) -> None:
     from pipelines.scoring.pairing import classes_of, heading, plan_sides, write_comparison
 
     wishes = Wishes([args.protocol] if args.protocol else [])
-    sides = plan_sides(files, uri, wishes, args.precision, args.allow_seen)
+    one, other = plan_sides(files, uri, wishes, args.precision, args.allow_seen)
+    sides = (one.named(args.a), other.named(args.b))
     if args.out:
         writable("--out", args.out)
     print("\n".join(heading(sides)), flush=True)

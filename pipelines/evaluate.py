@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
         epilog=EXAMPLES.format(protocols=describe()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="best.pt or step-….pt of a run")
+    parser.add_argument("checkpoint", help="best.pt or step-….pt of a run, or a finished run; a path or a URI")
     parser.add_argument("shards", help="folder or URI of one split's shards")
     parser.add_argument(
         "--protocol", action="append", default=[], metavar="NAME", dest="protocols",
@@ -82,19 +82,21 @@ def main() -> None:
     args = parse()
     from datasets.storage import below
     from pipelines.feed.plan import open_shards
+    from pipelines.runs.named import named_checkpoint
 
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers {args.workers}: 1 or more; without it, only this process scores")
     check_names(args.protocols)
     if args.out:
         check_local("--out", args.out)
-    path, uri = args.checkpoint.expanduser().resolve(), below(str(Path.cwd()), args.shards)
+    path, uri = named_checkpoint(args.checkpoint), below(str(Path.cwd()), args.shards)
     if not path.is_file():
         raise InputError(
             f"no checkpoint {path}; those of a run are RUN/STAGE/best.pt and RUN/STAGE/checkpoints/step-….pt"
         )
     rows = len(open_shards(uri))  # their faults are told before PyTorch is imported, which takes seconds
-    print(f"{path} on the {rows:,} rows of {uri}: PyTorch is imported, the checkpoint is read", flush=True)
+    shown = args.checkpoint if "://" in args.checkpoint else path
+    print(f"{shown} on the {rows:,} rows of {uri}: PyTorch is imported, the checkpoint is read", flush=True)
     from pipelines.runs.checkpoint import Checkpoint
     from pipelines.scoring.evaluation import Wishes, plan_evaluation
     from pipelines.scoring.measures import MEASURES
@@ -103,7 +105,7 @@ def main() -> None:
     checkpoint = Checkpoint.read(path, mapped=True)
     measures = [name for name in MEASURES if getattr(args, name)]
     wishes = Wishes(args.protocols, overrides(args), args.average, measures)
-    task = plan_evaluation(path, checkpoint, uri, wishes, args.precision, args.allow_seen)
+    task = plan_evaluation(path, checkpoint, uri, wishes, args.precision, args.allow_seen).named(args.checkpoint)
     if args.out:
         writable("--out", args.out)
     for name in task.protocols:

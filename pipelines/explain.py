@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         program(), description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="best.pt or step-….pt of a run")
+    parser.add_argument("checkpoint", help="best.pt or step-….pt of a run, or a finished run; a path or a URI")
     parser.add_argument("source", metavar="IMAGE|SHARDS", help="a JPEG or PNG, or folder or URI of one split's shards")
     parser.add_argument("--row", metavar="ID", help="the row of the shards to explain")
     parser.add_argument(
@@ -49,7 +49,7 @@ def parse() -> argparse.Namespace:
         help="column and row of a pixel of the image whose relations are drawn; as many as you like (default: deep "
         "inside of each of the three largest classes, one)",
     )  # fmt: skip
-    parser.add_argument("--against", type=Path, metavar="CHECKPOINT", help="a second model, of the same classes")
+    parser.add_argument("--against", metavar="CHECKPOINT", help="a second model, of the same classes")
     parser.add_argument("--measure", action="store_true", help="the head's numbers over the split's rows")
     parser.add_argument("--rows", type=int, metavar="N", help="--measure so many rows, evenly spread (default: all)")
     parser.add_argument("--allow-seen", action="store_true", help="--measure on training rows all the same, and say so")
@@ -62,7 +62,10 @@ def main() -> None:
     args = parse()
     from datasets.storage import below
     from pipelines.feed.plan import open_shards
+    from pipelines.runs.named import named_checkpoint
 
+    args.path = named_checkpoint(args.checkpoint)
+    args.other = named_checkpoint(args.against) if args.against else None
     source = Path(args.source).expanduser()
     is_image = source.is_file()
     check(args, is_image)
@@ -74,7 +77,7 @@ def main() -> None:
     from pipelines.scoring.explaining import check_head
     from pipelines.scoring.subject import check_pixels, from_file, from_row
 
-    path = args.checkpoint.expanduser().resolve()
+    path = args.path
     checkpoint = Checkpoint.read(path, mapped=True)
     if args.against is None or args.measure:
         check_head(checkpoint.recipe, path)
@@ -94,8 +97,8 @@ def check(args: argparse.Namespace, is_image: bool) -> None:
     Raises:
         InputError: it cannot be run.
     """
-    for path in filter(None, (args.checkpoint, args.against)):
-        if not path.expanduser().is_file():
+    for path in (args.path, args.other) if args.against else (args.path,):
+        if not path.is_file():
             raise InputError(
                 f"no checkpoint {path}; those of a run are RUN/STAGE/best.pt and RUN/STAGE/checkpoints/step-….pt"
             )
@@ -137,7 +140,7 @@ def draw(
     )
     report["protocol"] = how(checkpoint.recipe)
     if args.against:
-        pictures["against"], report["against"] = beside(args.against, checkpoint, subject, seen.prediction)
+        pictures["against"], report["against"] = beside(args.other, checkpoint, subject, seen.prediction)
     for name, figure in pictures.items():
         with replacing(args.out / f"{name}.png") as temporary:
             figure.savefig(temporary)
@@ -149,7 +152,7 @@ def draw(
     print(f"written to {args.out}: {', '.join([*report['pictures'], 'maps.npz', 'explain.json'])}")
 
 
-def beside(other: Path, checkpoint: Checkpoint, subject: Subject, prediction: Any) -> tuple[Any, dict[str, Any]]:
+def beside(path: Path, checkpoint: Checkpoint, subject: Subject, prediction: Any) -> tuple[Any, dict[str, Any]]:
     """The picture of two models on one image, and what is told of the second.
 
     Raises:
@@ -163,7 +166,6 @@ def beside(other: Path, checkpoint: Checkpoint, subject: Subject, prediction: An
     from pipelines.scoring.explaining import predict_image
     from pipelines.scoring.side_by_side import compare, differing
 
-    path = other.expanduser().resolve()
     second = Checkpoint.read(path, mapped=True)
     if second.classes != checkpoint.classes:
         raise InputError(

@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         program(), description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="best.pt or step-….pt of a run")
+    parser.add_argument("checkpoint", help="best.pt or step-….pt of a run, or a finished run; a path or a URI")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write; its card is FILE with suffix .md")
     parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of FILE (.onnx, .pt2, .safetensors)")
     parser.add_argument(
@@ -65,7 +65,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     form = check(args)
-    path = args.checkpoint.expanduser().resolve()
+    from pipelines.runs.named import named_checkpoint
+
+    path = named_checkpoint(args.checkpoint)
     if not path.is_file():
         raise InputError(
             f"no checkpoint {path}; those of a run are RUN/STAGE/best.pt and RUN/STAGE/checkpoints/step-….pt"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import program, run, version, writable
+from pipelines.base.door import check_local, program, run, version, writable
 from pipelines.base.errors import InputError, RunFailed
 from pipelines.base.text import Progress, duration
 
@@ -52,7 +52,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         program(), description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="best.pt or step-….pt of a run, or a file of `export`")
+    parser.add_argument(
+        "checkpoint", help="best.pt or step-….pt of a run, a finished run, or a file of `export`; a path or a URI"
+    )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="see above; may be several")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--submission", choices=SERVERS, help="also pack the masks as its server takes them")
@@ -84,7 +86,10 @@ def main() -> None:
     for option, least in (("workers", 1), ("every", 1), ("tile_pixels", 4096)):
         if (given := getattr(args, option)) is not None and given < least:
             raise InputError(f"--{option.replace('_', '-')} {given}: {least} or more")
-    path = args.checkpoint.expanduser().resolve()
+    check_local("--out", args.out)
+    from pipelines.runs.named import named_checkpoint
+
+    path = named_checkpoint(args.checkpoint)
     if not path.is_file():
         raise InputError(
             f"no checkpoint {path}; those of a run are RUN/STAGE/best.pt and RUN/STAGE/checkpoints/step-….pt"
@@ -96,7 +101,8 @@ def main() -> None:
         from datasets.text import named
 
         print(f"not predicted, neither images nor videos: {named(others)}")
-    print(f"{path} on {len(sources):,} file(s) or row(s): PyTorch is imported, the checkpoint is read", flush=True)
+    shown = args.checkpoint if "://" in args.checkpoint else path
+    print(f"{shown} on {len(sources):,} file(s) or row(s): PyTorch is imported, the checkpoint is read", flush=True)
     predict(args, path, sources)
 
 

@@ -9,16 +9,21 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipelines.base.door import run
 
+if TYPE_CHECKING:
+    from pipelines.runs.store import Place
+
 EXAMPLES = """\
 examples:
   python -m pipelines.replay ~/context-heads/runs/NAME
   python -m pipelines.replay ~/context-heads/studies/NAME
+  python -m pipelines.replay s3://BUCKET/FOLDER/runs/NAME
   python -m pipelines.replay ~/context-heads/runs/NAME --tracking http://127.0.0.1:5000
 """
 
@@ -28,7 +33,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of a run or a study: OUTPUT/runs/NAME, OUTPUT/studies/NAME")
+    parser.add_argument("run", help="folder of a run or a study: OUTPUT/runs/NAME, OUTPUT/studies/NAME; URI of a run")
     parser.add_argument("--tracking", help="MLflow's address (default: the one that the run logged to)")
     return parser.parse_args()
 
@@ -38,8 +43,15 @@ def main() -> None:
     from pipelines.base.errors import InputError
     from pipelines.runs.folder import RunFolder, StudyFolder
     from pipelines.runs.run import locked
+    from pipelines.runs.store import in_bucket
+    from pipelines.runs.where import is_bucket
 
-    folder = args.run.expanduser().resolve()
+    if is_bucket(args.run):
+        with in_bucket(args.run) as place:
+            told = send_run(place.folder, args.tracking, place)
+        print(f"Look at it:  {told}")
+        return
+    folder = Path(args.run).expanduser().resolve()
     study = next((place for place in (folder, *folder.parents[1:2]) if StudyFolder(place).page.is_file()), None)
     if study is None and not (page := RunFolder(folder).recipe).is_file():
         raise InputError(
@@ -50,12 +62,19 @@ def main() -> None:
     print(f"Look at it:  {told}")
 
 
-def send_run(folder: Path, tracking: str | None) -> str:
+def send_run(folder: Path, tracking: str | None, place: Place | None = None) -> str:
     """Send what MLflow lacks of a run; returns what opens its page.
 
+    Args:
+        folder: of the run, or a copy of it.
+        tracking: MLflow's address; None for the one that the run logged to.
+        place: where the run is in a bucket.
+
     Raises:
+        InputError: there is no run.
         SetupError: MLflow does not answer.
     """
+    from pipelines.base.errors import InputError
     from pipelines.recipes.reading import load_recipe
     from pipelines.runs.folder import RunFolder
     from pipelines.runs.mlflow_client import answering
@@ -63,7 +82,11 @@ def send_run(folder: Path, tracking: str | None) -> str:
     from pipelines.runs.tracker import Tracker
 
     files = RunFolder(folder)
-    tracker = Tracker(load_recipe(files.recipe), folder.parents[1], folder, tracking or last_address(files.tracking))
+    if not files.recipe.is_file():
+        raise InputError(f"{folder} is no run: it has no {files.recipe.name}")
+    output, bring = (place.output, place.bring) if place else (folder.parents[1], lambda path: None)
+    uri = tracking or last_address(files.tracking)
+    tracker = Tracker(load_recipe(files.recipe), output, folder, uri, bring=bring)
     with answering(tracker.uri):
         tracker.connect()
         missing = tracker.undelivered()

@@ -43,7 +43,9 @@ def parse() -> argparse.Namespace:
         program(), description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     limits = Limits()
-    parser.add_argument("checkpoint", type=Path, help="best.pt or step-….pt of a run, or what export wrote for use")
+    parser.add_argument(
+        "checkpoint", help="best.pt or step-….pt of a run, or what export wrote for use; a path or a URI"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default %(default)s)")
     parser.add_argument("--token-file", type=Path, help=f"file with the token that a client sends (default: ${TOKEN})")
@@ -86,7 +88,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     limits = limits_of(args)
-    path = args.checkpoint.expanduser().resolve()
+    from pipelines.runs.named import named_checkpoint
+
+    path = named_checkpoint(args.checkpoint)
     if not path.is_file():
         raise InputError(f"no checkpoint {path}; those of a run are RUN/STAGE/best.pt")
     token = read_token(args.token_file)

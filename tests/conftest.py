@@ -48,7 +48,9 @@ def _local_caches(tmp_path_factory):
     """Nothing of a user's own: caches in a temporary folder, no tracking server, no joined cluster."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHARD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("RUN_CACHE", str(tmp_path_factory.mktemp("copies")))
         patch.setenv("AWS_SECRET_ACCESS_KEY", f"secret-{os.urandom(12).hex()}")  # no file may ever hold it
+        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
         yield
@@ -98,6 +100,23 @@ def empty_store(tmp_path_factory):
 def tiny():
     """The keys of a recipe that trains in seconds."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A real S3 server on loopback: gives the URI of a path in its bucket."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    place = f"{host}:{port}"
+    fs.S3FileSystem(endpoint_override=place, scheme="http", region="us-east-1", allow_bucket_creation=True).create_dir(
+        "bucket"
+    )
+    yield lambda path, bucket="bucket": f"s3://{bucket}/{path}?scheme=http&endpoint_override={place}&region=us-east-1"
+    server.stop()
 
 
 @pytest.fixture

@@ -205,5 +205,5 @@ def check_local(option: str, path: Path) -> None:
     Raises:
         InputError: it is one.
     """
-    if scheme := re.match(r"[a-z0-9]{2,}:/", str(path)):
-        raise InputError(f"{option}: {scheme[0]}… is a URI; allowed: a folder of this machine")
+    if scheme := re.match(r"([a-z0-9]{2,}):/", str(path)):  # a path has lost its second slash
+        raise InputError(f"{option}: {scheme[1]}://… is a URI; allowed: a folder of this machine")

@@ -26,10 +26,11 @@ class Choice:
     Args:
         sizes: of the run; `counts` are the numbers that it takes.
         avoided: ids of nodes on which no worker is to be.
-        note: the file that asks the workers for a checkpoint; they remove it when that is written, and wait.
+        note: the file that asks the workers for a checkpoint; they remove it when that is written, and wait. None where
+            machines share no files: workers then go on from the last one.
     """
 
-    def __init__(self, sizes: Sizes, avoided: Collection[str], note: Path) -> None:
+    def __init__(self, sizes: Sizes, avoided: Collection[str], note: Path | None) -> None:
         self.sizes, self.avoided, self.note = sizes, set(avoided), note
         self.refused, self.there, self.until = 0, set[str](), 0.0
 
@@ -75,16 +76,18 @@ class Choice:
 
     def ask(self) -> None:
         """Have the workers write a checkpoint before Ray ends them, so that no step is made twice."""
-        write_text(self.note, "")
+        if self.note:
+            write_text(self.note, "")
 
     @property
     def is_answered(self) -> bool:
         """Whether they have."""
-        return not self.note.exists()
+        return self.note is None or not self.note.exists()
 
     def withdraw(self) -> None:
         """Ask no more: the workers have ended."""
-        self.note.unlink(missing_ok=True)
+        if self.note:
+            self.note.unlink(missing_ok=True)
 
 
 def is_free(sizes: Sizes) -> bool:

@@ -97,23 +97,24 @@ def output_folder(output: str) -> Path:
     kind, mark, rest = output.partition("://")
     if mark and kind != "file":
         raise InputError(
-            f"output = {output}: runs cannot be written to a bucket. Give a folder, on several nodes one on a file "
-            "system that all of them share (NFS, EFS, Lustre); shards may stay in the bucket: data=" + output
+            f"output = {output}: only runs can be written to a bucket; studies, and MLflow's store, need a folder, on "
+            "several nodes one on a file system that all of them share (NFS, EFS, Lustre)"
         )
     return Path(f"/{rest.lstrip('/')}" if mark else output).expanduser().resolve()
 
 
-def check_nodes(folder: Path, tracking: str, shards: Iterable[str | None] = ()) -> None:
+def check_nodes(folder: Path, tracking: str, shards: Iterable[str | None] = (), bucket: str | None = None) -> None:
     """On several nodes, what they share must be shared.
 
     Args:
         folder: the run's; must exist.
         tracking: MLflow's URI.
         shards: folders or URIs of the splits that are read.
+        bucket: the run's URI, where it is in a bucket: then no node needs to see `folder`.
 
     Raises:
         SetupError: MLflow's store is a local file, or a node does not see what this one writes to `folder`, or not
-            the shards.
+            the bucket, or not the shards.
     """
     count = count_alive()
     if count < 2:
@@ -123,6 +124,19 @@ def check_nodes(folder: Path, tracking: str, shards: Iterable[str | None] = ()) 
             f"the cluster has {count} nodes, and MLflow's store is the local file {tracking}: on a file system that "
             "nodes share it breaks. Start `mlflow server` on one node, and set MLFLOW_TRACKING_URI=http://HOST:5000."
         )
+    if bucket:
+        check_bucket(bucket)
+    else:
+        check_folder(folder, count)
+    check_data(list(dict.fromkeys(uri for uri in shards if uri)))
+
+
+def check_folder(folder: Path, count: int) -> None:
+    """Each of `count` nodes must see what this one writes to a folder.
+
+    Raises:
+        SetupError: one does not.
+    """
     probe = folder / f".probe-{secrets.token_hex(8)}"
     probe.write_text("")
     try:
@@ -132,9 +146,40 @@ def check_nodes(folder: Path, tracking: str, shards: Iterable[str | None] = ()) 
     if blind:
         raise SetupError(
             f"{len(blind)} of {count} nodes ({', '.join(blind[:3])}) do not see {folder}: checkpoints would be lost "
-            "with a node. Set `output` to a folder on a file system that all nodes share (NFS, EFS, Lustre)."
+            "with a node. Set `output` to a folder on a file system that all nodes share (NFS, EFS, Lustre), or to a "
+            "bucket (s3://, gs://)."
         )
-    check_data(list(dict.fromkeys(uri for uri in shards if uri)))
+
+
+def check_bucket(uri: str) -> None:
+    """Each node must be able to write to a bucket.
+
+    Raises:
+        SetupError: one is not.
+    """
+    answers = on_each_node(takes_a_file, uri)
+    if silent := {address: why for address, why in answers.items() if why}:
+        raise SetupError(
+            f"{len(silent)} of {len(answers)} nodes ({', '.join(list(silent)[:3])}) cannot write to {uri}: "
+            f"{next(iter(silent.values()))}. Each node needs the credentials: a file that AWS_SHARED_CREDENTIALS_FILE "
+            "or GOOGLE_APPLICATION_CREDENTIALS names, or the node's own profile"
+        )
+
+
+def takes_a_file(uri: str) -> str:
+    """Why this node cannot write to a bucket; empty where it can."""
+    from datasets.sample import DataError
+    from datasets.storage import locate, temporary_name
+
+    try:
+        system, path = locate(uri)
+        name = f"{path}/{temporary_name('probe')}"
+        with system.open_output_stream(name) as stream:
+            stream.write(b"probe")
+        system.delete_file(name)
+    except (DataError, OSError) as error:
+        return first_line(error).rstrip(".")
+    return ""
 
 
 def check_data(uris: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from pipelines.base.errors import InputError, RunFailed, Stopped, users_message
 from pipelines.base.files import write_text
 from pipelines.runs.folder import CHECKPOINTS, RunFolder
 from pipelines.runs.stopping import in_thread, stoppable
+from pipelines.runs.where import address_of, is_bucket
 from pipelines.training.job import Interrupted, Job
 
 if TYPE_CHECKING:
@@ -116,10 +117,11 @@ class Attempts:
         config = {"jobs": pickle.dumps(self.jobs), "avoided": self.avoided, "own_threads": own_threads()}
         left = self.most - sum(failure.counts for failure in self.notes.failures)
         sizes = self.jobs[0].sizes
+        note = None if is_bucket(self.jobs[0].recipe.output) else self.run.resize
         return trainer(
             entry(self.feed), config, sizes, name, self.run.ray, max(0, left),
             told=told, avoided=self.avoided, workers=self.jobs[0].recipe.workers,
-            choice=Choice(sizes, self.avoided, self.run.resize) if sizes.counts else None,
+            choice=Choice(sizes, self.avoided, note) if sizes.counts else None,
         )  # fmt: skip
 
     def look(self) -> None:
@@ -193,7 +195,8 @@ def here(config: dict[str, Any]) -> list[Job]:
         return jobs
     run = RunFolder(jobs[0].folder.parent)
     left = [job for job in jobs if not job.place.outcome.exists()]
-    check_sight([uri for job in left for uri in (job.train, job.val)], [run.recipe])
+    files = [] if is_bucket(jobs[0].recipe.output) else [run.recipe]  # in a bucket workers make their own copy
+    check_sight([uri for job in left for uri in (job.train, job.val)], files)
     if jobs[0].sizes.counts:
         own = now(jobs[0].sizes, bool(jobs[0].recipe.workers.feed_tasks))
         jobs = [dataclasses.replace(job, sizes=own) for job in jobs]
@@ -267,6 +270,8 @@ def hangs(jobs: Sequence[Job], before: Mapping[Path, int]) -> list[Path]:
 
 def last_checkpoint(jobs: Sequence[Job]) -> str:
     """From where training goes on."""
+    if is_bucket(jobs[0].recipe.output):
+        return f"continues from what is in {address_of(jobs[0].recipe)}"
     if any(any(job.place.checkpoints.glob(CHECKPOINTS)) for job in jobs):
         return "continues from the last checkpoint"
     return "begins again: no checkpoint was written yet"

@@ -21,6 +21,7 @@ from pipelines.runs.folder import RunFolder, StageFolder
 from pipelines.runs.record import read_record
 from pipelines.runs.results import About, Outcome, Result
 from pipelines.runs.screen import FollowedStage
+from pipelines.runs.where import shown_path
 from pipelines.training.job import Job
 from segmodels.cost import card, measure
 
@@ -74,6 +75,7 @@ def make_job(
 def finish_stage(recipe: Recipe, plan: PlannedStage, place: StageFolder) -> None:
     """Turn a stage's outcome into its result, which ends it for good."""
     outcome, val = Outcome.read(place.outcome), plan.val
+    where = partial(shown_path, recipe, place.path.parent)
     record = read_record(place.record)[0]
     lines = [line for line in record if line["kind"] == "val" and line["step"] == outcome.step]
     tests = [line["tests"] for line in record if line["kind"] == "test"]
@@ -81,7 +83,7 @@ def finish_stage(recipe: Recipe, plan: PlannedStage, place: StageFolder) -> None
         stage=plan.stage.name, rows=plan.train.rows, steps=outcome.step, val_rows=val.rows if val else None,
         miou_before=outcome.before, miou=outcome.after, best=outcome.best if val else None,
         best_step=outcome.best_step if val else None, images_per_s=outcome.images_per_s,
-        checkpoint=str(place.checkpoint(outcome.step)), best_checkpoint=str(place.best) if val else None,
+        checkpoint=where(place.checkpoint(outcome.step)), best_checkpoint=where(place.best) if val else None,
         protocol=how(recipe), time=int(time.time() * 1000),
         classes=plan.train.classes, iou=lines[-1]["iou"] if lines else (),
         accuracy=lines[-1]["accuracy"] if lines else None, tests=tests[-1] if tests else {},

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from pipelines.cluster.nodes import output_folder
+from datasets.storage import locate
 from pipelines.driver.planned import check_splits
 from pipelines.driver.weights import find_weights
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.results import finished
+from pipelines.runs.where import address_of, is_bucket, local_output
 
 
 def open_run(recipe: Recipe) -> None:
@@ -17,9 +18,11 @@ def open_run(recipe: Recipe) -> None:
     Raises:
         InputError, DataError: a file is missing, or is not what the recipe needs.
     """
-    folder = output_folder(recipe.output) / "runs" / str(recipe.name)
-    print(f"{recipe.name} in {folder}: checks of recipe, weights and shards, then PyTorch is imported", flush=True)
-    if finished(recipe, folder):
+    where = address_of(recipe)
+    print(f"{recipe.name} in {where}: checks of recipe, weights and shards, then PyTorch is imported", flush=True)
+    if is_bucket(recipe.output):
+        locate(where)  # asks it
+    elif finished(recipe, local_output(recipe.output) / "runs" / str(recipe.name)):
         return
     find_weights(recipe.backbone.weights)
     if recipe.data != Recipe.data:  # the sample is drawn later

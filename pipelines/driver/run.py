@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipelines.cluster.early import start_early
-from pipelines.cluster.nodes import check_nodes, output_folder
+from pipelines.cluster.nodes import check_nodes
 from pipelines.cluster.session import quiet, ray_cluster
 from pipelines.cluster.sizes import Sizes, joins
 from pipelines.driver.checks import check_known_share, check_model, check_share
@@ -25,12 +25,15 @@ from pipelines.driver.planned import PlannedStage, plan_stages
 from pipelines.driver.weights import Weights, check_weights, localise
 from pipelines.feed.batches import BLOCK_ROWS
 from pipelines.recipes.recipe import Recipe, counts_of
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.mlflow_client import System, default_uri
 from pipelines.runs.mlflow_faults import check_address
-from pipelines.runs.results import Result, finished, table
-from pipelines.runs.run import Timeline, check_views, keep_recipe, locked, settle
+from pipelines.runs.results import Result, final_weights, finished, table
+from pipelines.runs.run import Timeline, check_views, keep_recipe, settle
 from pipelines.runs.screen import shown
+from pipelines.runs.store import Place, held
 from pipelines.runs.tracker import Tracker
+from pipelines.runs.where import address_of, is_bucket, local_output
 
 if TYPE_CHECKING:
     from pipelines.training.stage import Feed
@@ -52,18 +55,18 @@ def run_recipe(recipe: Recipe, feed: Feed | None = None) -> list[Result]:
         RunFailed: the training failed.
         Stopped: SIGTERM or Ctrl-C ended it; the same call continues.
     """
-    output = output_folder(recipe.output)
-    folder = output / "runs" / str(recipe.name)
+    output = local_output(recipe.output)
     timeline = Timeline()
     needs_ray = not (recipe.workers.count == 0 and recipe.feed == "torch")
     if not needs_ray and recipe.workers.feed_tasks:
         check_guard()
     check_model(recipe)
     check_address(recipe.tracking or default_uri(output))
-    with locked(folder), contextlib.ExitStack() as session:
+    with held(recipe) as place, contextlib.ExitStack() as session:
+        folder = place.folder
         settle(recipe, folder)
         if results := finished(recipe, folder):
-            print(f"{recipe.name} is finished, nothing to do; `name=OTHER` trains again. It is in {folder}")
+            print(f"{recipe.name} is finished, nothing to do; `name=OTHER` trains again. It is in {address_of(recipe)}")
             print(table(results))
             return results
         weights, planned = check_files(recipe, output, folder, timeline)
@@ -75,15 +78,16 @@ def run_recipe(recipe: Recipe, feed: Feed | None = None) -> list[Result]:
             check_share(recipe, sizes)
             if needs_ray:
                 splits = [uri for plan in planned for uri in (plan.train_uri, plan.val_uri)]
-                check_nodes(folder, recipe.tracking or default_uri(output), splits)
+                bucket = address_of(recipe) if is_bucket(recipe.output) else None
+                check_nodes(folder, recipe.tracking or default_uri(output), splits, bucket)
             keep_recipe(recipe, folder)
-        tracker = Tracker(recipe, output, folder)
+        tracker = Tracker(recipe, output, folder, bring=place.bring)
         with timeline.part("MLflow"):
             say("MLflow", "is opened")
             tracker.resume()
         with timeline.part("training"):
             say("workers", "start") if needs_ray else say("training", "begins, in this process")
-            train_stages(recipe, planned, folder, sizes, weights, tracker, feed)
+            train_stages(recipe, planned, place, sizes, weights, tracker, feed)
         results = finished(recipe, folder)
         with timeline.part("end of Ray"):
             session.close()
@@ -162,7 +166,7 @@ def store_bytes(recipe: Recipe, sizes: Sizes) -> int:
 def train_stages(
     recipe: Recipe,
     planned: Sequence[PlannedStage],
-    folder: Path,
+    place: Place,
     sizes: Sizes,
     weights: Weights,
     tracker: Tracker,
@@ -174,9 +178,11 @@ def train_stages(
         InputError: a worker found its input at fault.
         RunFailed: the workers failed for good, or the loss stopped being finite.
     """
-    with tracker.sending([plan.stage.name for plan in planned]):
-        jobs, followed = make_jobs(recipe, planned, folder, sizes, weights, System().sample)
-        with shown(followed), gauged(str(recipe.name), jobs, len(planned) - len(jobs)):
-            fit(jobs, folder, feed)
+    with place.followed(), tracker.sending([plan.stage.name for plan in planned]):
+        jobs, followed = make_jobs(recipe, planned, place.folder, sizes, weights, System().sample)
+        place.push()  # workers take it up
+        with shown(followed), gauged(str(recipe.name), jobs, len(planned) - len(jobs)), place.caught_up():
+            fit(jobs, place.folder, feed)
         if recipe.mlflow_model:
-            pack_last(recipe, folder)
+            place.bring(final_weights(RunFolder(place.folder).stage(recipe.stages[-1].name)))
+            pack_last(recipe, place.folder)

@@ -216,7 +216,10 @@ class Recipe:
     feed: Literal["ray", "torch"] = key("Ray Data or a torch DataLoader; both give the same batches", "ray")
     tracking: str | None = key("address of MLflow; null for MLFLOW_TRACKING_URI, else output/mlflow.db", None)
     experiment: str = key("experiment of MLflow", "context-heads")
-    output: str = key("folder for runs, the sample and the local MLflow store", "~/context-heads")
+    output: str = key(
+        "folder for runs, the sample and the local MLflow store; s3://BUCKET/FOLDER, gs://BUCKET/FOLDER for runs alone",
+        "~/context-heads",
+    )
     overlays: int = key("validation images whose prediction is drawn at each validation", 4)
     explain: int = key(
         "validation images on which the context maps of a stage's best weights are drawn once, at its end, where the "
@@ -279,7 +282,7 @@ def check(recipe: Recipe) -> None:
     demand((recipe.workers.micro_batch or 1) >= 1, "workers.micro_batch: 1 or more, or null")
     demand(recipe.workers.hang_minutes > 0, f"workers.hang_minutes = {recipe.workers.hang_minutes}: above 0")
     demand(recipe.workers.wait_minutes > 0, f"workers.wait_minutes = {recipe.workers.wait_minutes}: above 0")
-    places = [recipe.data, recipe.tracking, recipe.backbone.weights]
+    places = [recipe.data, recipe.output, recipe.tracking, recipe.backbone.weights]
     places += [uri for stage in recipe.stages for uri in (stage.train, stage.val)]
     for place in places:
         demand(

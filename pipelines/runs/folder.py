@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKPOINTS = "step-*.pt"
+HANGS = "hang-worker*.txt"
+LEFT_HERE = {(".", "ray")}  # folders of a run, below which one, that never leave this machine
 
 
 def step_name(step: int) -> str:
@@ -103,7 +105,25 @@ class StageFolder:
 
     def hangs(self) -> list[Path]:
         """Those of workers that were ended for it."""
-        return [path for path in sorted(self.path.glob("hang-worker*.txt")) if path.stat().st_size]
+        return [path for path in sorted(self.path.glob(HANGS)) if path.stat().st_size]
+
+
+def commit_of(name: str) -> int:
+    """In which turn a file of a run becomes visible elsewhere: a later one relies on all before it.
+
+    Pictures, notes and the best weights; records, which name pictures; checkpoints, which go on behind a line of the
+    record; the outcome, with which the workers' part ends; the result, with which the stage ends.
+
+    Args:
+        name: the file's path from the run's folder on.
+    """
+    path = Path(name)
+    stage = StageFolder(path.parent)
+    if path in (stage.outcome, stage.result):
+        return 3 if path == stage.outcome else 4
+    if path.suffix == ".jsonl":
+        return 1
+    return 2 if path.parent.name == stage.checkpoints.name else 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +141,11 @@ class RunFolder:
     def lock(self) -> Path:
         """Held by the process that trains."""
         return self.path / ".lock"
+
+    @property
+    def lease(self) -> Path:
+        """Who trains into a bucket, where no lock is."""
+        return self.path / "lease.json"
 
     @property
     def stop(self) -> Path:

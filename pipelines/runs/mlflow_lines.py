@@ -21,7 +21,8 @@ from pipelines.runs.results import About, f1_of, mean_of, percent
 
 METRICS = {
     "train": {"loss": "train/loss", "lr": "train/lr", "epoch": "train/epoch", "images_per_s": "speed/images_per_s",
-              "data_wait": "speed/data_wait_share", "gpu_mib": "speed/gpu_peak_mib"},
+              "data_wait": "speed/data_wait_share", "save_wait": "speed/save_wait_share",
+              "gpu_mib": "speed/gpu_peak_mib"},
     "val": {"miou": "val/mIoU", "accuracy": "val/pixel_accuracy", "fwiou": "val/fwIoU"},
     "test": {"miou": "mIoU", "accuracy": "pixel_accuracy", "mean_accuracy": "mean_accuracy", "fwiou": "fwIoU",
              "mean_f1": "mF1", "miou_low": "mIoU_low", "miou_high": "mIoU_high"},

@@ -21,6 +21,7 @@ from pipelines.runs.mlflow_lines import CURVES, metric_names, values_of
 from pipelines.runs.record import read_record
 from pipelines.runs.results import About, Result, final_weights, percent
 from pipelines.runs.subject import subject
+from pipelines.runs.where import address_of, is_bucket
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def write_up(
         checkpoints(told),
         pictures(told, runs, run),
     ]
-    return "\n\n".join(part for part in parts if part)
+    text = "\n\n".join(part for part in parts if part)
+    return text.replace(str(folder.path), address_of(recipe)) if is_bucket(recipe.output) else text
 
 
 def what(recipe: Recipe, stages: Sequence[Stage]) -> str:

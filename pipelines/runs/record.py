@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ class Record:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.last, self.file = dict.fromkeys(("train", "val", "test", "head"), -1), None
+        self.last, self.file, self.lock = dict.fromkeys(("train", "val", "test", "head"), -1), None, threading.Lock()
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,11 +42,12 @@ class Record:
 
     def add(self, kind: str, step: int, **values: Any) -> None:
         """Append an event: `train`, `val`, `test` and `head` carry numbers, `note` a text."""
-        if self.file is None or step <= self.last.get(kind, -1):
-            return
-        if kind in self.last:
-            self.last[kind] = step
-        append(self.file, {"kind": kind, "step": step, "time": int(time.time() * 1000), **values})
+        with self.lock:  # the thread that saves has notes too
+            if self.file is None or step <= self.last.get(kind, -1):
+                return
+            if kind in self.last:
+                self.last[kind] = step
+            append(self.file, {"kind": kind, "step": step, "time": int(time.time() * 1000), **values})
 
 
 def append(file: TextIO, line: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from pipelines.base.errors import InputError
 from pipelines.base.files import write_json
 from pipelines.base.text import padded
 from pipelines.recipes.recipe import Recipe
@@ -30,7 +29,12 @@ class Noted:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read it."""
-        page = json.loads(path.read_text())
+        return cls.parse(path.read_text())
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self:
+        """What JSON says."""
+        page = json.loads(text)
         return cls(**{f.name: page[f.name] for f in fields(cls) if f.name in page})  # type: ignore[arg-type]  # likewise
 
 
@@ -171,20 +175,10 @@ def mean_of(values: Sequence[float | None]) -> float | None:
 
 def final_weights(stage: StageFolder) -> Path:
     """The best checkpoint of a finished stage, or its last where it has no scores; in its folder, wherever that is."""
-    done = Result.read(stage.result)
-    return stage.best if done.best_checkpoint else stage.checkpoints / Path(done.checkpoint).name
+    return stage.path / final_name(Result.read(stage.result))
 
 
-def weights_of(path: Path) -> Path:
-    """The checkpoint's file that a path names: itself, or the final weights of a stage's folder.
-
-    Raises:
-        InputError: it names neither.
-    """
-    path = path.expanduser().resolve()
-    stage = StageFolder(path)
-    if stage.result.is_file():
-        path = final_weights(stage)
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}; name RUN/STAGE/best.pt, RUN/STAGE/checkpoints/step-….pt, or RUN/STAGE")
-    return path
+def final_name(done: Result) -> Path:
+    """The same from the stage's folder on."""
+    stage = StageFolder(Path())
+    return stage.best if done.best_checkpoint else stage.checkpoints / Path(done.checkpoint.partition("?")[0]).name

@@ -18,6 +18,7 @@ from pipelines.runs.folder import RunFolder
 
 LOOK_S = 0.5  # between two looks at the notes: a shared file system is asked seldom
 OTHERS = -2  # in the place of a signal: workers end with a checkpoint, and others go on
+FETCH_S = 2.0  # the same, at a bucket
 T = TypeVar("T")
 
 
@@ -63,16 +64,21 @@ def stoppable(folder: Path, idle: Callable[[], bool] = lambda: False) -> Iterato
 
 
 @contextlib.contextmanager
-def asked_to_stop(note: Path | None, resize: Path | None = None) -> Iterator[Callable[[], int]]:
+def asked_to_stop(
+    note: Path | None, resize: Path | None = None, fetch: Callable[[Path], None] | None = None
+) -> Iterator[Callable[[], int]]:
     """What tells the signal that asks to end, OTHERS where others are to go on, 0 while nobody asks; a thread looks.
 
     Args:
         note: the file that names the signal; None for a worker that learns of it from another.
         resize: the file that asks for a checkpoint, so that others go on; None for work that is not disturbed for it.
+        fetch: brings the note here, of a run in a bucket.
     """
     asked = [0]
 
     def look() -> None:
+        if note is not None and fetch:
+            fetch(note)
         if note is not None and note.exists():
             asked[0] = signal.Signals[note.read_text()].value
         elif resize is not None and resize.exists():
@@ -81,7 +87,7 @@ def asked_to_stop(note: Path | None, resize: Path | None = None) -> Iterator[Cal
     if note is None:
         yield lambda: 0
         return
-    with Polling(look, lambda: LOOK_S, "stop-note"):
+    with Polling(look, lambda: LOOK_S if fetch is None else FETCH_S, "stop-note"):
         yield lambda: asked[0]
 
 

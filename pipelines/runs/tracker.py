@@ -47,6 +47,7 @@ from pipelines.runs.results import About, Result, f1_of, final_weights, finished
 from pipelines.runs.sender import GOES_ON, Sender
 from pipelines.runs.subject import subject
 from pipelines.runs.tracked import Tracked
+from pipelines.runs.where import address_of, is_bucket
 
 
 class Tracker(Tracked):
@@ -67,6 +68,7 @@ class Tracker(Tracked):
         uri: str | None = None,
         tags: Mapping[str, str] | None = None,
         origin_of_study: Mapping[str, str] | None = None,
+        bring: Callable[[Path], None] = lambda path: None,
     ) -> None:
         """Read what is noted of the runs of `folder`; MLflow is not asked before `connect`.
 
@@ -77,12 +79,13 @@ class Tracker(Tracked):
             uri: the tracking server, if not the recipe's, the environment's or the default.
             tags: of a study's trial: the study's run as its parent, variant and seed.
             origin_of_study: of a trial: where its study comes from.
+            bring: has a file of weights here, of a run in a bucket.
 
         Raises:
             SetupError: MLflow can never be at the address.
         """
         self.recipe, self.folder, self.tags = recipe, RunFolder(folder), dict(tags or {})
-        self.origin_of_study, self.live = dict(origin_of_study or {}), False
+        self.origin_of_study, self.live, self.bring = dict(origin_of_study or {}), False, bring
         super().__init__(self.folder.tracking, uri or recipe.tracking or default_uri(output))
 
     def fresh(self) -> dict[str, Any]:
@@ -225,6 +228,7 @@ class Tracker(Tracked):
     def deliver_end(self, place: StageFolder, run: str) -> None:
         """Upload a finished stage's checkpoint, put its numbers on the parent, end its run."""
         done = Result.read(place.result)
+        self.bring(final_weights(place))
         self.client.log_artifact(run, str(final_weights(place)), "checkpoint")
         send_metrics(self.client, self.run_id, points_of(done, self.flat))
         self.draw(run, [self.stage(place.path.name)])
@@ -289,10 +293,11 @@ class Tracker(Tracked):
             self.save()
         self.attempt(self.deliver_rest)
         told = self.attempt(lambda: self.send_end(self.state["end"]))
+        place = address_of(self.recipe) if is_bucket(self.recipe.output) else str(self.folder.path)
         if lacks := ", ".join([*self.undelivered(), *([] if told else ["how it ended"])]):
             print(
                 f"warning: MLflow at {self.uri} lacks parts of the run ({lacks}); nothing is lost: when it answers "
-                f"again, send them with\n  python -m pipelines.replay {shlex.quote(str(self.folder.path))}",
+                f"again, send them with\n  python -m pipelines.replay {shlex.quote(place)}",
                 file=sys.stderr,
             )
 

@@ -23,6 +23,7 @@ from pipelines.recipes.protocols import OWN, check_names, of_protocol
 from pipelines.recipes.reading import convert_table
 from pipelines.recipes.recipe import InferenceSpec, Recipe
 from pipelines.runs.checkpoint import Checkpoint
+from pipelines.runs.named import named_checkpoint
 from pipelines.scoring.checks import check_sizes, check_window
 from pipelines.scoring.counting import ImageCounts, Share, count_images
 from pipelines.scoring.seen import digests
@@ -35,7 +36,8 @@ class Task:
     """A checkpoint to score on a split: all that a worker needs to know. Path and URI are absolute.
 
     `protocols` are the ways to predict, by name; `measures` what else is counted under each. `seen` of the rows were
-    trained on. `precision` is `bf16`, `fp32` or `auto`: bf16 on GPUs that have it.
+    trained on. `precision` is `bf16`, `fp32` or `auto`: bf16 on GPUs that have it. `source` is the checkpoint's URI,
+    where it has one: then `path` is this machine's copy.
     """
 
     path: Path
@@ -46,6 +48,16 @@ class Task:
     seen: int = 0
     precision: str = "auto"
     measures: tuple[str, ...] = ()
+    source: str | None = None
+
+    def named(self, given: str) -> Task:
+        """The same, with the checkpoint as it was given."""
+        return replace(self, source=given if "://" in given else None)
+
+    @property
+    def shown(self) -> str:
+        """The checkpoint's address, for people."""
+        return self.source or str(self.path)
 
     def words(self, name: str) -> str:
         """A protocol in words: rows, how they are predicted, and whether some of them were trained on."""
@@ -221,7 +233,8 @@ def evaluate_worker(task: Task, tally: Any) -> list[tuple[np.ndarray, np.ndarray
 
     from pipelines.cluster.group import process_group
 
-    context, checkpoint = ray.train.get_context(), Checkpoint.read(task.path, mapped=True)
+    context = ray.train.get_context()
+    checkpoint = Checkpoint.read(named_checkpoint(task.source) if task.source else task.path, mapped=True)
     with process_group():
         share = Share(ray.train.torch.get_device(), context.get_world_rank(), context.get_world_size())
         counts = evaluate_here(task, checkpoint, share, lambda images: tally.add.remote(images))

@@ -14,10 +14,10 @@ from pipelines.base import pictures
 from pipelines.base.errors import InputError
 from pipelines.base.files import write_json
 from pipelines.cluster.device import precision_of
-from pipelines.cluster.nodes import output_folder
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.checkpoint import Checkpoint
+from pipelines.runs.where import local_output
 from pipelines.scoring.bootstrap import ClassCounts
 from pipelines.scoring.compared import Comparison, draw_row, most_changed, page_of, picture_name, row_scores
 from pipelines.scoring.counting import ImageCounts
@@ -32,6 +32,10 @@ class Side:
 
     checkpoint: Checkpoint
     task: Task
+
+    def named(self, given: str) -> Side:
+        """The same, with the checkpoint as it was given."""
+        return Side(self.checkpoint, self.task.named(given))
 
     @property
     def protocol(self) -> str:
@@ -58,7 +62,7 @@ def validated_on(checkpoint: Checkpoint) -> str | None:
     stage = next(stage for stage in recipe.stages if stage.name == checkpoint.stage)
     if stage.val is None:
         return None
-    root = recipe.data if recipe.data != Recipe.data else str(sample_shards(output_folder(recipe.output)))
+    root = recipe.data if recipe.data != Recipe.data else str(sample_shards(local_output(recipe.output)))
     return below(root, stage.val)
 
 
@@ -103,7 +107,7 @@ def write_comparison(
     a, b = sides
     shards = open_shards(a.task.uri)
     about = {
-        side: {"checkpoint": str(each.task.path), "stage": each.checkpoint.stage, "step": each.checkpoint.step,
+        side: {"checkpoint": each.task.shown, "stage": each.checkpoint.stage, "step": each.checkpoint.step,
                "protocol": each.task.words(each.protocol)}
         for side, each in zip("ab", sides, strict=True)
     }  # fmt: skip
@@ -142,7 +146,7 @@ def predictions(side: Side, rows: Sequence[int]) -> list[np.ndarray]:
 
 def heading(sides: tuple[Side, Side]) -> list[str]:
     """What is compared: both files and protocols; a line of its own where A and B are not predicted alike."""
-    lines = [f"{name}: {s.task.path}, {s.task.words(s.protocol)}" for name, s in zip("AB", sides, strict=True)]
+    lines = [f"{name}: {s.task.shown}, {s.task.words(s.protocol)}" for name, s in zip("AB", sides, strict=True)]
     one, other = (side.task.protocols[side.protocol] for side in sides)
     note = "NOTE: A and B are not predicted alike; --protocol NAME sets one protocol for both"
     return lines if one == other else [*lines, note]

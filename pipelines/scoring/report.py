@@ -89,7 +89,7 @@ def write_scores(out: Path, task: Task, checkpoint: Checkpoint, scored: Sequence
     null for its scores.
     """
     about = {
-        "checkpoint": str(task.path), "shards": task.uri, "shards_hash": task.manifest.hash,
+        "checkpoint": task.shown, "shards": task.uri, "shards_hash": task.manifest.hash,
         "stage": checkpoint.stage, "step": checkpoint.step, "classes": list(checkpoint.classes),
     }  # fmt: skip
     pages = {each.name: page_of(each) for each in scored}

@@ -40,15 +40,19 @@ def score_best(learner: Learner, record: Record, beat: Callable[[], None]) -> In
     Returns:
         Why there are no scores yet, where a signal came: the same command scores again.
     """
+    learner.saving.flush(beat)  # from here on its files are read
     job, names = learner.job, learner.job.recipe.protocols
     if job.val is None or not names or job.end < job.steps:  # a part of a training is not its end
         return None
     if dist.is_initialized():
         dist.barrier()  # rank 0 may still be writing them
+    if learner.copy:
+        learner.copy.bring_file(job.place.best)
     learner.shown.load_state_dict(Checkpoint.read(job.place.best, mapped=True).model)
     share = Share(learner.device, learner.rank, learner.world)
     inferences = [dataclasses.replace(inference_by(n, job.recipe), flip_pairs=job.flip_pairs) for n in names]
-    with asked_to_stop(RunFolder(job.folder.parent).stop) as asked:
+    fetch = learner.copy.fetch if learner.copy else None
+    with asked_to_stop(RunFolder(job.folder.parent).stop, fetch) as asked:
         try:
             counts = count_images(
                 learner.shown, job.val, inferences, share, learner.precision, job.recipe.inference.batch,

@@ -20,7 +20,9 @@ from pipelines.recipes.model import build_model, count_norms, frozen_norms
 from pipelines.recipes.recipe import Recipe, Stage, micro_batch
 from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import DRAWS, Checkpoint, Numerics, Progress
+from pipelines.training.copy import Copy
 from pipelines.training.job import Job
+from pipelines.training.saving import Saving
 from segmodels.losses import Objective
 from segmodels.optim import build_sgd, parameter_groups
 from segmodels.segmentor import Segmentor
@@ -33,7 +35,8 @@ class Learner:
 
     `net` is the model as a step calls it: wrapped where there are several workers, compiled where the recipe says so.
     `average` is the running average of the weights, where the recipe asks for one. `origin` is a sentence that says
-    where the weights come from; `frozen` are the names of norms that keep their statistics.
+    where the weights come from; `frozen` are the names of norms that keep their statistics. `saving` writes its
+    checkpoints; `copy` is what its machine has of a run in a bucket.
     """
 
     job: Job
@@ -50,6 +53,8 @@ class Learner:
     progress: Progress
     origin: str
     frozen: Sequence[str] = ()
+    saving: Saving = dataclasses.field(default_factory=Saving)
+    copy: Copy | None = None
 
     @property
     def shown(self) -> Segmentor:
@@ -100,11 +105,15 @@ class Learner:
         """Write the checkpoint from which a resume continues; only rank 0 does."""
         if self.rank == 0:
             place, step = self.job.place, self.progress.step
-            self.checkpoint(step, resumable=True).write(place.checkpoint(step))
-            checkpoint.prune(place.checkpoints, self.job.recipe.keep_last, step)
+            self.saving.write(self.checkpoint(step, resumable=True), place.checkpoint(step), self.job.recipe.keep_last)
+
+    def keep_best(self, step: int) -> None:
+        """Write the weights with the best score so far; only rank 0 does."""
+        if self.rank == 0:
+            self.saving.write(self.checkpoint(step), self.job.place.best)
 
 
-def make_learner(job: Job, rank: int, world: int, device: torch.device) -> Learner:
+def make_learner(job: Job, rank: int, world: int, device: torch.device, copy: Copy | None = None) -> Learner:
     """What a worker trains, as the stage's newest checkpoint has it, else as the stage begins.
 
     Raises:
@@ -125,6 +134,8 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device) -> Learn
         progress=Progress(),
         origin=origin,
         frozen=frozen_norms(model, recipe, "all" if job.initial else "backbone" if job.weights else ""),
+        saving=Saving(copy.mirror if copy else None),
+        copy=copy,
     )  # fmt: skip
     resume(learner)
     learner.origin += f"; {several(world, 'worker')} on {named(device)}, {precision}"

@@ -24,6 +24,7 @@ class Meter:
     def __init__(self, learner: Learner) -> None:
         job, progress = learner.job, learner.progress
         self.device, self.rank, self.world = learner.device, learner.rank, learner.world
+        self.saving = learner.saving
         self.batch, self.rows, self.steps_of_stage = job.recipe.batch, job.rows, job.steps
         self.terms = [f"{output}.{term}" for output, named in job.recipe.loss.items() for term in named]
         # The steps that are not logged yet: each worker has its part, and what a checkpoint holds is rank 0's.
@@ -84,12 +85,13 @@ class Meter:
         return {"loss": loss, "terms": named, "lr": lr, "epoch": epoch} | self.rates(done)
 
     def rates(self, done: int) -> dict[str, float]:
-        """images/s over all workers, share of the time spent waiting for data, seconds left, peak GPU memory."""
+        """images/s over all workers, shares of the time spent waiting for data and for saving, seconds left, memory."""
         span = max(time.monotonic() - self.began, 1e-9)
         images = self.steps * self.batch
         self.seconds += span
         self.images += images
         rates = {"images_per_s": images / span, "data_wait": self.waited / span}
+        rates["save_wait"] = self.saving.taken() / span
         rates["eta_s"] = (self.steps_of_stage - done) * span / max(self.steps, 1)
         if self.device.type == "cuda":
             rates["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20

@@ -45,9 +45,9 @@ def score(learner: Learner, step: int, record: Record, beat: Callable[[], None] 
     )  # fmt: skip
     result = scores(torch.from_numpy(counts))
     learner.progress = learner.progress.scored(step, result.miou)
+    if learner.progress.best_step == step:
+        learner.keep_best(step)
     if learner.rank == 0:
-        if learner.progress.best_step == step:
-            learner.checkpoint(step).write(job.place.best)
         with learner.autocast():
             overlays = draw_overlays(job, shown, inference, learner.device, step)
         matrix = Path(pictures.save_counts(job.place.counts(step), counts)).relative_to(job.folder)

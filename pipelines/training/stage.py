@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,8 +22,9 @@ from pipelines.runs.record import Record
 from pipelines.runs.results import Outcome
 from pipelines.runs.stopping import OTHERS, asked_to_stop
 from pipelines.training.closing import score_best
+from pipelines.training.copy import Copy
 from pipelines.training.job import Interrupted, Job
-from pipelines.training.learner import make_learner
+from pipelines.training.learner import Learner, make_learner
 from pipelines.training.meter import Meter
 from pipelines.training.notice import Notice
 from pipelines.training.pulse import Pulse
@@ -33,12 +35,13 @@ from pipelines.training.step import rehearse, train_step
 Feed = Callable[[SamplePlan, str, int, float], Generator[Batch]]
 
 
-def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Interrupted:
+def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None = None) -> Outcome | Interrupted:
     """One stage on one worker: read, forward, backward, step, report.
 
     Args:
         pulse: is told of progress.
         feed: gives the worker's batches of a plan, see `train_batches`.
+        copy: what this machine has of a run in a bucket; None where all see the run's folder.
 
     Returns:
         The stage's outcome, equal on all workers except for what only rank 0 measures; or why there is none: the loss
@@ -48,14 +51,14 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
 
     context, recipe = ray.train.get_context(), job.recipe
     rank, world, device = context.get_world_rank(), context.get_world_size(), device_of(job.sizes.gpus)
-    learner = make_learner(job, rank, world, device)
+    learner = make_learner(job, rank, world, device, copy)
     rehearse(learner)
     pulse.beat()  # setting up is progress too: on a busy machine it alone takes half a minute
-    plan, validations, notes = learner.plan(), validation_steps(job), RunFolder(job.folder.parent)
+    plan, validations = learner.plan(), validation_steps(job)
     with (
         under_way(feed(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus)) as batches,
         Record(job.place.record if rank == 0 else None) as record,
-        asked_to_stop(notes.stop if rank == 0 else None, notes.resize) as asked,
+        beside(learner, record, pulse) as asked,
     ):
         record.add("note", plan.start, text=learner.origin + told_of_hangs(job), workers=world)
         if job.val and plan.start == 0 and learner.progress.before is None:
@@ -86,7 +89,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
                 learner.progress = meter.carry(learner.progress, done)
                 learner.keep()
             if word == OTHERS:
-                make_way(record, notes.resize if rank == 0 else None, done)
+                make_way(learner, record, done)
             if word and not notice.answer(record, word, done):
                 return stopped(record, signal.Signals(word).name, job.stage.name, done)
         if unscored := score_best(learner, record, pulse.beat):
@@ -94,6 +97,17 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
         show_best(learner, record, pulse.beat)
     progress = learner.progress
     return Outcome(progress.step, progress.before, progress.after, progress.best, progress.best_step, meter.overall())
+
+
+@contextlib.contextmanager
+def beside(learner: Learner, record: Record, pulse: Pulse) -> Iterator[Callable[[], int]]:
+    """While the body trains, rank 0 saves in a thread, and another looks for a request to stop, which this gives."""
+    run, copy = RunFolder(learner.job.folder.parent), learner.copy
+    with (
+        asked_to_stop(None if learner.rank else run.stop, run.resize, copy.fetch if copy else None) as asked,
+        contextlib.nullcontext() if learner.rank else learner.saving.running(pulse.beat, record.add),
+    ):
+        yield asked
 
 
 def told_of_hangs(job: Job) -> str:
@@ -127,14 +141,11 @@ def stopped(record: Record, name: str, stage: str, step: int) -> Interrupted:
     return Interrupted(signal=name, text=text)
 
 
-def make_way(record: Record, request: Path | None, step: int) -> NoReturn:
-    """Answer who asked for a checkpoint, so that more workers go on, and wait for Ray to end this process.
-
-    Args:
-        request: the file that asked; None for a worker that has written nothing.
-    """
+def make_way(learner: Learner, record: Record, step: int) -> NoReturn:
+    """Answer who asked for a checkpoint, so that more workers go on, and wait for Ray to end this process."""
+    learner.saving.flush()
     record.add("note", step, text=f"nodes have joined: more workers go on from step {step}, its checkpoint written")
-    if request:
-        request.unlink(missing_ok=True)
+    if learner.rank == 0:
+        RunFolder(learner.job.folder.parent).resize.unlink(missing_ok=True)
     while True:  # a worker that returns would end the training
         time.sleep(1.0)

@@ -14,6 +14,7 @@ from pipelines.base.files import write_text
 from pipelines.feed.batches import train_batches
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.record import Record
+from pipelines.training.copy import Copy, copied
 from pipelines.training.job import Interrupted, Job
 from pipelines.training.machines import note_machines
 from pipelines.training.pulse import Pulse
@@ -35,12 +36,14 @@ def train_stages(jobs: Sequence[Job], feed: Feed = train_batches) -> Interrupted
     from pipelines.cluster.group import process_group
 
     check_names()
-    run = RunFolder(jobs[0].folder.parent)
-    if not run.recipe.exists():
-        raise SetupError(f"a worker does not see {run.path}: put `output` on a file system that all nodes share")
-    with process_group():
+    with process_group(), copied(jobs) as (here, copy):
+        run = RunFolder(copy.folder)
+        if not run.recipe.exists():
+            raise SetupError(
+                f"a worker does not see {run.path}: put `output` on a file system that all nodes share, or in a bucket"
+            )
         told = note_machines(run, jobs[0].sizes.gpus)
-        for job in jobs:
+        for job in here:
             if run.fault.exists():
                 return Interrupted(failure=run.fault.read_text())
             if job.place.outcome.exists():
@@ -48,32 +51,37 @@ def train_stages(jobs: Sequence[Job], feed: Feed = train_batches) -> Interrupted
             if told:
                 with Record(job.place.record) as record:
                     record.add("note", 0, text=told)
-            if interrupted := train_stage(job, run.fault, feed):
+            copy.begin(job)
+            if interrupted := train_stage(job, run.fault, feed, copy):
                 return interrupted
     return None
 
 
-def train_stage(job: Job, note: Path, feed: Feed) -> Interrupted | None:
+def train_stage(job: Job, note: Path, feed: Feed, copy: Copy) -> Interrupted | None:
     """One stage of a chain on one worker, see `train_stages`.
 
     Args:
         note: where a fault of the input is written.
+        feed: gives the batches.
+        copy: what this machine has of a run in a bucket.
     """
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
     try:
         with Pulse(job.place.hang(rank), job.recipe.workers) as pulse:
-            ended = train(job, pulse, feed)
+            ended = train(job, pulse, feed, copy if copy.mirror else None)
     except Exception as error:
         if message := users_message(error):
             with contextlib.suppress(OSError):  # a full disk, perhaps
                 write_text(note, f"stage {job.stage.name}: {message}")
+                copy.send(note)
         raise
     if isinstance(ended, Interrupted):
         return Interrupted(failure=f"stage {job.stage.name}: {ended.failure}") if ended.failure else ended
     if rank == 0:
         ended.write(job.place.outcome)
+        copy.push()
     if dist.is_initialized():
         dist.barrier()  # nobody begins the next stage before its first weights are written
     return None

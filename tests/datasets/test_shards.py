@@ -108,7 +108,9 @@ def test_opening_reads_no_images(uri: str, tmp_path: Path) -> None:
 def test_cache_folder_from_the_environment(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHARD_CACHE", str(tmp_path / "elsewhere"))
     Shards(uri).stage()
-    assert len(list((tmp_path / "elsewhere").glob("*.arrow"))) == len(parts(uri))
+    own = tmp_path / "elsewhere" / f"user-{os.getuid()}"
+    assert len(list(own.glob("*.arrow"))) == len(parts(uri))
+    assert own.stat().st_mode & 0o777 == 0o700  # nobody else may put rows there
 
 
 def test_pickled_shards_reopen(uri: str, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_the_overview_opens_doors_by_name():
         (["evaluate", "PAGE", "/no/such"], "/no/such: no such folder"),
         (
             ["evaluate", "PAGE", "/no/such", "--out", "s3://b/c"],
-            "--out: s3:/… is a URI; allowed: a folder",
+            "--out: s3://… is a URI; allowed: a folder",
         ),
         (["serve", "NOTHING.pt"], "NOTHING.pt; those of a run are"),
         (["predict", "NOTHING.pt", "x", "--out", "y"], "NOTHING.pt; those of a run are"),
@@ -380,7 +380,7 @@ def test_evaluate_refuses_other_classes_and_wrong_windows(shards, recipe_file, t
     assert "they must be the same" in refused("evaluate", best, other)
     assert "this is a folder of splits" in refused("evaluate", best, shards / "voc12")
     assert "--workers -1: 1 or more" in refused("evaluate", best, val, "--workers", -1)
-    assert "--out: s3:/… is a URI; allowed: a folder" in refused("evaluate", best, val, "--out", "s3://bucket/x")
+    assert "--out: s3://… is a URI; allowed: a folder" in refused("evaluate", best, val, "--out", "s3://bucket/x")
     assert "--out: cannot write to /proc/x" in refused("evaluate", best, val, "--out", "/proc/x")
 
 

@@ -492,17 +492,24 @@ def test_a_signal_in_a_wait_ends_it_at_once(tmp_path):
 # ---- what every node must see
 
 
-def test_a_bucket_is_no_output():
+def test_a_bucket_is_no_output_of_studies():
     for uri in ("s3://bucket/out", "gs://bucket/out", "abfss://x/y"):
-        with pytest.raises(InputError, match=rf"output = {uri}: runs cannot be written to a bucket"):
+        with pytest.raises(InputError, match=rf"output = {uri}: only runs can be written to a bucket"):
             nodes.output_folder(uri)
     assert nodes.output_folder("file:///tmp/out") == Path("/tmp/out")
     assert nodes.output_folder("~/out") == Path.home() / "out"
 
 
-def test_a_run_with_a_bucket_as_output_is_refused(recipe_file):
-    with pytest.raises(InputError, match="cannot be written to a bucket"):
-        run_recipe(load_recipe(recipe_file(output="s3://bucket/out")))
+def test_a_node_that_cannot_write_to_the_runs_bucket_is_named(s3, monkeypatch):
+    uri = s3("runs/x")
+    assert nodes.takes_a_file(uri) == ""
+    assert "no such bucket" in nodes.takes_a_file(s3("runs/x", bucket="nowhere"))
+    answers = {"10.0.0.1 (aa)": "", "10.0.0.2 (bb)": "AWS Error ACCESS_DENIED"}
+    monkeypatch.setattr(nodes, "on_each_node", lambda look, *words: answers)
+    with pytest.raises(SetupError, match=r"1 of 2 nodes \(10.0.0.2 \(bb\)\) cannot write to s3://.*DENIED. Each"):
+        nodes.check_bucket(uri)
+    answers["10.0.0.2 (bb)"] = ""
+    nodes.check_bucket(uri)
 
 
 def test_shards_that_a_node_does_not_see_are_named_with_it(shards, monkeypatch):
@@ -801,7 +808,7 @@ def test_nobody_behind_an_s3_address_is_one_message(monkeypatch):
 def test_google_is_asked_for_seconds_and_a_signal_ends_the_wait(monkeypatch, port):
     assert storage._patient("gs://b/x", 5) == "gs://b/x?retry_limit_seconds=5"
     assert storage._patient("gs://b/x?retry_limit_seconds=9", 5) == "gs://b/x?retry_limit_seconds=9"
-    assert storage._patient("s3://b/x?region=r", 5) == "s3://b/x?region=r"
+    assert storage._patient("s3://b/x?region=r", 5) == "s3://b/x?region=r&allow_delayed_open=true"
 
     class Asked(Exception):
         pass

@@ -384,7 +384,16 @@ def test_a_loss_that_is_nan_is_not_saved_because_somebody_stops_the_run(recipe_f
 def meter_of(progress, rank):
     recipe = load_recipe("sample", ["batch=4", "aux=null", "loss={logits: {cross_entropy: 1.0}}"])
     job = SimpleNamespace(recipe=recipe, rows=8, steps=4)
-    return Meter(SimpleNamespace(job=job, progress=progress, device=torch.device("cpu"), rank=rank, world=2))
+    return Meter(
+        SimpleNamespace(
+            job=job,
+            progress=progress,
+            device=torch.device("cpu"),
+            rank=rank,
+            world=2,
+            saving=SimpleNamespace(taken=float),
+        )
+    )
 
 
 def test_losses_that_a_checkpoint_carries_are_counted_once_whatever_the_number_of_workers(monkeypatch):

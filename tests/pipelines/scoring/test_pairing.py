@@ -18,7 +18,8 @@ from pipelines.recipes.model import build_model
 from pipelines.recipes.reading import load_recipe
 from pipelines.runs.checkpoint import Checkpoint, Progress
 from pipelines.runs.folder import StageFolder
-from pipelines.runs.results import Result, weights_of
+from pipelines.runs.named import named_checkpoint
+from pipelines.runs.results import Result
 from pipelines.scoring.evaluation import evaluate_here, plan_evaluation
 from pipelines.scoring.pairing import rows_of
 from segmodels.metrics import scores
@@ -129,8 +130,8 @@ def test_rows_must_be_named_where_the_stages_validate_on_others_or_none(pair_of_
 def test_a_stages_folder_stands_for_its_final_weights(pair_of_models):
     a = pair_of_models[0]
     with pytest.raises(InputError, match="no checkpoint"):
-        weights_of(a.parent)  # not finished
+        named_checkpoint(str(a.parent))  # not finished
     known = {"stage": "first", "rows": 1, "steps": 1, "val_rows": 1, "miou_before": None, "miou": 0.5, "best": 0.5,
              "best_step": 1, "images_per_s": 1.0, "checkpoint": str(a), "protocol": "", "time": 0}  # fmt: skip
     Result(**known, best_checkpoint=str(a)).write(StageFolder(a.parent).result)
-    assert weights_of(a.parent) == weights_of(a) == a
+    assert named_checkpoint(str(a.parent)) == named_checkpoint(str(a)) == a
