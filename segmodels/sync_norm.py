@@ -6,6 +6,7 @@ are equal, so one gathering forward and one sum backward are enough, and both ca
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -33,8 +34,17 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training or world == 1:
             return super().forward(input)
         self._check_input_dim(input)
+        values = input.numel() // input.shape[1]
+        if input.is_cuda and self.momentum is not None and not torch.compiler.is_compiling():
+            output = NormaliseOnGpu.apply(
+                input, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps,
+                shares(world, values, input.device),
+            )  # fmt: skip
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            return output
         output, mean, var = Normalise.apply(input, self.weight, self.bias, self.eps, world)
-        self._track(mean, var, input.numel() // input.shape[1] * world)
+        self._track(mean, var, values * world)
         return output
 
     @torch.no_grad()
@@ -64,7 +74,10 @@ class SyncBatchNormAct(SyncBatchNorm):
 
 
 class Normalise(torch.autograd.Function):
-    """Batch norm by the statistics of all workers; gives the output and these statistics."""
+    """Batch norm by the statistics of all workers; gives the output and these statistics.
+
+    In operations that every device has, and that a compiler fuses.
+    """
 
     @staticmethod
     def forward(
@@ -97,6 +110,61 @@ class Normalise(torch.autograd.Function):
         dx = (dy - of_bias - normalised * of_weight) * scale.view(shape)
         of_bias, of_weight = (None, None) if weight is None else own  # of this worker: DDP adds up those of all
         return dx.to(x.dtype), of_weight, of_bias, None, None
+
+
+class NormaliseOnGpu(torch.autograd.Function):
+    """The same by the CUDA kernels of PyTorch's `SyncBatchNorm`: they read a map as it is, and move the statistics.
+
+    A compiler does not know them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+        counts: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        x = dense(x)
+        own = torch.cat(torch.batch_norm_stats(x, eps))
+        world = len(counts[0])
+        gathered = own.new_empty(world * len(own))
+        dist.all_gather_into_tensor(gathered, own)
+        means, inverses = gathered.view(world, 2, -1).unbind(1)
+        mean, inverse = torch.batch_norm_gather_stats_with_counts(
+            x, means, inverses, running_mean, running_var, momentum, eps, counts[0]
+        )
+        ctx.save_for_backward(x, weight, mean, inverse, counts[1])
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse, eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, counts = ctx.saved_tensors
+        grad, learns = dense(grad), weight is not None
+        *sums, of_weight, of_bias = torch.batch_norm_backward_reduce(
+            grad, x, mean, inverse, weight, True, learns, learns
+        )
+        total = torch.cat(sums)
+        dist.all_reduce(total)
+        dx = torch.batch_norm_backward_elemt(grad, x, mean, inverse, weight, *total.chunk(2), counts)
+        return dx, of_weight if learns else None, of_bias if learns else None, None, None, None, None, None
+
+
+@functools.lru_cache(maxsize=256)
+def shares(world: int, values: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Values per channel of each worker (W,), as float32 and as int32: what the kernels take."""
+    counts = torch.full((world,), values, dtype=torch.int32, device=device)
+    return counts.float(), counts
+
+
+def dense(x: Tensor) -> Tensor:
+    """The map in a layout that the kernels take."""
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from pipelines.base.errors import InputError
 from pipelines.cluster.sizes import Sizes, joins, machine
 from pipelines.recipes.model import frozen_norms, meta_model, spec_by, train_mode
 from pipelines.recipes.protocols import of_protocol
-from pipelines.recipes.recipe import Recipe, check_split, micro_batch
+from pipelines.recipes.recipe import Recipe, check_split, norm_batch
 from pipelines.scoring.checks import check_window
 from segmodels.losses import Objective
 
@@ -49,23 +49,24 @@ def check_known_share(recipe: Recipe) -> None:
     if joins() and (workers.count is None or workers.gpus is None):
         return
     gpus = machine()[1] if workers.gpus is None else workers.gpus
-    count = (gpus or 1) if workers.count is None else workers.count
-    check_parts(recipe, max(1, count), bool(gpus))
+    check_parts(recipe, max(1, (gpus or 1) if workers.count is None else workers.count), bool(gpus))
 
 
 def check_share(recipe: Recipe, sizes: Sizes) -> None:
-    """The batch must fall into equal parts, each enough for the head's norms.
+    """The batch must fall into equal parts, each enough for the head's norms, and CUDA graphs be asked of GPUs.
 
     Raises:
-        InputError: it does not, or a single image cannot be normalised.
+        InputError: it does not, a single image cannot be normalised, or there is no GPU.
     """
     check_parts(recipe, max(1, sizes.count), bool(sizes.gpus))
 
 
 def check_parts(recipe: Recipe, world: int, on_gpus: bool) -> None:
     """As `check_share`, for so many workers."""
+    if recipe.workers.graphs and not on_gpus:
+        raise InputError("workers.graphs = true: CUDA graphs need GPUs; allowed on CPUs: workers.graphs=false")
     check_split(recipe.batch, world)
-    if micro_batch(recipe, world) == 1 and not (on_gpus and world > 1):  # synchronised norms see all workers' images
+    if norm_batch(recipe, world) == 1:
         try:
             model = meta_model(recipe, 2)
             train_mode(model, frozen_norms(model, recipe, "backbone" if recipe.backbone.weights else ""))

@@ -53,7 +53,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
         Record(job.place.record if rank == 0 else None) as record,
         asked_to_stop(RunFolder(job.folder.parent).stop if rank == 0 else None) as asked,
     ):
-        record.add("note", plan.start, text=learner.origin + told_of_hangs(job))
+        record.add("note", plan.start, text=learner.origin + told_of_hangs(job), computes=learner.computes)
         if job.val and plan.start == 0 and learner.progress.before is None:
             score(learner, 0, record, pulse.beat)
         meter = Meter(learner)
@@ -73,7 +73,8 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
                 if message := not_finite(plan, done, kept[:, 0]):
                     return Interrupted(failure=message)
             if logs_now:
-                record.add("train", done, **meter.line(kept, done, learner.optimizer.param_groups[0]["lr"]))
+                scaled = learner.scaling.line() if learner.scaling else {}
+                record.add("train", done, **meter.line(kept, done, learner.optimizer.param_groups[0]["lr"]), **scaled)
             if scores_now:
                 score(learner, done, record, pulse.beat)
                 train_mode(learner.model, learner.frozen)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from pipelines.base.door import check_names
 from pipelines.base.errors import SetupError, users_message
 from pipelines.base.files import write_text
+from pipelines.cluster.device import disorder_refused
 from pipelines.feed.batches import train_batches
 from pipelines.runs.folder import RunFolder
 from pipelines.training.job import Interrupted, Job
@@ -57,7 +58,7 @@ def train_stage(job: Job, note: Path, feed: Feed) -> Interrupted | None:
 
     rank = ray.train.get_context().get_world_rank()
     try:
-        with Pulse(job.place.hang(rank), job.recipe.workers) as pulse:
+        with Pulse(job.place.hang(rank), job.recipe.workers) as pulse, disorder_refused():
             ended = train(job, pulse, feed)
     except Exception as error:
         if message := users_message(error):
