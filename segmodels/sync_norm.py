@@ -170,9 +170,7 @@ def dense(x: Tensor) -> Tensor:
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel (C,), in float32 at least."""
     wide = x if x.dtype == torch.float64 else x.float()
-    if (
-        x.device.type == "cpu" and not torch.compiler.is_compiling()
-    ):  # four times as fast there, and unknown to compilers
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # there four times as fast
         mean, var = torch.batch_norm_update_stats(wide, None, None, 0.0)
         return mean, var
     var, mean = torch.var_mean(wide, [axis for axis in range(x.dim()) if axis != 1], correction=0)

@@ -26,10 +26,11 @@ class Scaling:
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """One update by the gradients as they are without the scale, or none; the scale follows."""
 
-        def count(optimizer: Any, *_: Any) -> None:
+        def before(optimizer: Any, *_: Any) -> None:
             self.left_out += optimizer.found_inf.to(self.left_out.device)
+            begin_momentum(optimizer)
 
-        hook = optimizer.register_step_pre_hook(count)
+        hook = optimizer.register_step_pre_hook(before)
         self.scaler.step(optimizer)
         hook.remove()
         self.scaler.update()
@@ -47,3 +48,11 @@ class Scaling:
         given = dict(state)
         self.left_out.fill_(given.pop("left_out"))
         self.scaler.load_state_dict(given)
+
+
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum from 0: PyTorch's fused SGD leaves it unwritten, not 0, where its first step is left out."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
