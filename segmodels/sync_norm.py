@@ -108,7 +108,7 @@ class Normalise(torch.autograd.Function):
         dist.all_reduce(total)
         scale = (inverse if weight is None else weight * inverse) / (-x.numel() // x.shape[1] * ctx.world)
         by_weight, by_bias = total.view(2, -1) * scale
-        dx = dx + F.batch_norm(x, mean, var, by_weight, by_bias, False, 0.0, ctx.eps)
+        dx += F.batch_norm(x, mean, var, by_weight, by_bias, False, 0.0, ctx.eps)
         return dx, *((None, None) if weight is None else (of_weight, of_bias)), None, None
 
 
