@@ -160,8 +160,14 @@ def add_runs(doors: Any) -> None:
     runs.add_argument("--protocol", help="of both, as in pipelines.evaluate (default: each recipe's inference)")
     runs.add_argument("--rows", type=int, default=4, help="rows shown in each direction (default: 4)")
     runs.add_argument("--workers", type=int, help="Ray workers, on CPUs a core each (default: this process)")
-    runs.add_argument("--gpus", type=int, choices=[0, 1], help="GPUs of each worker (default: 1 where there are any)")
-    runs.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default: bf16 on GPUs")
+    runs.add_argument(
+        "--gpus", type=int, choices=[0, 1],
+        help="GPUs of each worker, or of this process: 0 for CPUs (default: 1 where there are any)",
+    )  # fmt: skip
+    runs.add_argument(
+        "--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto",
+        help="default: bf16 on GPUs that have it, else fp32",
+    )  # fmt: skip
     runs.add_argument("--allow-seen", action="store_true", help="compare on training rows all the same, and say so")
     runs.add_argument("--out", type=Path, help="folder for compared.json and the pictures of the rows")
 

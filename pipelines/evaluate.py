@@ -70,8 +70,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--strata", action="store_true", help="also scores of small, middle and large objects")
     parser.add_argument("--calibration", action="store_true", help="also whether probabilities are what they say")
     parser.add_argument("--workers", type=int, help="Ray workers, on CPUs a core each (default: this process)")
-    parser.add_argument("--gpus", type=int, choices=[0, 1], help="GPUs of each worker (default: 1 where there are any)")
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default: bf16 on GPUs")
+    parser.add_argument(
+        "--gpus", type=int, choices=[0, 1],
+        help="GPUs of each worker, or of this process: 0 for CPUs (default: 1 where there are any)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto",
+        help="default: bf16 on GPUs that have it, else fp32",
+    )  # fmt: skip
     parser.add_argument("--allow-seen", action="store_true", help="score on training rows all the same, and say so")
     parser.add_argument("--out", type=Path, help="folder for scores.json, scores.csv, confusion.png and iou.png")
     parser.add_argument("--version", action="version", version=version())
@@ -138,7 +144,10 @@ def count(
             for _ in range(images):
                 progress.reach(next(done))
 
-        return evaluate_here(task, checkpoint, beat=beat)
+        from pipelines.cluster.device import device_here
+        from pipelines.scoring.counting import Share
+
+        return evaluate_here(task, checkpoint, Share(device_here(gpus)), beat)
     from pipelines.cluster.session import ray_cluster
     from pipelines.recipes.recipe import Workers
 

@@ -120,14 +120,14 @@ def draw(
 ) -> None:  # fmt: skip
     """Write all pictures of one image, its maps as maps.npz, and explain.json."""
     import numpy as np
-    import torch
 
+    from pipelines.cluster.device import device_here
     from pipelines.recipes.model import how
     from pipelines.scoring.evaluation import load_model
     from pipelines.scoring.explaining import explain, facts
     from pipelines.scoring.head_figures import figures
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     model = load_model(checkpoint.recipe, checkpoint, device).eval()
     seen = explain(model, checkpoint.recipe, subject, pixels)
     trained = ", TRAINED ON" if subject.seen else ""
@@ -158,8 +158,7 @@ def beside(path: Path, checkpoint: Checkpoint, subject: Subject, prediction: Any
     Raises:
         InputError: the second has other classes.
     """
-    import torch
-
+    from pipelines.cluster.device import device_here
     from pipelines.recipes.model import how
     from pipelines.runs.checkpoint import Checkpoint
     from pipelines.scoring.evaluation import load_model
@@ -172,7 +171,7 @@ def beside(path: Path, checkpoint: Checkpoint, subject: Subject, prediction: Any
             f"--against {path} knows {len(second.classes)} classes {list(second.classes[:4])}…, the first checkpoint "
             f"{len(checkpoint.classes)} {list(checkpoint.classes[:4])}…: they must be the same, in this order"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     guess = predict_image(load_model(second.recipe, second, device).eval(), second.recipe, subject.image)
     names = tuple(f"{n}: {c.recipe.head['name']}, {c.stage}" for n, c in (("first", checkpoint), ("second", second)))
     figure = compare(subject, prediction, guess, names, checkpoint.classes, checkpoint.palette, subject.name)  # type: ignore[arg-type]
@@ -182,8 +181,7 @@ def beside(path: Path, checkpoint: Checkpoint, subject: Subject, prediction: Any
 
 def measure(args: argparse.Namespace, path: Path, checkpoint: Checkpoint, uri: str) -> None:
     """Print the head's numbers over the split, and write them to head.json."""
-    import torch
-
+    from pipelines.cluster.device import device_here
     from pipelines.scoring.evaluation import load_model, plan_evaluation
     from pipelines.scoring.explaining import check_measured
     from pipelines.scoring.measuring import lines, measure
@@ -191,7 +189,7 @@ def measure(args: argparse.Namespace, path: Path, checkpoint: Checkpoint, uri: s
     check_measured(checkpoint.recipe, path)
     task = plan_evaluation(path, checkpoint, uri, allow_seen=args.allow_seen)
     rows = min(args.rows or task.manifest.rows, task.manifest.rows)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     model = load_model(checkpoint.recipe, checkpoint, device).eval()
     progress = Progress(rows, "images", lambda line: print(line, flush=True))
     found = measure(model, uri, checkpoint.recipe.inference.batch, rows, progress.reach)

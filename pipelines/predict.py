@@ -70,7 +70,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored image (default: the recipe's)"
     )
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default: bf16 on GPUs")
+    parser.add_argument(
+        "--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto",
+        help="default: bf16 on GPUs that have it, else fp32",
+    )  # fmt: skip
     parser.add_argument(
         "--tile-pixels", type=int, metavar="N",
         help="larger images are predicted in tiles of so many pixels that overlap (default: 8,388,608)",

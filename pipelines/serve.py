@@ -67,7 +67,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--scales", type=float, nargs="+", help="image scales to average over (default: the recipe's)")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default: bf16 on GPUs")
+    parser.add_argument(
+        "--precision", choices=["auto", "bf16", "fp16", "fp32"], default="auto",
+        help="default: bf16 on GPUs that have it, else fp32",
+    )  # fmt: skip
     parser.add_argument(
         "--max-mib", type=float, default=limits.bytes / 2**20, help="of an image file (default %(default)g)"
     )

@@ -13,7 +13,7 @@ import torch
 from segmodels.files import FileError, for_use, read
 from segmodels.images import Picture, as_rgb
 from segmodels.inference import Inference, predict, protocol
-from segmodels.precision import settle_precision
+from segmodels.precision import autocast, default_device, settle_precision
 from segmodels.segmentor import Segmentor, build_segmentor
 from segmodels.tiles import PIXELS, tiles
 
@@ -29,7 +29,7 @@ class Model:
         recipe: the page that it was trained by.
         inference: how it predicts.
         device: where it computes.
-        precision: `bf16` or `fp32`.
+        precision: `bf16`, `fp16` or `fp32`.
         pixels: a larger image is predicted in tiles of about so many, see `tiles.py`.
     """
 
@@ -104,7 +104,7 @@ class Model:
 
     def computing(self) -> AbstractContextManager[Any]:
         """The context in which the network computes."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return autocast(self.device, self.precision)
 
 
 def load(
@@ -120,7 +120,7 @@ def load(
     Args:
         path: the file. Nothing in it is run.
         device: where it computes; by default a GPU where there is one.
-        precision: `auto` is bf16 on GPUs that have it, as in training; or `bf16`, `fp32`.
+        precision: `auto` is bf16 on GPUs that have it, as in training; or `bf16`, `fp16`, `fp32`.
         inference: keys of the recipe's `inference` in place of its own: `{"scales": [1.0], "flip": False}`.
         pixels: a larger image is predicted in tiles of about so many.
 
@@ -157,7 +157,7 @@ def model_of(
         FileError: it does not say how its classes are mirrored.
         ValueError: an unknown key or a bad value.
     """
-    given = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    given = torch.device(device or default_device())
     page = content["recipe"]
     how = inference_of(changed(page["inference"], inference or {}), page["view"]["crop"])
     how = replace(how, flip_pairs=mirrored(content, how.flip, path))

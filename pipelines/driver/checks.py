@@ -10,7 +10,7 @@ from pipelines.base.errors import InputError
 from pipelines.cluster.sizes import Sizes, joins, machine, several
 from pipelines.recipes.model import count_norms, frozen_norms, meta_model, spec_by, train_mode
 from pipelines.recipes.protocols import of_protocol
-from pipelines.recipes.recipe import Recipe, check_split, counts_of, micro_batch
+from pipelines.recipes.recipe import Recipe, check_split, counts_of, norm_batch
 from pipelines.scoring.checks import check_window
 from segmodels.losses import Objective
 
@@ -64,7 +64,7 @@ def check_share(recipe: Recipe, sizes: Sizes) -> None:
 
     Raises:
         InputError: it does not, or a single image cannot be normalised, or norms would see more images with one number
-            of workers than with another.
+            of workers than with another; or CUDA graphs are asked of CPUs.
     """
     check_counts(recipe, sizes.counts or (max(1, sizes.count),), bool(sizes.gpus))
 
@@ -73,10 +73,10 @@ def check_counts(recipe: Recipe, counts: Sequence[int], on_gpus: bool) -> None:
     """As `check_share`, for each of several numbers of workers."""
     for world in counts:
         check_parts(recipe, world, on_gpus)
-    check_norms(recipe, counts, on_gpus)
+    check_norms(recipe, counts)
 
 
-def check_norms(recipe: Recipe, counts: Sequence[int], on_gpus: bool) -> None:
+def check_norms(recipe: Recipe, counts: Sequence[int]) -> None:
     """Of a range of workers, each number must give batch norms the same: other statistics are another training.
 
     Args:
@@ -85,7 +85,7 @@ def check_norms(recipe: Recipe, counts: Sequence[int], on_gpus: bool) -> None:
     Raises:
         InputError: norms that are not frozen would see other numbers of images at once.
     """
-    seen = [micro_batch(recipe, world) * (world if on_gpus else 1) for world in counts]
+    seen = [norm_batch(recipe, world) for world in counts]
     if len(set(seen)) < 2:
         return
     model = meta_model(recipe, 2)
@@ -94,7 +94,8 @@ def check_norms(recipe: Recipe, counts: Sequence[int], on_gpus: bool) -> None:
         return
     told = ", ".join(f"{images} with {several(world, 'worker')}" for images, world in zip(seen, counts, strict=True))
     part = recipe.batch // counts[-1]
-    cure = "workers.micro_batch=null" if on_gpus else f"workers.micro_batch={part}: then each sees {part}"
+    synchronised = recipe.norm == "sync"
+    cure = "workers.micro_batch=null" if synchronised else f"workers.micro_batch={part}: then each sees {part}"
     raise InputError(
         f"a range of workers (workers.count), but a batch norm would see {told}, which is another training. Give "
         f"{cure}; or one number, such as workers.count={counts[-1]}"
@@ -103,8 +104,10 @@ def check_norms(recipe: Recipe, counts: Sequence[int], on_gpus: bool) -> None:
 
 def check_parts(recipe: Recipe, world: int, on_gpus: bool) -> None:
     """As `check_share`, for so many workers."""
+    if recipe.workers.graphs and not on_gpus:
+        raise InputError("workers.graphs = true: CUDA graphs need GPUs; allowed on CPUs: workers.graphs=false")
     check_split(recipe.batch, world)
-    if micro_batch(recipe, world) == 1 and not (on_gpus and world > 1):  # synchronised norms see all workers' images
+    if norm_batch(recipe, world) == 1:
         try:
             model = meta_model(recipe, 2)
             train_mode(model, frozen_norms(model, recipe, "backbone" if recipe.backbone.weights else ""))

@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
+from pipelines.cluster.device import device_here
 from pipelines.cluster.early import start_early
 from pipelines.cluster.nodes import check_nodes
 from pipelines.cluster.session import quiet, ray_cluster
@@ -152,8 +151,8 @@ def ray_for(recipe: Recipe) -> contextlib.AbstractContextManager[Sizes]:
 def alone(recipe: Recipe) -> Iterator[Sizes]:
     """This process only, with loader processes where the recipe asks for them, without a Ray session."""
     quiet()
-    gpus = int(torch.cuda.is_available() and recipe.workers.gpus != 0)
-    yield Sizes(0, gpus, 1.0, recipe.workers.feed_tasks or 0, 1.0)
+    gpus = recipe.workers.gpus
+    yield Sizes(0, int(device_here(gpus).type == "cuda"), 1.0, recipe.workers.feed_tasks or 0, 1.0)
 
 
 def store_bytes(recipe: Recipe, sizes: Sizes) -> int:

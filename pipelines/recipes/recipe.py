@@ -17,8 +17,8 @@ from pipelines.recipes.protocols import check_measures, check_names
 
 # The rule of a run's identity. A key that can change what a run computes, beyond the order in which floating-point sums
 # are taken, is part of it: another value is another run. All other keys are here, each with what a change of it does.
-# Of the workers, `precision` and how many images a norm sees at once (`micro_batch`, and `count` without synchronised
-# norms) are part of the identity; a checkpoint notes both as they were, see `Numerics`.
+# Of the workers, `precision`, `compress` and how many images a norm sees at once (`micro_batch`, and `count` with
+# `norm: local`) are part of the identity; a checkpoint notes them as they were, see `Numerics`.
 PLACED = {
     "name": "names the run",
     "published": "the number that is shown next to it",
@@ -37,10 +37,13 @@ PLACED = {
     "mlflow_model": "a program of the best weights",
 }
 PLACED_WORKERS = {
-    "count": "rounding, with synchronised norms or frozen ones; else see above. A range is of numbers that agree in it",
+    "count": "rounding, with synchronised norms or frozen ones; with `norm: local` see above. A range is of numbers "
+    "that agree in it",
     "gpus": "rounding; see above for norms",
     "channels_last": "rounding: another order of the same sums",
     "compile": "rounding, likewise",
+    "graphs": "rounding, likewise",
+    "deterministic": "rounding: kernels that add up in a fixed order",
     "micro_batch": "rounding of accumulated gradients; see above for norms",
     "feed_tasks": "nothing",
     "max_failures": "nothing",
@@ -151,11 +154,27 @@ class Workers:
         None,
     )
     gpus: Literal[0, 1] | None = key("GPUs of each worker; null for 1 where there are any", None)
-    precision: Literal["auto", "bf16", "fp32"] = key("of the network; auto is bf16 on GPUs that have it", "auto")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = key(
+        "of the network; auto is bf16 on GPUs that have it, else fp32; fp16, for GPUs of before Ampere, comes with a "
+        "scaled loss",
+        "auto",
+    )
     channels_last: bool | None = key(
         "memory layout; null for GPUs only: dilated convolutions on CPUs are many times slower with it", None
     )
-    compile: bool = key("torch.compile", False)
+    compile: bool = key("torch.compile of network and loss", False)
+    graphs: bool = key(
+        "CUDA graphs of what is compiled, for steps that wait for the CPU: torch.compile's reduce-overhead; GPUs only",
+        False,
+    )
+    deterministic: bool = key(
+        "only kernels that add up in a fixed order, so that GPUs too give the same bits twice; slower, and an "
+        "operation that has no such kernel ends the run",
+        False,
+    )
+    compress: Literal["bf16"] | None = key(
+        "how gradients travel between workers: bf16 for half the bytes, for slow networks; null for as they are", None
+    )
     micro_batch: int | None = key(
         "most images that a worker holds at once; gradients add up to the batch; null for its whole share", None
     )
@@ -197,6 +216,11 @@ class Recipe:
         "output of the model -> term -> weight, or a mapping of `weight` and the term's options; `python -m segmodels "
         "losses` lists them",
         lambda: {"logits": {"cross_entropy": 1.0}},
+    )
+    norm: Literal["sync", "local"] = key(
+        "whether batch norms see the images of all workers (sync), so that the number of workers changes nothing but "
+        "rounding, or only those of their own worker, which costs no talk between workers (local)",
+        "sync",
     )
     optim: Optim = key("the optimizer, SGD", Optim)
     view: View = key("what training sees of an image", View)
@@ -280,6 +304,16 @@ def check(recipe: Recipe) -> None:
     check_split(recipe.batch, recipe.workers.number or 1)
     check_range(recipe)
     demand((recipe.workers.micro_batch or 1) >= 1, "workers.micro_batch: 1 or more, or null")
+    demand(
+        not recipe.workers.graphs or (recipe.workers.compile and recipe.workers.gpus != 0),
+        "workers.graphs = true: CUDA graphs are made of what is compiled, on GPUs; give workers.compile=true, and not "
+        "workers.gpus=0",
+    )
+    demand(
+        not recipe.workers.graphs or recipe.workers.micro_batch is None,
+        "workers.graphs = true with a micro_batch: a CUDA graph's gradients are gone with its next pass; give "
+        "workers.micro_batch=null",
+    )
     demand(recipe.workers.hang_minutes > 0, f"workers.hang_minutes = {recipe.workers.hang_minutes}: above 0")
     demand(recipe.workers.wait_minutes > 0, f"workers.wait_minutes = {recipe.workers.wait_minutes}: above 0")
     places = [recipe.data, recipe.output, recipe.tracking, recipe.backbone.weights]
@@ -349,13 +383,21 @@ def fingerprint(recipe: Recipe) -> str:
     """sha256 of what is known of the numbers before anything is opened; the same command finds the same run by it.
 
     Names of data and published numbers belong to it, since rows are not known yet; numerics that are left to the
-    machine do not.
+    machine, or are as in runs of old, do not.
     """
     kept = {key: getattr(recipe, key) for key in ("data", "published")}
     unset = {"overlays": Recipe.overlays, "experiment": Recipe.experiment}  # as in runs of old
-    asked = {key: getattr(recipe.workers, key) for key in ("precision", "micro_batch")}
+    asked = {key: getattr(recipe.workers, key) for key in ("precision", "micro_batch", "compress")}
     given = {f"workers.{key}": value for key, value in asked.items() if value != getattr(Workers, key)}
-    return hashlib.sha256(json.dumps(computed_part(recipe) | kept | unset | given, sort_keys=True).encode()).hexdigest()
+    content = computed_part(recipe) | kept | unset | given
+    if recipe.norm == Recipe.norm:  # up to 0.5 there was no such key
+        del content["norm"]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def norm_batch(recipe: Recipe, world: int) -> int:
+    """Images that a batch norm sees at once in training, where it is not frozen."""
+    return micro_batch(recipe, world) * (world if recipe.norm == "sync" else 1)
 
 
 def micro_batch(recipe: Recipe, world: int) -> int:

@@ -61,20 +61,23 @@ class Progress:
 class Numerics:
     """How a run computes, where that changes its numbers by more than rounding.
 
-    `precision`: `bf16` or `fp32`. `per_norm`: images that a batch norm sees at once, 0 where norms are frozen.
-    `world`: workers; `synchronised`: whether norms see the images of all of them.
+    `precision`: `bf16`, `fp16` or `fp32`. `per_norm`: images that a batch norm sees at once, 0 where norms are frozen.
+    `world`: workers; `synchronised`: whether norms see the images of all of them. `compress`: how gradients travel
+    where there are several, None for as they are.
     """
 
     precision: str
     per_norm: int
     world: int
     synchronised: bool
+    compress: str | None = None
 
     def misfits(self, other: Self) -> list[str]:
         """What of another's numbers are not these, as KEY: THEIRS -> OURS."""
         pairs = {
             "precision": (other.precision, self.precision),
             "images that a batch norm sees at once": (other.per_norm, self.per_norm),
+            "compression of gradients": (other.compress, self.compress),
         }
         return [f"{name}: {before} -> {now}" for name, (before, now) in pairs.items() if before != now]
 
@@ -86,7 +89,7 @@ class Checkpoint:
     `model` is the model's state dict, of the averaged weights where the recipe asks for these; `seen` a digest of each
     row that was trained on; `numerics` are missing up to 0.3.5, `flip_pairs`, the classes that change places in a
     mirrored image, up to 0.4. What only a resume needs is missing from `best.pt`:
-    `optimizer`, and `trained`, the weights that `model` averages.
+    `optimizer`, `trained`, the weights that `model` averages, and `scaling`, of the loss in fp16.
     """
 
     model: Mapping[str, Tensor]
@@ -103,6 +106,7 @@ class Checkpoint:
     numerics: Numerics | None = None
     optimizer: Mapping[str, Any] | None = None
     trained: Mapping[str, Tensor] | None = None
+    scaling: Mapping[str, Any] | None = None
 
     def write(self, path: Path) -> None:
         """Write it; afterwards the file is whole, or as it was.
@@ -160,6 +164,7 @@ class Checkpoint:
             numerics=numerics_of(content),
             optimizer=content.get("optimizer"),
             trained=content.get("trained"),
+            scaling=content.get("scaling"),
         )
 
 
@@ -237,13 +242,17 @@ def check_numerics(found: Numerics, now: Numerics, path: Path) -> None:
     """Refuse to go on with other numerics than a run began with.
 
     Raises:
-        InputError: the precision, or how many images a norm sees at once, is another.
+        InputError: the precision, how gradients travel, or how many images a norm sees at once, is another.
     """
     if misfits := now.misfits(found):
+        keys = [f"workers.precision={found.precision}", f"workers.count={found.world}"]
+        keys += [f"workers.compress={found.compress or 'null'}"] if found.compress != now.compress else []
+        if found.world > 1 and found.per_norm and not found.synchronised:  # `norm` may be a part of the run's name
+            keys += [f"norm=local name={path.parent.parent.name} (up to 0.5 norms of CPU workers were local)"]
         raise InputError(
             f"{path}: this run would go on with other numbers than it began with ({'; '.join(misfits)}). Give it "
-            f"workers.precision={found.precision} and workers.count={found.world} (or a workers.micro_batch with which "
-            f"a norm sees {found.per_norm or 'as many'} images), or train again under another name (name=OTHER)."
+            f"{', '.join(keys[:-1])} and {keys[-1]} (or a workers.micro_batch with which a norm sees "
+            f"{found.per_norm or 'as many'} images), or train again under another name (name=OTHER)."
         )
 
 

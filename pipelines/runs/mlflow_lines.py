@@ -15,14 +15,15 @@ import numpy as np
 
 from pipelines.base import pictures
 from pipelines.runs.folder import StageFolder
-from pipelines.runs.mlflow_client import Point, send_metrics
+from pipelines.runs.mlflow_client import Point, send_metrics, set_tags
 from pipelines.runs.mlflow_faults import first_line
 from pipelines.runs.results import About, f1_of, mean_of, percent
 
 METRICS = {
     "train": {"loss": "train/loss", "lr": "train/lr", "epoch": "train/epoch", "images_per_s": "speed/images_per_s",
               "data_wait": "speed/data_wait_share", "save_wait": "speed/save_wait_share",
-              "gpu_mib": "speed/gpu_peak_mib"},
+              "gpu_mib": "speed/gpu_peak_mib",
+              "loss_scale": "train/loss_scale", "left_out": "train/steps_left_out"},
     "val": {"miou": "val/mIoU", "accuracy": "val/pixel_accuracy", "fwiou": "val/fwIoU"},
     "test": {"miou": "mIoU", "accuracy": "pixel_accuracy", "mean_accuracy": "mean_accuracy", "fwiou": "fwIoU",
              "mean_f1": "mF1", "miou_low": "mIoU_low", "miou_high": "mIoU_high"},
@@ -61,12 +62,13 @@ def numbered(name: str, number: int, taken: set[str]) -> str:
 
 
 def send_lines(client: Any, run: str, place: StageFolder, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Metrics of a record's lines in batches, then pictures and tables of each validation."""
+    """Metrics of a record's lines in batches, on what the workers compute, then pictures and tables of validations."""
     about = About.read(place.about)
     names = metric_names(about.classes)
     points = [Point(k, v, line["time"], line["step"]) for line in lines for k, v in values_of(line, names).items()]
     send_metrics(client, run, points)
     for line in lines:
+        set_tags(client, run, line.get("computes", {}))
         if line["kind"] == "val":
             send_validation(client, run, place, line, about)
         if line["kind"] == "head":

@@ -17,7 +17,7 @@ import yaml
 
 from pipelines.base.errors import InputError, SetupError
 from pipelines.base.files import write_json, write_text
-from pipelines.recipes.recipe import Recipe, computed_part, counts_of, flatten, micro_batch, to_yaml
+from pipelines.recipes.recipe import Recipe, computed_part, counts_of, flatten, norm_batch, to_yaml
 from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import Numerics
 from pipelines.runs.folder import RunFolder
@@ -98,6 +98,7 @@ def settle(recipe: Recipe, folder: Path) -> None:
         return
     page = yaml.safe_load(path.read_text())
     own = computed_part(recipe)
+    page.setdefault("norm", recipe.norm)  # up to 0.5 there was no such key; what norms saw is in the checkpoints
     before, now = flatten({k: page.get(k) for k in own}), flatten(own)
     if differ := sorted(k for k in before | now if before.get(k) != now.get(k)):
         shown = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in differ[:5])
@@ -116,7 +117,7 @@ def check_wishes(recipe: Recipe, found: Numerics | None, before: Mapping[str, An
         path: of its checkpoints.
 
     Raises:
-        InputError: the precision, or how many images a norm sees at once, is another.
+        InputError: the precision, how gradients travel, or how many images a norm sees at once, is another.
     """
     wish = recipe.workers
     if found is None:
@@ -125,12 +126,12 @@ def check_wishes(recipe: Recipe, found: Numerics | None, before: Mapping[str, An
             raise InputError(f"{path}: this run computes in {kept}, not in {wish.precision}. Choose name=OTHER.")
         return
     world = world_of(recipe, found.world)
-    per_norm = micro_batch(recipe, world) * (world if found.synchronised else 1)
     now = Numerics(
         found.precision if wish.precision == "auto" else wish.precision,
-        per_norm if found.per_norm and recipe.batch % world == 0 else found.per_norm,
+        norm_batch(recipe, world) if found.per_norm and recipe.batch % world == 0 else found.per_norm,
         world,
-        found.synchronised,
+        recipe.norm == "sync" and world > 1,
+        wish.compress,
     )
     checkpoint.check_numerics(found, now, path)
 

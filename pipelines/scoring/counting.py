@@ -21,6 +21,7 @@ from pipelines.scoring.measures import MEASURES, measure
 from pipelines.scoring.validate import sizes_that_vary
 from segmodels.inference import Inference, predict_together
 from segmodels.metrics import cells
+from segmodels.precision import autocast
 from segmodels.segmentor import Segmentor
 
 
@@ -88,7 +89,7 @@ def count_images(
         uri: of the split.
         inferences: the protocols.
         share: what this process does; all workers get the counts of all.
-        precision: `bf16` or `fp32`.
+        precision: `bf16`, `fp16` or `fp32`.
         batch: most images of one size that are predicted at once on a GPU.
         beat: is given how many images this process has counted since the last call; called by several threads.
         stop: gives the number of a signal that asks to end, 0 while there is none.
@@ -105,7 +106,7 @@ def count_images(
     sums = [no_sums(measures, model.num_classes, share) for _ in inferences]
 
     def count(part: Batch, rows: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        with torch.autocast(share.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(share.device, precision):
             counted = count_batch(model, part.to(share.device, share.device.type == "cuda"), rows, inferences, measures)
         beat(len(rows))
         return counted

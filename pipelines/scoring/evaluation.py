@@ -15,7 +15,7 @@ import torch
 from datasets.manifest import Manifest
 from datasets.shards import Shards
 from pipelines.base.errors import InputError
-from pipelines.cluster.device import precision_of
+from pipelines.cluster.device import device_here, device_of, precision_of
 from pipelines.cluster.sizes import Sizes
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.model import build_model, inference_by, inference_of, meta_model, spec_by
@@ -36,8 +36,8 @@ class Task:
     """A checkpoint to score on a split: all that a worker needs to know. Path and URI are absolute.
 
     `protocols` are the ways to predict, by name; `measures` what else is counted under each. `seen` of the rows were
-    trained on. `precision` is `bf16`, `fp32` or `auto`: bf16 on GPUs that have it. `source` is the checkpoint's URI,
-    where it has one: then `path` is this machine's copy.
+    trained on. `precision` is one of `PRECISIONS`; `auto` is bf16 on GPUs that have it. `source` is the checkpoint's
+    URI, where it has one: then `path` is this machine's copy.
     """
 
     path: Path
@@ -95,7 +95,7 @@ def plan_evaluation(
         checkpoint: what it holds.
         uri: of the split's shards.
         wishes: the protocols; None for the recipe's own `inference`.
-        precision: `auto`, `bf16` or `fp32`.
+        precision: `auto`, `bf16`, `fp16` or `fp32`.
         allow_seen: score rows that were trained on too.
 
     Raises:
@@ -185,7 +185,7 @@ def evaluate_here(
         share: what this process does of it; None for everything, on a GPU where there is one.
         beat: is given the images that this process has counted since the last call.
     """
-    share = share or Share(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    share = share or Share(device_here())
     model = load_model(task.recipe, checkpoint, share.device)
     precision, batch = precision_of(task.precision, share.device), task.recipe.inference.batch
     inferences = list(task.protocols.values())
@@ -210,10 +210,10 @@ def evaluate_on_ray(task: Task, sizes: Sizes, beat: Callable[[int], None]) -> di
         # imported in the worker: Ray's controller need not load the models too
         from pipelines.scoring.evaluation import evaluate_worker
 
-        return evaluate_worker(pickle.loads(config["task"]), config["tally"])
+        return evaluate_worker(pickle.loads(config["task"]), config["tally"], config["gpus"])
 
     with tempfile.TemporaryDirectory() as folder, tallied(beat) as tally:
-        config = {"task": pickle.dumps(task), "tally": tally}
+        config = {"task": pickle.dumps(task), "tally": tally, "gpus": sizes.gpus}
         job = trainer(enter, config, sizes, "evaluate", Path(folder), failures=0)
         found = job.fit().return_value  # type: ignore[attr-defined]
     classes = len(task.manifest.classes)
@@ -221,21 +221,21 @@ def evaluate_on_ray(task: Task, sizes: Sizes, beat: Callable[[int], None]) -> di
     return dict(zip(task.protocols, counts, strict=True))
 
 
-def evaluate_worker(task: Task, tally: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+def evaluate_worker(task: Task, tally: Any, gpus: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """One Ray worker's part; returns entries and sums of all workers, by protocol: Ray's controller has no torch.
 
     Args:
         task: what is scored.
         tally: is told of the images that were counted, see `tallied`.
+        gpus: that it was given.
     """
     import ray.train
-    import ray.train.torch
 
     from pipelines.cluster.group import process_group
 
     context = ray.train.get_context()
     checkpoint = Checkpoint.read(named_checkpoint(task.source) if task.source else task.path, mapped=True)
     with process_group():
-        share = Share(ray.train.torch.get_device(), context.get_world_rank(), context.get_world_size())
+        share = Share(device_of(gpus), context.get_world_rank(), context.get_world_size())
         counts = evaluate_here(task, checkpoint, share, lambda images: tally.add.remote(images))
         return [(each.entries, each.sums) for each in counts.values()]

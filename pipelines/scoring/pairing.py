@@ -13,7 +13,7 @@ from datasets.storage import below
 from pipelines.base import pictures
 from pipelines.base.errors import InputError
 from pipelines.base.files import write_json
-from pipelines.cluster.device import precision_of
+from pipelines.cluster.device import device_here, precision_of
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.checkpoint import Checkpoint
@@ -24,6 +24,7 @@ from pipelines.scoring.counting import ImageCounts
 from pipelines.scoring.evaluation import Task, Wishes, load_model, plan_evaluation
 from pipelines.shards.sample import sample_shards
 from segmodels.inference import predict
+from segmodels.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def plan_sides(
         files: the checkpoints of A and B.
         uri: of the split; None for the one that both validate on.
         wishes: the one protocol for both; none for each recipe's own `inference`.
-        precision: `auto`, `bf16` or `fp32`.
+        precision: `auto`, `bf16`, `fp16` or `fp32`.
         allow_seen: compare on rows that either was trained on too.
 
     Raises:
@@ -132,11 +133,11 @@ def write_comparison(
 @torch.inference_mode()
 def predictions(side: Side, rows: Sequence[int]) -> list[np.ndarray]:
     """A side's prediction of some rows, uint8 (H, W) each."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     model = load_model(side.task.recipe, side.checkpoint, device).eval()
     precision, shards = precision_of(side.task.precision, device), open_shards(side.task.uri)
     found = []
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(device, precision):
         for row in rows:
             image = torch.from_numpy(shards.sample(row)[0].copy()).permute(2, 0, 1)[None].to(device)
             guess = predict(model, image, side.task.protocols[side.protocol]).argmax(1)[0]

@@ -13,6 +13,7 @@ from pipelines.feed.plan import open_shards
 from pipelines.feed.validation import read_ahead, validation_batches
 from segmodels.inference import Inference, predict
 from segmodels.metrics import Confusion
+from segmodels.precision import autocast
 from segmodels.segmentor import Segmentor
 
 
@@ -57,7 +58,7 @@ def validate(
     beat()
     with (
         torch.inference_mode(),
-        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+        autocast(device, precision),
         sizes_that_vary(inference),
     ):
         for part in read_ahead(shards, mine):

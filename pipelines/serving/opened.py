@@ -20,7 +20,7 @@ class Plan:
     Attributes:
         path: of the checkpoint, absolute.
         inference: keys of the recipe's `inference` in place of its own.
-        precision: `auto`, `bf16` or `fp32`.
+        precision: `auto`, `bf16`, `fp16` or `fp32`.
         limits: what a request may ask for.
         batch: most images that are predicted together.
         wait_s: how long the first image of a batch waits for others.

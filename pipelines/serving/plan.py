@@ -57,7 +57,7 @@ def plan_prediction(
         checkpoint: what `segmodels.files.read` gives.
         ids: the value of each class in the masks.
         overrides: keys of `inference` and their values, as a recipe's page has them, in place of the recipe's.
-        precision: `auto`, `bf16` or `fp32`.
+        precision: `auto`, `bf16`, `fp16` or `fp32`.
         pixels: a larger image is predicted in tiles of about so many.
         overlays: whether to draw them.
         every: of a video's frames, each so many-th is predicted.

@@ -84,13 +84,12 @@ def check(args: argparse.Namespace) -> None:
 
 def measure(args: argparse.Namespace) -> Report:
     """The units with their peers, then the heads."""
-    import torch
-
     from pipelines.speed.units import UNITS
     from pipelines.speed.whole import head_table
     from segmodels.heads.catalog import HEADS
+    from segmodels.precision import default_device
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device().type
     args.dtype = args.dtype or (list(TYPES) if device == "cuda" else ["fp32"])
     wanted = args.only or [*UNITS, *HEADS]
     rows, notes, measured = unit_rows(args, {name: UNITS[name] for name in UNITS if name in wanted}, device)

@@ -110,8 +110,9 @@ def settle_forms(args: argparse.Namespace) -> None:
     import torch
 
     from pipelines.base.errors import InputError
+    from segmodels.precision import default_device
 
-    args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.device = default_device().type
     forms = args.forms or (FORMS if args.device == "cuda" else FORMS[:2])
     args.forms = [form for form in FORMS if form in forms or form == "eager"]
     compiler = shutil.which("g++") or shutil.which("clang++")

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.transforms import TrainView, views_version
-from pipelines.cluster.device import named, precision_of
+from pipelines.cluster.device import fix_order, named_together, precision_of
 from pipelines.cluster.sizes import several
 from pipelines.feed.plan import SamplePlan
 from pipelines.recipes.model import build_model, count_norms, frozen_norms
-from pipelines.recipes.recipe import Recipe, Stage, micro_batch
+from pipelines.recipes.recipe import Recipe, Stage, micro_batch, norm_batch
 from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import DRAWS, Checkpoint, Numerics, Progress
 from pipelines.training.copy import Copy
 from pipelines.training.job import Job
 from pipelines.training.saving import Saving
+from pipelines.training.scaling import Scaling
 from segmodels.losses import Objective
 from segmodels.optim import build_sgd, parameter_groups
+from segmodels.precision import autocast
 from segmodels.segmentor import Segmentor
 from segmodels.sync_norm import synchronised
 
@@ -33,9 +36,10 @@ from segmodels.sync_norm import synchronised
 class Learner:
     """What one worker trains in a stage, and how far it is.
 
-    `net` is the model as a step calls it: wrapped where there are several workers, compiled where the recipe says so.
-    `average` is the running average of the weights, where the recipe asks for one. `origin` is a sentence that says
-    where the weights come from; `frozen` are the names of norms that keep their statistics. `saving` writes its
+    `net` is the model as a step calls it, wrapped where there are several workers; `losses` calls it and gives the
+    loss, compiled where the recipe says so. `average` is the running average of the weights, where the recipe asks for
+    one, `scaling` scales the loss in fp16. `origin` is a sentence that says where the weights come from; `frozen` are
+    the names of norms that keep their statistics; `devices` are those of all workers, in words. `saving` writes its
     checkpoints; `copy` is what its machine has of a run in a bucket.
     """
 
@@ -53,8 +57,11 @@ class Learner:
     progress: Progress
     origin: str
     frozen: Sequence[str] = ()
-    saving: Saving = dataclasses.field(default_factory=Saving)
+    saving: Saving = field(default_factory=Saving)
     copy: Copy | None = None
+    scaling: Scaling | None = None
+    devices: str = ""
+    losses: Callable[..., tuple[Tensor, dict[str, Tensor]]] = field(init=False)
 
     @property
     def shown(self) -> Segmentor:
@@ -69,14 +76,19 @@ class Learner:
     @property
     def numerics(self) -> Numerics:
         """How it computes."""
-        synchronised = self.device.type == "cuda" and self.world > 1
-        frozen = len(self.frozen) == count_norms(self.model)
-        per_norm = 0 if frozen else self.micro * (self.world if synchronised else 1)
-        return Numerics(self.precision, per_norm, self.world, synchronised)
+        recipe, frozen = self.job.recipe, len(self.frozen) == count_norms(self.model)
+        synchronised = recipe.norm == "sync" and self.world > 1
+        per_norm = 0 if frozen else norm_batch(recipe, self.world)
+        return Numerics(self.precision, per_norm, self.world, synchronised, recipe.workers.compress)
+
+    @property
+    def computes(self) -> dict[str, str]:
+        """On what and how, as the record and MLflow's tags have it."""
+        return {"workers": str(self.world), "devices": self.devices, "precision": self.precision}
 
     def autocast(self) -> torch.autocast:
         """The context in which the model computes."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return autocast(self.device, self.precision)
 
     def plan(self) -> SamplePlan:
         """The samples that this worker sees, from where it is to the end of its training."""
@@ -99,6 +111,7 @@ class Learner:
             numerics=self.numerics,
             optimizer=self.optimizer.state_dict() if resumable else None,
             trained=self.model.state_dict() if resumable and self.average else None,
+            scaling=self.scaling.state() if resumable and self.scaling else None,
         )
 
     def keep(self) -> None:
@@ -136,12 +149,15 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device, copy: Co
         frozen=frozen_norms(model, recipe, "all" if job.initial else "backbone" if job.weights else ""),
         saving=Saving(copy.mirror if copy else None),
         copy=copy,
+        scaling=Scaling(device) if precision == "fp16" else None,
+        devices=named_together(device, world),
     )  # fmt: skip
     resume(learner)
-    learner.origin += f"; {several(world, 'worker')} on {named(device)}, {precision}"
+    learner.origin += f"; {several(world, 'worker')} on {learner.devices}, {precision}"
     if recipe.optim.freeze_norm:
         learner.origin += f"; {told_of_frozen(learner)}"
-    learner.net = distribute(model, world, device, recipe.workers.compile)
+    learner.net = distribute(model, world, device, recipe)
+    learner.losses = forward_pass(learner)
     return learner
 
 
@@ -155,10 +171,12 @@ def told_of_frozen(learner: Learner) -> str:
 
 
 def set_up_process(job: Job, device: torch.device) -> str:
-    """Threads and numerics of this process; returns the precision in use, `bf16` or `fp32`."""
+    """Threads and numerics of this process; returns the precision in use, `bf16`, `fp16` or `fp32`."""
     torch.set_num_threads(job.threads)
+    fixed = job.recipe.workers.deterministic
+    fix_order(fixed)
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not fixed
     return precision_of(job.recipe.workers.precision, device)
 
 
@@ -213,6 +231,8 @@ def resume(learner: Learner) -> None:
     learner.shown.load_state_dict(found.model)
     if learner.average and found.trained is not None:
         learner.model.load_state_dict(found.trained)
+    if learner.scaling and found.scaling is not None:
+        learner.scaling.load(found.scaling)
     optimizer = learner.optimizer
     own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(dict(found.optimizer or {}))
@@ -231,29 +251,49 @@ def resume(learner: Learner) -> None:
             learner.origin += "; a version up to 0.3.5 wrote it: from here on dropout draws other masks than there"
 
 
-def distribute(model: Segmentor, world: int, device: torch.device, compiled: bool) -> nn.Module:
-    """DDP around the model where there are several workers; batch norm over all of them exactly on CUDA.
+def distribute(model: Segmentor, world: int, device: torch.device, recipe: Recipe) -> nn.Module:
+    """DDP around the model where there are several workers, with batch norm over all of them unless it is local.
 
     No step sends buffers: synchronised norms are equal on all workers, EMANet's bases are averaged by `after_step`, and
     `share_buffers` comes before each validation.
     """
-    net: nn.Module = model
-    if world > 1:
-        on_gpu = device.type == "cuda"
-        net = DistributedDataParallel(
-            synchronised(model) if on_gpu else model,
-            device_ids=[device] if on_gpu else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
-    return torch.compile(net) if compiled else net  # type: ignore[return-value]
+    if world == 1:
+        return model
+    net = DistributedDataParallel(
+        synchronised(model) if recipe.norm == "sync" else model,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+    if recipe.workers.compress == "bf16":
+        net.register_comm_hook(None, bf16_compress_hook)
+    return net
+
+
+def forward_pass(learner: Learner) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+    """From images and masks to the loss and its terms, as `Objective` gives them; compiled where the recipe says so."""
+    workers = learner.job.recipe.workers
+
+    def losses(image: Tensor, mask: Tensor, pixels: Tensor | float, images: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with learner.autocast():
+            outputs = learner.net(image)
+        return learner.objective(outputs, mask, pixels, images)
+
+    if not workers.compile:
+        return losses
+    return torch.compile(losses, mode="reduce-overhead" if workers.graphs else None)
 
 
 def share_buffers(model: nn.Module, world: int) -> None:
-    """Give all workers rank 0's running statistics, the ones that the checkpoint holds."""
-    if world > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
+    """Give all workers rank 0's running statistics, the ones that the checkpoint holds, in one message."""
+    buffers = list(model.buffers())
+    if world == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.detach().flatten().view(torch.uint8) for buffer in buffers])
+    dist.broadcast(flat, 0)
+    with torch.no_grad():
+        for buffer, part in zip(buffers, flat.split([b.numel() * b.element_size() for b in buffers]), strict=True):
+            buffer.copy_(part.clone().view(buffer.dtype).view(buffer.shape))  # a copy begins where a type's values may
 
 
 def make_plan(job: Job) -> SamplePlan:

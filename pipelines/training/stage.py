@@ -6,7 +6,6 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -60,7 +59,8 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None 
         Record(job.place.record if rank == 0 else None) as record,
         beside(learner, record, pulse) as asked,
     ):
-        record.add("note", plan.start, text=learner.origin + told_of_hangs(job), workers=world)
+        origin = learner.origin + told_of_hangs(job)
+        record.add("note", plan.start, text=origin, workers=world, computes=learner.computes)
         if job.val and plan.start == 0 and learner.progress.before is None:
             score(learner, 0, record, pulse.beat)
         meter, notice = Meter(learner), Notice(asked, recipe.checkpoint_minutes)
@@ -80,7 +80,8 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None 
                 if message := not_finite(plan, done, kept[:, 0]):
                     return Interrupted(failure=message)
             if logs_now:
-                record.add("train", done, **meter.line(kept, done, learner.optimizer.param_groups[0]["lr"]))
+                scaled = learner.scaling.line() if learner.scaling else {}
+                record.add("train", done, **meter.line(kept, done, learner.optimizer.param_groups[0]["lr"]), **scaled)
             if scores_now:
                 score(learner, done, record, pulse.beat)
                 train_mode(learner.model, learner.frozen)

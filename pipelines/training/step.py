@@ -37,14 +37,13 @@ def train_step(learner: Learner, batch: Batch, step: int, asked: int = 0) -> tup
     learner.optimizer.zero_grad(set_to_none=True)
     losses = []
     for part, last in micro_batches(batch, learner.micro):
-        with synchronise(learner.net, last), learner.autocast():
-            outputs = learner.net(part.image)
         # Shares of the GLOBAL batch's labelled pixels and images; DDP averages, hence the number of workers.
         pixels, images = count_labelled(part.mask) / labelled * world, len(part.mask) / recipe.batch * world
-        loss, terms = learner.objective(outputs, part.mask, pixels, images)
-        loss.backward()
+        with synchronise(learner.net, last):
+            loss, terms = learner.losses(part.image, part.mask, pixels, images)
+        learner.scaling.backward(loss) if learner.scaling else loss.backward()
         losses.append(torch.stack([loss.detach(), *terms.values()]) / world)
-    learner.optimizer.step()
+    learner.scaling.step(learner.optimizer) if learner.scaling else learner.optimizer.step()
     after_step(learner.model)
     if learner.average:
         learner.average.update(learner.model, step=step + 1)
@@ -64,9 +63,8 @@ def rehearse(learner: Learner) -> None:
     image, mask = torch.zeros(learner.micro, 3, *crop, dtype=torch.uint8), torch.zeros(learner.micro, *crop).byte()
     batch = Batch(image, mask).to(learner.device, learner.channels_last)
     train_mode(model, learner.frozen)
-    with learner.autocast():
-        outputs = learner.net(batch.image)
-    learner.objective(outputs, batch.mask, 1.0, 1.0)[0].backward()
+    shares = torch.ones((), device=learner.device), learner.micro / learner.job.recipe.batch * learner.world
+    learner.losses(batch.image, batch.mask, *shares)[0].backward()
     learner.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), kept, strict=True):

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from pipelines.base.door import check_names
 from pipelines.base.errors import SetupError, users_message
 from pipelines.base.files import write_text
+from pipelines.cluster.device import disorder_refused
 from pipelines.feed.batches import train_batches
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.record import Record
@@ -69,7 +70,7 @@ def train_stage(job: Job, note: Path, feed: Feed, copy: Copy) -> Interrupted | N
 
     rank = ray.train.get_context().get_world_rank()
     try:
-        with Pulse(job.place.hang(rank), job.recipe.workers) as pulse:
+        with Pulse(job.place.hang(rank), job.recipe.workers) as pulse, disorder_refused():
             ended = train(job, pulse, feed, copy if copy.mirror else None)
     except Exception as error:
         if message := users_message(error):

@@ -11,6 +11,7 @@ import time
 
 import psutil
 import pytest
+import yaml
 
 from pipelines.base.door import ROOT, check_names
 from pipelines.base.errors import InputError, SetupError

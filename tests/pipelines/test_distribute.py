@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipelines.training import learner
@@ -16,12 +17,13 @@ from pipelines.training.step import rehearse
 from segmodels.backbone import BACKBONES, build_backbone
 from segmodels.losses import Objective
 from segmodels.segmentor import build_segmentor
-from segmodels.sync_norm import SyncBatchNorm, SyncBatchNormAct, synchronised
+from segmodels.sync_norm import SyncBatchNorm, synchronised
 
 HEADS = {
-    "srnet": {"name": "srnet", "channels": 16, "nodes": 4},
-    "encnet": {"name": "encnet", "channels": 16, "codes": 4},
+    "srnet": {"name": "srnet", "channels": 16, "nodes": 4, "dropout": 0.0},
+    "encnet": {"name": "encnet", "channels": 16, "codes": 4, "dropout": 0.0},
 }
+CPU = torch.device("cpu")
 
 
 class Parallel(nn.Module):
@@ -29,7 +31,13 @@ class Parallel(nn.Module):
 
     def __init__(self, module, device_ids=None, **options):
         super().__init__()
-        self.module, self.device_ids, self.options = module, device_ids, options
+        self.module, self.device_ids, self.options, self.hooks = module, device_ids, options, []
+
+    def register_comm_hook(self, state, hook):
+        self.hooks.append(hook)
+
+    def forward(self, image):
+        return self.module(image)
 
 
 @pytest.fixture(autouse=True)
@@ -43,53 +51,76 @@ def model(head="srnet"):
         crop=(32, 32),
         backbone={"name": "test_resnet", "output_stride": 32},
         head=HEADS[head],
-        aux={"name": "fcn", "channels": 8},
+        aux={"name": "fcn", "channels": 8, "dropout": 0.0},
     )
+
+
+def page(norm="sync", compress=None, compile=False, graphs=False):
+    """What of a recipe decides how workers compute."""
+    workers = SimpleNamespace(compress=compress, compile=compile, graphs=graphs)
+    return SimpleNamespace(norm=norm, workers=workers, view=SimpleNamespace(crop=(32, 32)), seed=0, batch=4)
 
 
 def norms(net):
     """Names of the batch norms with their types."""
-    kind = nn.modules.batchnorm._BatchNorm
-    return {name: type(module) for name, module in net.named_modules() if isinstance(module, kind)}
+    return {name: type(module) for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_on_gpus_every_norm_is_synchronised_those_of_vectors_too(head):
-    built = model(head)
-    before, device = norms(built), torch.device("cuda", 1)
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_every_norm_is_synchronised_those_of_vectors_too(head, device):
+    built, device = model(head), torch.device(device)
+    before = norms(built)
     assert nn.BatchNorm1d in before.values()
-    net = learner.distribute(built, 2, device, False)
+    net = learner.distribute(built, 2, device, page())
     assert type(net) is Parallel
-    assert net.device_ids == [device]
+    assert net.device_ids == ([device] if device.type == "cuda" else None)
+    assert net.options == {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+    assert net.hooks == []
     assert norms(net.module) == dict.fromkeys(before, SyncBatchNorm)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_on_cpus_norms_stay_as_they_are(head):
-    built = model(head)
+def test_local_norms_stay_as_they_are_and_gradients_travel_as_asked():
+    built = model()
     before = norms(built)
-    net = learner.distribute(built, 2, torch.device("cpu"), False)
-    assert type(net) is Parallel
-    assert net.device_ids is None
+    net = learner.distribute(built, 2, torch.device("cuda"), page(norm="local", compress="bf16"))
     assert net.module is built
     assert norms(built) == before
+    assert net.hooks == [bf16_compress_hook]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_one_worker_has_its_model_alone(device):
     built = model()
     before = norms(built)
-    assert learner.distribute(built, 1, torch.device(device), False) is built
+    assert learner.distribute(built, 1, torch.device(device), page(compress="bf16")) is built
     assert norms(built) == before
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_what_is_compiled_is_the_whole(world):
-    built = model()
-    net = learner.distribute(built, world, torch.device("cuda", 0), True)
-    assert isinstance(net, torch._dynamo.OptimizedModule)
-    assert type(net._orig_mod) is (Parallel if world > 1 else type(built))
-    assert SyncBatchNorm in norms(net).values() if world > 1 else net._orig_mod is built
+def test_network_and_loss_are_compiled_as_one(monkeypatch):
+    made, graphs = made_learner(0, 1, compile=True), []
+    count = counting(graphs)
+    monkeypatch.setattr(torch, "compile", lambda given, mode=None: torch._dynamo.optimize(count, nopython=True)(given))
+    compiled = learner.forward_pass(made)
+    image, mask = batch_of(0)
+    shares = torch.ones(()), 1.0
+    for found, expected in zip(compiled(image, mask, *shares), made.losses(image, mask, *shares), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert len(graphs) == 1
+    wish, asked = made_learner(0, 1, compile=True, graphs=True), {}
+    monkeypatch.setattr(torch, "compile", lambda given, **options: asked.update(options))
+    learner.forward_pass(wish)
+    assert asked == {"mode": "reduce-overhead"}
+
+
+def counting(graphs):
+    """A backend that compiles nothing, and keeps what it is given."""
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    return backend
 
 
 def in_processes(work, world, folder):
@@ -107,8 +138,75 @@ def enter(rank, work, world, folder):
 def tries(rank, world, folder):
     if world != 3:  # whose shares of 8 images are not equal
         norms_agree(rank, world)
-    if world > 2:
+        for head in HEADS:
+            steps_agree_with_one_process(rank, world, head)
+    if world == 2:
+        one_message_gives_all_buffers(rank)
+        compressed_gradients_are_near(rank)
+        compiled_steps_are_few_graphs(rank)
+    else:
         resumed_steps_agree(rank, world)
+
+
+def steps_agree_with_one_process(rank, world, head):
+    """Gradients, and statistics of all norms, of shares of a batch: in float64, those of the whole in one process."""
+    torch.manual_seed(2)
+    whole = model(head).double()
+    net = learner.distribute(copy.deepcopy(whole), world, CPU, page())
+    objective = Objective(TERMS | ({"presence": {"se": 0.2}} if head == "encnet" else {}))
+    for step in range(2):
+        torch.manual_seed(step)
+        image, mask = torch.randint(0, 256, (8, 3, 32, 32)).byte(), torch.randint(0, 3, (8, 32, 32)).byte()
+        share = slice(rank * 8 // world, (rank + 1) * 8 // world)
+        for made, part in ((whole, slice(None)), (net, share)):
+            made.zero_grad()
+            objective(made(image[part]), mask[part], 1.0, 1.0)[0].backward()
+    for (name, found), expected in zip(net.module.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, msg=lambda text, name=name: f"{name}: {text}")
+    for (name, found), expected in zip(net.module.named_buffers(), whole.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, msg=lambda text, name=name: f"{name}: {text}")
+    net.eval(), whole.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(net(image)["logits"], whole(image)["logits"])
+
+
+def one_message_gives_all_buffers(rank):
+    """Buffers of all types, and of lengths that no type's size divides."""
+    holder = nn.Module()
+    given = {"a": torch.rand(3), "b": torch.tensor(5), "c": torch.rand(1).double(), "d": torch.tensor([True, False])}
+    for name, value in given.items():
+        holder.register_buffer(name, value.clone() if rank == 0 else torch.zeros_like(value))
+    own = [given]
+    dist.broadcast_object_list(own)
+    sent, broadcast = [], dist.broadcast
+    dist.broadcast = lambda *args: (sent.append(args), broadcast(*args))
+    learner.share_buffers(holder, 2)
+    dist.broadcast = broadcast
+    assert len(sent) == 1
+    for name, value in own[0].items():
+        assert torch.equal(getattr(holder, name), value), name
+
+
+def compressed_gradients_are_near(rank):
+    """Half of the bytes: within the 8 bits of bf16, and not the same."""
+    plain, small = (made_learner(rank, 2, compress=compress) for compress in (None, "bf16"))
+    for made in (plain, small):
+        torch.manual_seed(rank)
+        made.losses(*batch_of(rank), 1.0, 1.0)[0].backward()
+    wide = torch.cat([parameter.grad.flatten() for parameter in plain.model.parameters()])
+    half = torch.cat([parameter.grad.flatten() for parameter in small.model.parameters()])
+    assert float((half - wide).norm()) < 0.005 * float(wide.norm())
+    assert not torch.equal(half, wide)
+
+
+def compiled_steps_are_few_graphs(rank):
+    """With norms over all workers a network and its loss are as many graphs as DDP has buckets, here one, and one."""
+    made, graphs = made_learner(rank, 2, compile=True), []
+    compiled = torch.compile(made.losses, backend=counting(graphs))
+    for expected, found in zip(*(losses(*batch_of(rank), 1.0, 1.0) for losses in (made.losses, compiled)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert len(graphs) == 2
+    assert not torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.counters["graph_break"]
 
 
 def norms_agree(rank, world):
@@ -152,26 +250,31 @@ def resumed_steps_agree(rank, world):
         assert torch.equal(value, states[3][0][name]), name
 
 
-def made_learner(rank, world):
+TERMS = {"logits": {"cross_entropy": 1.0}, "aux": {"cross_entropy": 0.4}}
+
+
+def made_learner(rank, world, **wishes):
     torch.manual_seed(1)
-    built = model()
-    recipe = SimpleNamespace(view=SimpleNamespace(crop=(32, 32)), seed=0)
+    built, recipe = model(), page(**wishes)
     made = SimpleNamespace(
-        job=SimpleNamespace(recipe=recipe), rank=rank, world=world, micro=2, device=torch.device("cpu"),
-        channels_last=False, model=built, frozen=(), autocast=contextlib.nullcontext,
-        objective=Objective({"logits": {"cross_entropy": 1.0}, "aux": {"cross_entropy": 0.4}}),
+        job=SimpleNamespace(recipe=recipe), rank=rank, world=world, micro=2, device=CPU, channels_last=False,
+        model=built, frozen=(), autocast=contextlib.nullcontext, objective=Objective(TERMS),
         optimizer=torch.optim.SGD(built.parameters(), lr=0.1, momentum=0.9),
-        net=learner.distribute(built, world, torch.device("cpu"), False),
+        net=learner.distribute(built, world, CPU, recipe),
     )  # fmt: skip
+    made.losses = learner.forward_pass(SimpleNamespace(**vars(made) | {"job": SimpleNamespace(recipe=page())}))
     rehearse(made)
     return made
 
 
+def batch_of(seed):
+    torch.manual_seed(seed)
+    return torch.randint(0, 256, (2, 3, 32, 32)).byte(), torch.randint(0, 3, (2, 32, 32)).byte()
+
+
 def advance(made, step):
-    torch.manual_seed(100 * step + made.rank)
-    image, mask = torch.randint(0, 256, (2, 3, 32, 32)).byte(), torch.randint(0, 3, (2, 32, 32)).byte()
     made.optimizer.zero_grad(set_to_none=True)
-    made.objective(made.net(image), mask, 1.0, 1.0)[0].backward()
+    made.losses(*batch_of(100 * step + made.rank), 1.0, 1.0)[0].backward()
     made.optimizer.step()
 
 
@@ -190,22 +293,29 @@ def test_a_rehearsal_leaves_the_model_as_it_was(monkeypatch):
     assert all(parameter.grad is None for parameter in made.model.parameters())
 
 
+def filled(built):
+    """A model of the meta device with weights, so scaled that maps neither vanish nor grow; in no time."""
+    noise = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
+    built = built.to_empty(device="cpu").eval()
+    for name, value in built.state_dict().items():
+        fan_in = value[0].numel() if value.ndim > 1 else 1
+        drawn = noise.repeat(-(-value.numel() // len(noise)))[: value.numel()].view(value.shape) * (2 / fan_in) ** 0.5
+        value.copy_(1 + drawn.abs() if name.endswith("running_var") else drawn)
+    return built
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_conversion_keeps_what_a_trunk_computes(name):
+    """Activations and all: timm's norms may hold one, which PyTorch's converter drops."""
     with torch.device("meta"):
         built = build_backbone(name=name, output_stride=max(BACKBONES[name].output_strides), weights=None)
-    before = {key: (type(m), getattr(m, "act", None)) for key, m in built.named_modules() if isinstance(m, _BatchNorm)}
-    keys, after = list(built.state_dict()), dict(synchronised(built).named_modules())
-    assert list(built.state_dict()) == keys
-    for key, (kind, act) in before.items():
-        assert kind in (nn.BatchNorm2d, nn.BatchNorm1d, BatchNormAct2d)
-        assert type(after[key]) is (SyncBatchNorm if act is None else SyncBatchNormAct)
-        assert getattr(after[key], "act", None) is act
-
-
-def test_xception_keeps_its_activations():
-    built = build_backbone(name="xception65", output_stride=16, weights=None).eval()
-    x = torch.randn(1, 3, 64, 64)
+    built, x = filled(built), torch.randn(1, 3, 32, 32)
+    keys, before = list(built.state_dict()), {key for key, m in built.named_modules() if isinstance(m, _BatchNorm)}
     with torch.no_grad():
-        for before, after in zip(built(x), synchronised(copy.deepcopy(built))(x), strict=True):
-            torch.testing.assert_close(after, before)
+        expected = built(x)
+        found = synchronised(built)(x)
+    assert list(built.state_dict()) == keys
+    assert {key for key, m in built.named_modules() if isinstance(m, SyncBatchNorm)} == before
+    for one, other in zip(found, expected, strict=True):
+        assert 1e-3 < float(other.std()) < 1e3
+        assert torch.equal(one, other)

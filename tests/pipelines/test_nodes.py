@@ -32,6 +32,7 @@ from pipelines.base.errors import InputError, RunFailed, SetupError, Stopped
 from pipelines.cluster import address, failures, folder, growing, joining, nodes, waiting
 from pipelines.cluster.inside_ray import Cluster, types_in
 from pipelines.cluster.sizes import Node, Sizes, joins, placed, room_for, size_workers, totals
+from pipelines.driver import fit
 from pipelines.driver.run import run_recipe
 from pipelines.recipes.reading import load_recipe
 from pipelines.recipes.recipe import Workers
@@ -853,6 +854,7 @@ def test_a_buckets_error_has_a_cure(text, cure):
         ("auto", "cuda", True, "bf16"),
         ("auto", "cuda", False, "fp32"),  # Turing, of which PyTorch says that it has bf16
         ("fp32", "cuda", True, "fp32"),
+        ("fp16", "cuda", False, "fp16"),
     ],
 )
 def test_auto_is_bf16_exactly_where_a_gpu_computes_in_it(monkeypatch, wish, device, native, precision):
@@ -865,11 +867,31 @@ def test_auto_is_bf16_exactly_where_a_gpu_computes_in_it(monkeypatch, wish, devi
 def test_emulated_bf16_is_refused_and_a_gpu_that_was_not_asked_for_is_not_touched(monkeypatch):
     import ray.train.torch
 
-    from pipelines.cluster.device import device_of, precision_of
+    from pipelines.cluster.device import device_here, device_of, precision_of
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    with pytest.raises(InputError, match=r"precision bf16: Tesla T4 only emulates it.* allowed there: fp32"):
+    with pytest.raises(InputError, match=r"precision bf16: Tesla T4 only emulates it.* allowed there: fp16, fp32"):
         precision_of("bf16", torch.device("cuda"))
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cuda", 0))
     assert (device_of(0).type, device_of(1).type) == ("cpu", "cuda")
+    for there, found in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert (device_here(0).type, device_here().type) == ("cpu", found)
+    with pytest.raises(InputError, match="sees no GPU; allowed here: 0"):
+        device_here(1)
+
+
+def test_the_devices_of_all_workers_are_named(monkeypatch):
+    import torch.distributed as dist
+
+    from pipelines.cluster import device
+
+    def gather(names, own):
+        names[:] = ["NVIDIA L4", own, own]
+
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A10G")
+    assert device.named_together(torch.device("cuda"), 3) == "1 x NVIDIA L4, 2 x NVIDIA A10G"
+    assert device.named_together(torch.device("cuda"), 1) == "NVIDIA A10G"
+    assert device.named_together(torch.device("cpu"), 3) == "CPU"

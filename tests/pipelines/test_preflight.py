@@ -169,9 +169,21 @@ def test_class_weights_must_be_as_many_as_the_classes(recipe_file, refused):
 
 def test_a_batch_that_workers_cannot_share_is_refused_before_ray_starts(recipe_file, refused):
     head = {"name": "psp", "channels": 8}  # whose norms see one value per channel of one image
-    message = refused(recipe_file(head=head, batch=2, workers={"count": 2, "gpus": 0}, feed="ray"))
-    assert "workers.micro_batch" in message
+    page = recipe_file(head=head, batch=2, workers={"count": 2, "gpus": 0}, feed="ray")
+    assert "workers.micro_batch" in refused(page, "norm=local")
+    check_known_share(load_recipe(page))  # synchronised norms see both workers' images
+    assert "workers.micro_batch" in refused(page, "workers.count=1", "workers.micro_batch=1")
     check_known_share(load_recipe(recipe_file(batch=2, workers={"count": 1, "gpus": 0})))
+
+
+def test_cuda_graphs_are_of_what_is_compiled_on_gpus(recipe_file, refused):
+    page = recipe_file()
+    assert "CUDA graphs need GPUs" in refused(page, "workers={count: 0, compile: true, graphs: true}")
+    for wish in ("gpus: 0, compile: true", "gpus: 1"):
+        with pytest.raises(InputError, match=r"give workers\.compile=true, and not workers\.gpus=0"):
+            load_recipe(page, [f"workers={{graphs: true, {wish}}}"])
+    with pytest.raises(InputError, match="gone with its next pass"):
+        load_recipe(page, ["workers={graphs: true, compile: true, gpus: 1, micro_batch: 2}"])
 
 
 def test_without_any_validation_one_line_says_so(recipe_file, capsys):

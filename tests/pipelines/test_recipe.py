@@ -237,6 +237,8 @@ def test_names_follow_what_is_computed_not_where():
     assert load_recipe("sample", ["workers.count=[1, 8]"]).name == base.name
     assert load_recipe("sample", ["workers.precision=fp32"]).name != base.name
     assert load_recipe("sample", ["workers.micro_batch=2"]).name != base.name
+    assert load_recipe("sample", ["workers.compress=bf16"]).name != base.name
+    assert load_recipe("sample", ["norm=local"]).name != base.name
     assert load_recipe("sample", ["head.rank=4"]).name != base.name
     assert fingerprint(dataclasses.replace(base, seed=1)) != fingerprint(base)
 
@@ -244,10 +246,10 @@ def test_names_follow_what_is_computed_not_where():
 def test_every_key_is_decided_to_change_numbers_or_not():
     """A new key fails here until it is: see the rule in recipe.py."""
     computed = {"stages", "seed", "batch", "backbone", "head", "aux", "loss", "optim", "view", "inference",
-                "validation", "workers"}  # fmt: skip
+                "validation", "workers", "norm"}  # fmt: skip
     assert computed | PLACED.keys() == {field.name for field in dataclasses.fields(Recipe)}
     assert not computed & PLACED.keys()
-    assert {"precision"} | PLACED_WORKERS.keys() == {field.name for field in dataclasses.fields(Workers)}
+    assert {"precision", "compress"} | PLACED_WORKERS.keys() == {field.name for field in dataclasses.fields(Workers)}
     assert set(computed_part(load_recipe("sample"))) == computed - {"workers"}
 
 

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.base.door import ROOT
 from pipelines.base.errors import InputError, RunFailed, SetupError, Stopped
+from pipelines.cluster.device import fix_order
 from pipelines.driver.run import run_recipe
 from pipelines.feed.batches import train_batches
 from pipelines.recipes.model import build_model
@@ -31,7 +32,7 @@ from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import Progress
 from pipelines.runs.folder import step_name
 from pipelines.runs.record import read_record
-from pipelines.runs.run import locked
+from pipelines.runs.run import locked, settle
 from pipelines.runs.stopping import LOOK_S, stoppable
 from pipelines.scoring import validate as validating
 from pipelines.training import learner as learning
@@ -41,6 +42,7 @@ from pipelines.training import stage as loop
 from pipelines.training import step as stepping
 from pipelines.training.meter import Meter
 from pipelines.training.pulse import Pulse
+from pipelines.training.scaling import Scaling
 
 TWO_STAGES = [
     {"name": "first", "train": "voc12_aug/train", "val": "voc12/val", "steps": 4, "val_every": 0},
@@ -173,16 +175,62 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(recipe_file, tmp_pa
 
 @pytest.mark.ray
 def test_two_workers_of_4_images_learn_what_one_of_8_does(ray_session, recipe_file, tmp_path):
-    """DDP's mean over workers with unlike numbers of labelled pixels; norms frozen, no dropout; within rounding."""
-    before = pretrained(recipe_file, tmp_path, ("one", "two"), batch=8)
-    page = EXACT | {"batch": 8, "stages": [before, {"name": "first", "train": "voc12/train", "steps": 3}]}
-    results = []
+    """DDP's mean over workers with unlike numbers of labelled pixels, norms over all of them; no dropout; rounding."""
+    stages = [{"name": "first", "train": "voc12/train", "steps": 3}]
+    page, results = EXACT | {"batch": 8, "stages": stages, "optim": {"lr": 0.01, "head_lr_scale": 1}}, []
     for name, where in (("one", []), ("two", ["workers.count=2", "feed=ray"])):
         run_recipe(load_recipe(recipe_file(**page), [f"name={name}", *where]))
         path = tmp_path / f"out/runs/{name}/first/checkpoints/step-00000003.pt"
         results.append(checkpoint.load(path)["model"])
     worst = max(float((results[0][k] - results[1][k]).abs().max()) for k in results[0])
     assert worst < 1e-5
+
+
+def test_in_fp16_steps_without_finite_gradients_are_left_out_counted_and_the_scale_goes_on_after_a_stop(
+    recipe_file, tmp_path
+):
+    run = [{"name": "first", "train": "voc12/train", "steps": 5}]
+    page = recipe_file(stages=run, checkpoint_minutes=0.0)
+    words, lines = ["workers.precision=fp16"], {}
+    with stop_at(tmp_path / "out/runs/tiny/first", 2, signal.SIGTERM), pytest.raises(Stopped):
+        run_recipe(load_recipe(page, words))
+    for name in ("tiny", "whole"):
+        run_recipe(load_recipe(page, [*words, f"name={name}"]))
+        record = read_record(tmp_path / f"out/runs/{name}/first/record.jsonl")[0]
+        lines[name] = [(e["step"], e["loss"], e["loss_scale"], e["left_out"]) for e in record if e["kind"] == "train"]
+    assert lines["tiny"] == lines["whole"]
+    assert equal(weights(tmp_path), weights(tmp_path, name="whole"))
+    *_, scale, left_out = lines["whole"][-1]
+    assert scale == 2.0 ** (16 - left_out)  # halved by each of them
+
+
+def test_a_step_that_is_left_out_moves_nothing_the_first_one_too():
+    """Momentum begins at 0 all the same: 1, then 1.5, where its decay is a half and gradients are 1."""
+    found, weight = Scaling(torch.device("cpu")), torch.nn.Parameter(torch.zeros(1 << 16))
+    sgd = torch.optim.SGD([weight], lr=1.0, momentum=0.5, fused=True)
+    torch.full_like(weight, torch.nan)  # what the next allocation finds
+    for factor, left, at in ((torch.inf, 1, 0.0), (1.0, 1, -1.0), (torch.inf, 2, -1.0), (1.0, 2, -2.5)):
+        sgd.zero_grad()
+        found.backward((weight * factor).sum())
+        found.step(sgd)
+        assert found.line()["left_out"] == left
+        assert bool((weight == at).all())
+    assert found.line()["loss_scale"] == 2.0**14
+
+
+def test_an_operation_without_a_fixed_order_ends_a_deterministic_run_at_once(recipe_file, tmp_path, monkeypatch):
+    def step(*_):
+        raise RuntimeError(
+            "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set "
+            "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation"
+        )
+
+    monkeypatch.setattr(loop, "train_step", step)
+    with pytest.raises(InputError, match=r"deterministic = true: adaptive_avg_pool2d_\w+ does not .*ion\. Train w"):
+        run_recipe(load_recipe(recipe_file(), ["workers.deterministic=true"]))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
+    fix_order(False)
 
 
 def test_the_learning_rate_is_the_papers_at_every_step(recipe_file, tmp_path):
@@ -484,7 +532,7 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_host_waits_for_no_step_but_those_that_are_logged(recipe_file, monkeypatch, precision):
     """But for a look at the stop note, which is taken on CPUs alone. With all options of the step."""
     waits, reached, original, look = Waits(), [], loop.train_mode, Meter.losses
@@ -514,12 +562,16 @@ def test_bf16_channels_last_and_compiled_steps_learn_what_plain_ones_do(recipe_f
         "compiled": ["workers.compile=true"],
         "last": ["workers.channels_last=true"],
         "bf16": ["workers.precision=bf16"],
+        "fp16": ["workers.precision=fp16"],
+        "ordered": ["workers.deterministic=true"],
     }
     for name, words in forms.items():
         run_recipe(load_recipe(page, [f"name={name}", *words]))
         seen[name] = [loss for _, loss in losses_of(tmp_path / f"out/runs/{name}/first/record.jsonl")]
-    for name, tolerance in (("compiled", 1e-4), ("last", 1e-4), ("bf16", 3e-2)):
+    for name, tolerance in (("compiled", 1e-4), ("last", 1e-4), ("bf16", 3e-2), ("fp16", 3e-2), ("ordered", 0)):
         assert seen[name] == pytest.approx(seen["plain"], rel=tolerance), name
+    run_recipe(load_recipe(page, ["name=after"]))
+    assert not torch.are_deterministic_algorithms_enabled()  # each run sets its own
     assert seen["bf16"] != pytest.approx(seen["plain"], rel=1e-6)  # it is another precision
 
 
@@ -562,13 +614,34 @@ def test_a_run_is_what_it_computes(recipe_file, tmp_path):
         for wish, message in (
             ("workers.precision=bf16", r"precision: fp32 -> bf16\). Give it workers.precision=fp32"),
             ("workers.micro_batch=2", r"images that a batch norm sees at once: 4 -> 2"),
-            ("workers.count=2", r"images that a batch norm sees at once: 4 -> 2\).*workers.count=1"),
+            ("workers.compress=bf16", r"compression of gradients: None -> bf16\).*workers.compress=null"),
+            ("norm=local", r"another recipe \(norm: 'sync' -> 'local'\)"),
         ):
             with pytest.raises(InputError, match=message):
                 run_recipe(load_recipe(page, [wish]))
         if name:
             (tmp_path / "out/runs/tiny/first" / name).unlink()
     assert run_recipe(load_recipe(page, ["workers.precision=fp32"]))
+
+
+def test_a_run_of_old_whose_norms_were_local_is_refused_with_the_cure(recipe_file, tmp_path):
+    """Up to 0.5 there was no key, and each CPU worker normalised its own share."""
+    page, folder = recipe_file(), tmp_path / "out/runs/tiny"
+    run_recipe(load_recipe(page))
+    lines = (folder / "recipe.yaml").read_text().splitlines(keepends=True)
+    assert "norm: sync\n" in lines
+    (folder / "recipe.yaml").write_text("".join(line for line in lines if line != "norm: sync\n"))
+    run_recipe(load_recipe(page))  # one process: nothing is another
+    path = folder / "first/checkpoints" / step_name(5)
+    content = {key: value for key, value in checkpoint.load(path).items() if key != "format"}
+    old = {"precision": "fp32", "per_norm": 2, "world": 2, "synchronised": False}
+    checkpoint.save(path, content | {"numerics": old})
+    two = "workers.count=2"
+    with pytest.raises(InputError, match=r"at once: 2 -> 4\).*workers.count=2 and norm=local name=tiny \(up to 0.5"):
+        run_recipe(load_recipe(page, [two]))
+    settle(load_recipe(page, [two, "norm=local"]), folder)
+    with pytest.raises(InputError, match=r"at once: 2 -> 1\)"):
+        settle(load_recipe(page, ["workers.count=4", "norm=local"]), folder)
 
 
 def test_numerics_that_the_machine_settles_are_compared_where_they_are_known(recipe_file, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from segmodels.heads.encnet import EncModule, Encoding, encnet_head
 from segmodels.heads.maps import Maps
 from segmodels.layers import Classifier
 from segmodels.plain.encnet import encnet_plain
+from segmodels.sync_norm import SyncBatchNorm, synchronised
 
 B, C, H, W, CODES = 2, 6, 5, 3, 4
 
@@ -102,8 +103,8 @@ def test_presence_is_a_classifier_and_can_be_left_out():
 def test_norm_over_codewords_is_synchronised_and_takes_one_image():
     head = encnet_head([8], 3, channels=C, codes=CODES)
     assert head.train()([torch.randn(1, 8, H, W)])["logits"].isfinite().all()
-    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(head)
-    assert isinstance(converted.context.norm, torch.nn.SyncBatchNorm)
+    converted = synchronised(head)
+    assert isinstance(converted.context.norm, SyncBatchNorm)
     assert not [m for m in converted.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
 
 

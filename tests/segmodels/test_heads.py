@@ -17,6 +17,7 @@ from segmodels.heads.catalog import HEADS, build_head
 from segmodels.heads.maps import KINDS, Maps
 from segmodels.losses import Objective
 from segmodels.segmentor import build_segmentor, classifier_keys
+from segmodels.sync_norm import SyncBatchNorm, synchronised
 
 K, CROP = 5, (64, 96)
 WIDTHS, SIZES = (8, 12, 16, 32), ((16, 24), (8, 12), (4, 6), (4, 6))
@@ -167,9 +168,9 @@ def test_a_crop_without_labels_gives_zero_loss_and_gradient(name):
 
 @every_variant
 def test_norms_become_synchronised_ones(name):
-    head = nn.SyncBatchNorm.convert_sync_batchnorm(build(name))
+    head = synchronised(build(name))
     norms = [m for m in head.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert all(type(norm) is nn.SyncBatchNorm for norm in norms)
+    assert all(type(norm) is SyncBatchNorm for norm in norms)
 
 
 @every_head
