@@ -20,7 +20,7 @@ import ray
 import ray.train  # and no torch up here: Ray's controller reads this module too, and trains nothing
 from ray.train.backend import Backend, BackendConfig
 
-from pipelines.cluster.inside_ray import WORKER, hook, lean
+from pipelines.cluster.inside_ray import lean, worker_variables
 from pipelines.cluster.nodes import avoid
 from pipelines.cluster.sizes import Sizes, cores_here, fair_threads
 from pipelines.cluster.waiting import limit
@@ -100,7 +100,7 @@ def trainer(
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(**again),
             **telling,
-            worker_runtime_env={"env_vars": hook(WORKER)},  # type: ignore[call-arg]  # ray.train has two of that name
+            worker_runtime_env={"env_vars": worker_variables()},  # type: ignore[call-arg]  # ray.train has two of that name
         ),
     )
 

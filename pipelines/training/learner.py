@@ -21,6 +21,7 @@ from pipelines.recipes.recipe import Recipe, Stage, micro_batch
 from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import DRAWS, Checkpoint, Numerics, Progress
 from pipelines.training.job import Job
+from segmodels.kernels import settle_kernels
 from segmodels.losses import Objective
 from segmodels.optim import build_sgd, parameter_groups
 from segmodels.segmentor import Segmentor
@@ -112,6 +113,7 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device) -> Learn
     """
     recipe = job.recipe
     precision = set_up_process(job, device)
+    kernels = settle_kernels(device, precision)
     torch.manual_seed(recipe.seed)  # fresh layers are equal on all workers and in all runs
     model = build_model(recipe, len(job.classes), job.weights).to(device)
     channels_last = device.type == "cuda" if recipe.workers.channels_last is None else recipe.workers.channels_last
@@ -128,6 +130,7 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device) -> Learn
     )  # fmt: skip
     resume(learner)
     learner.origin += f"; {several(world, 'worker')} on {named(device)}, {precision}"
+    learner.origin += f"; {kernels}" if kernels else ""
     if recipe.optim.freeze_norm:
         learner.origin += f"; {told_of_frozen(learner)}"
     learner.net = distribute(model, world, device, recipe.workers.compile)
