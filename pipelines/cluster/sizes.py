@@ -13,6 +13,7 @@ from pipelines.cluster.inside_ray import node_types
 from pipelines.recipes.recipe import Workers
 
 MOST_NODES = 256  # that are planned with, however many a cluster may grow to
+MOST_TASKS = 16  # that decode for a worker: of each one's blocks a dozen wait in the object store
 LEAST_CPUS = 0.05  # that a worker or task is given
 
 
@@ -115,7 +116,7 @@ def size_workers(
     if not gpu and count > cores:
         raise InputError(f"workers.count = {count} on CPUs: the cluster has {cores} core(s). Lower workers.count.")
     share = max(1, count)
-    tasks = workers.feed_tasks or max(1, min(8, (cores - count) // share))
+    tasks = workers.feed_tasks or max(1, min(MOST_TASKS, (cores - count) // share))
     if logical is None:
         return Sizes(count, gpu, 1.0, tasks, 1.0)
     return placed(Sizes(count, gpu, 1.0, tasks, 1.0), nodes or [Node(logical, gpus)], fixed=bool(workers.feed_tasks))
