@@ -20,8 +20,9 @@ from datasets.cache import hold, make_room
 from datasets.manifest import COLUMNS, read_manifest
 from datasets.owned import own_folder
 from datasets.parquet import open_parquet
+from datasets.pixels import Pixels
 from datasets.rows import row_problems
-from datasets.sample import DataError, Segment, decode_image, decode_mask
+from datasets.sample import DataError, Segment, decode_mask
 from datasets.storage import locate, read_bytes, written_whole
 from datasets.writer import ROW_GROUP
 
@@ -56,6 +57,11 @@ class Shards:
 
     def __len__(self) -> int:
         return self.manifest.rows
+
+    @cached_property
+    def _pixels(self) -> Pixels:
+        """Of PNG images, decoded."""
+        return Pixels(self.cache / "pixels")
 
     @cached_property
     def _small(self) -> pa.Table:
@@ -99,19 +105,24 @@ class Shards:
             DataError: the file of this row is missing or corrupt.
         """
         part, place = self._place(i)
-        return part.row(place)
+        return part.image(place), part.mask(place)
 
     def sample(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row i decoded: image uint8 (H, W, 3) RGB, mask uint8 (H, W).
+        """Row i decoded: image uint8 (H, W, 3) RGB, mask uint8 (H, W); both are only to be read.
 
         Raises:
             IndexError: there is no row i.
             DataError: the split has no labels, or the row is corrupt.
         """
-        image, mask = self.encoded(i)
+        part, place = self._place(i)
+        mask = part.mask(place)
         if mask is None:
             raise DataError(f"{self.uri}: row {i} has no mask; use encoded() in a split without labels")
-        return decode_image(image), decode_mask(mask)
+        sha256 = part.sha256(place)
+        image = self._pixels.find(sha256)
+        if image is None:
+            image = self._pixels.decode(part.image(place), sha256)
+        return image, decode_mask(mask)
 
     def segments(self, i: int) -> tuple[Segment, ...] | None:
         """The objects of row i; None in a benchmark that has only masks.
@@ -217,13 +228,21 @@ class _Part:
     def __init__(self, path: Path, held: BinaryIO) -> None:
         self._held = held
         self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self._images, self._masks = self.table["image"].chunks, self.table["mask"].chunks
+        self._images, self._masks, self._sums = (self.table[name].chunks for name in ("image", "mask", "sha256"))
         self._starts = list(accumulate((len(chunk) for chunk in self._images), initial=0))
 
-    def row(self, i: int) -> tuple[bytes, bytes | None]:
+    def image(self, i: int) -> bytes:
+        return self._cell(self._images, i)
+
+    def mask(self, i: int) -> bytes | None:
+        return self._cell(self._masks, i)
+
+    def sha256(self, i: int) -> str:
+        return self._cell(self._sums, i)
+
+    def _cell(self, chunks: list[pa.Array], i: int) -> Any:
         chunk = bisect_right(self._starts, i) - 1
-        at = i - self._starts[chunk]
-        return self._images[chunk][at].as_py(), self._masks[chunk][at].as_py()
+        return chunks[chunk][i - self._starts[chunk]].as_py()
 
     def segments(self, i: int) -> list[dict[str, Any]] | None:
         return self.table["segments"][i].as_py()

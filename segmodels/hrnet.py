@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmodels.upsampling import bilinear
+
 
 class HRNet(nn.Module):
     """timm's HRNet without what classification adds: its layers under its names, our forward pass.
@@ -57,7 +59,7 @@ class HRNet(nn.Module):
         maps = stage(self.transition3, self.stage4, maps)
         size = maps[0].shape[-2:]
         # Not `resize`: its test for equal sizes would bind an exported program.
-        coarse = (F.interpolate(m, size, mode="bilinear", align_corners=True) for m in maps[1:])
+        coarse = (bilinear(m, size) for m in maps[1:])
         together = torch.cat([maps[0], *coarse], 1)
         return [maps[0], maps[1], together, together]
 

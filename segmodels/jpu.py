@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import choose, positive
 from segmodels.layers import ConvNormReLU
+from segmodels.upsampling import bilinear
 
 DILATIONS = (1, 2, 4, 8)
 
@@ -50,7 +50,7 @@ class JPU(nn.Module):
         size = features[1].shape[-2:]
         fine, *coarse = (reduce(x) for reduce, x in zip(self.reduce, features[1:], strict=True))
         # Not `resize`: its test for equal sizes would bind an exported program.
-        x = torch.cat([fine, *(F.interpolate(x, size, mode="bilinear", align_corners=True) for x in coarse)], 1)
+        x = torch.cat([fine, *(bilinear(x, size) for x in coarse)], 1)
         return [*features[:-1], torch.cat([layer(x) for layer in self.pyramid], 1)]
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import positive, probability
+from segmodels.upsampling import bilinear
 
 Size = Sequence[int]  # (rows, columns)
 
@@ -96,7 +96,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+    return bilinear(x, size)
 
 
 def known(size: Size) -> bool:

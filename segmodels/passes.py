@@ -1,7 +1,7 @@
 """One scale of an image, seen in several ways: what these have in common is seen once."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,6 +9,8 @@ from torch import Tensor
 from segmodels.segmentor import Segmentor
 from segmodels.windows import Window, canvas_of, grid
 
+LARGE_BYTES = 2**29  # of a window's values on a GPU; of larger ones no second copy is made
+STRIP_BYTES = 2**26  # of values that are then worked on at a time
 HEADROOM, LARGEST = 60.0, 80.0  # exponents: of an image's first window, and of any; e^80 a thousand times is a float32
 
 
@@ -66,7 +68,7 @@ def see(model: Segmentor, image: Tensor, ways: Sequence[Way], references: dict[W
         canvas = padded(image, model.mean, size)
         for window in sorted(users):
             shared = len({way.average == "probabilities" for way in users[window]}) > 1
-            glance = Glance(model, canvas[..., window.rows, window.columns], shared)
+            glance = Glance(model, canvas[..., window.rows, window.columns], shared, alone=len(users[window]) == 1)
             for way in users[window]:
                 sums[way].add(window, glance.value(way, references))
     return sums
@@ -89,10 +91,11 @@ class Glance:
         model: in evaluation mode.
         image: the window, (B, 3, h, w).
         shared: whether both logits and probabilities are asked for.
+        alone: whether one way asks, once.
     """
 
-    def __init__(self, model: Segmentor, image: Tensor, shared: bool) -> None:
-        self.model, self.image, self.shared = model, image, shared
+    def __init__(self, model: Segmentor, image: Tensor, shared: bool, alone: bool = False) -> None:
+        self.model, self.image, self.shared, self.alone = model, image, shared, alone
         self.raw: dict[bool, Tensor] = {}
         self.kept: dict[tuple[bool, bool], Tensor] = {}
 
@@ -105,15 +108,16 @@ class Glance:
         mirrored = self.seen(True, soft)
         if way.flip_pairs:
             mirrored = mirrored[:, swapped(self.model.num_classes, way.flip_pairs)]
-        both = plain + mirrored
+        both = plain.add_(mirrored) if self.alone else plain + mirrored
         return both.div_(2) if way.average != "exponentials" else exponentials(both, way, references)
 
     def seen(self, mirrored: bool, soft: bool) -> Tensor:
         """Logits, or their softmax over the classes, in float32; of the mirrored window turned back."""
         if (mirrored, soft) not in self.kept:
             values = self.logits(mirrored)
-            values = values.softmax(1) if soft else values
-            self.kept[mirrored, soft] = values.flip(3) if mirrored else values
+            for change in [softmax] * soft + [turned] * mirrored:
+                values = in_strips(change, values) if self.alone and large(values) else change(values)
+            self.kept[mirrored, soft] = values
         return self.kept[mirrored, soft]
 
     def logits(self, mirrored: bool) -> Tensor:
@@ -124,6 +128,29 @@ class Glance:
                 return values
             self.raw[mirrored] = values
         return self.raw[mirrored]
+
+
+def large(values: Tensor) -> bool:
+    """Whether no second copy is made. A CPU has the memory, and its softmax rounds by where a row begins."""
+    return values.device.type != "cpu" and values.numel() * values.itemsize > LARGE_BYTES
+
+
+def softmax(values: Tensor) -> Tensor:
+    """Over the classes."""
+    return values.softmax(1)
+
+
+def turned(values: Tensor) -> Tensor:
+    """Left to right."""
+    return values.flip(3)
+
+
+def in_strips(change: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Values (B, K, h, w) changed in their place, a few rows at a time; `change` must not mix rows."""
+    step = max(1, STRIP_BYTES // (values[:, :, 0].numel() * values.itemsize))
+    for strip in values.split(step, 2):
+        strip.copy_(change(strip))
+    return values
 
 
 def swapped(classes: int, pairs: Sequence[tuple[int, int]]) -> list[int]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.backbone import Backbone, build_backbone
@@ -13,6 +12,7 @@ from segmodels.cost import on_meta
 from segmodels.heads.catalog import HEADS, build_head
 from segmodels.jpu import JPU, build_neck
 from segmodels.layers import Classifier
+from segmodels.upsampling import bilinear
 
 AUX_STAGE = 3
 AUX_CHANNELS = 256
@@ -87,7 +87,7 @@ def upsample(output: Tensor, image: Tensor) -> Tensor:
     # contiguous while it is small: channels_last, the loss would copy it at the image's size
     output = output.to(torch.promote_types(output.dtype, torch.float32)).contiguous()
     # Not `resize`: it checks whether there is anything to do, which binds an exported program to one size.
-    return F.interpolate(output, size=image.shape[-2:], mode="bilinear", align_corners=True)
+    return bilinear(output, image.shape[-2:])
 
 
 def build_segmentor(

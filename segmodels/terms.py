@@ -4,14 +4,14 @@ All are computed in float32 or better, differentiable, finite, and 0 with zero g
 waits for the device: no shape depends on values.
 """
 
-import functools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = 255  # the mask's value for pixels without a label
+from segmodels.entropy import IGNORE, constants, pixel_entropy, single
+
 TINY = 1e-12  # least argument of a logarithm: far below any probability that a loss should still pull up
 
 
@@ -183,24 +183,6 @@ def cp(class_prior: Tensor, mask: Tensor) -> Tensor:
     return (loss.mean(1) * (total.squeeze(1) > 0)).mean()
 
 
-def single(x: Tensor) -> Tensor:
-    """In float32, or float64 if it is that."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def pixel_entropy(
-    logits: Tensor, mask: Tensor, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0
-) -> Tensor:
-    """Cross entropy of every pixel, 0 where it has no label: (B, K, H, W), (B, H, W) -> (B, H, W)."""
-    logits = single(logits)
-    weights = None
-    if class_weights is not None:
-        weights = constants(tuple(class_weights), logits.shape[1], logits.dtype, logits.device)
-    # Averaged by the caller: PyTorch's own mean is 0/0 without labels, and on CUDA not deterministic.
-    return F.cross_entropy(logits, mask.long(), weights, ignore_index=IGNORE, reduction="none",
-                           label_smoothing=label_smoothing)  # fmt: skip
-
-
 def mean_of_labelled(values: Tensor, mask: Tensor) -> Tensor:
     """Sum over the number of labelled pixels, or 0."""
     return values.sum() / (mask != IGNORE).sum().clamp(min=1)
@@ -215,15 +197,3 @@ def class_pixels(mask: Tensor, num_classes: int) -> Tensor:
     counts = torch.zeros(bins * len(mask), device=mask.device)
     counts.scatter_add_(0, index, torch.ones_like(index, dtype=counts.dtype))
     return counts.view(-1, bins)[:, :num_classes]
-
-
-@functools.lru_cache(maxsize=16)
-def constants(values: tuple[float, ...], num_classes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """K class weights on the device, sent there once: each transfer would hold the step up.
-
-    Raises:
-        ValueError: there are not K weights.
-    """
-    if len(values) != num_classes:
-        raise ValueError(f"class_weights has {len(values)} numbers; allowed: {num_classes}, one per class")
-    return torch.tensor(values, dtype=dtype, device=device)

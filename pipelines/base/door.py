@@ -71,6 +71,9 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
         resumes: whether the same command continues from what an interrupted one has written.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations calls home on import otherwise
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its name of old
+        # else a GPU's memory falls to pieces where images of many sizes and scales are predicted
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     gc.set_threshold(50_000)  # with the usual 700, a fifth of the imports' time is spent on searches for garbage
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)

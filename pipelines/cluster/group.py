@@ -21,7 +21,7 @@ import ray.train  # and no torch up here: Ray's controller reads this module too
 from ray.train.backend import Backend, BackendConfig
 
 from pipelines.cluster.elastic import GROW_S, Choice
-from pipelines.cluster.inside_ray import WORKER, elastic, hook, lean
+from pipelines.cluster.inside_ray import elastic, lean, worker_variables
 from pipelines.cluster.nodes import avoid
 from pipelines.cluster.sizes import Sizes, cores_here, fair_threads
 from pipelines.cluster.waiting import limit
@@ -108,7 +108,7 @@ def trainer(
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(**again),
             **telling,
-            worker_runtime_env={"env_vars": hook(WORKER)},  # type: ignore[call-arg]  # ray.train has two of that name
+            worker_runtime_env={"env_vars": worker_variables()},  # type: ignore[call-arg]  # ray.train has two of that name
         ),
     )
 

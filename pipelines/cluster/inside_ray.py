@@ -36,6 +36,7 @@ OWNED = "trial:"  # what names of placement groups begin with
 # groups go with the job, or by `reclaim`.
 IDLE = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 DATA_THREADS = ("StreamingExecutor", "iter_threaded")  # how the names of Ray Data's threads that ask Ray begin
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 KEPT_S = 24 * 3600  # Ray ends idle processes after that, and all with their job
 TIMEOUT_S = 10.0
 ASK_S = 0.5  # between two questions of Ray Train's controller for room
@@ -87,6 +88,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         f"{TRAIN}.execution.callback:WorkerGroupCallback.before_worker_group_start",
         f"{TRAIN}.execution.worker_group.worker_group:placement_group",
     ),
+    "near": ("ray.util.scheduling_strategies:NodeAffinitySchedulingStrategy",),
     "reclaim": ("ray._private.state:actors",),
     "prestart": (
         "ray._private.grpc_utils:init_grpc_channel",
@@ -312,6 +314,20 @@ def end_data_threads(seconds: float) -> None:
             thread.join(seconds)
 
 
+@private(otherwise=dict)
+def near() -> dict[str, Any]:
+    """Options of a task that is to run on this node, or where there is room while this node has none.
+
+    Ray Data spreads tasks over the cluster by itself, and their blocks over its network; its public wish for a node
+    would wait for that node for ever.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    here = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": On(here, soft=True, _spill_on_unavailable=True)}
+
+
 @private(otherwise=lambda base: base)
 def lean(base: type) -> type:
     """Ray Train's trainer without the actors that do nothing for us: each is a process whose imports take seconds."""
@@ -533,9 +549,15 @@ def controller_environment() -> str:
     return child_environment(ray.get_runtime_context().get_runtime_env_string(), variables)
 
 
+def worker_variables() -> dict[str, str]:
+    """The environment of a train worker, on whichever node: what it imports first, and its GPU's allocator as here."""
+    given = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
+    return hook(WORKER) | given
+
+
 def worker_environment() -> str:
     """The runtime environment of the workers of such a controller."""
-    return child_environment(controller_environment(), hook(WORKER))
+    return child_environment(controller_environment(), worker_variables())
 
 
 def feed_environment() -> str:

@@ -14,6 +14,7 @@ from pipelines.cluster.inside_ray import node_types
 from pipelines.recipes.recipe import Workers
 
 MOST_NODES = 256  # that are planned with, however many a cluster may grow to
+MOST_TASKS = 16  # that decode for a worker: of each one's blocks a dozen wait in the object store
 LEAST_CPUS = 0.05  # that a worker or task is given
 
 
@@ -181,7 +182,7 @@ def fed(sizes: Sizes, nodes: Sequence[Node]) -> Sizes:
 
 def most_tasks(cores: int, count: int) -> int:
     """Feeding tasks of each of so many workers, where there is room for them."""
-    return max(1, min(8, (cores - count) // max(1, count)))
+    return max(1, min(MOST_TASKS, (cores - count) // max(1, count)))
 
 
 def units(sizes: Sizes, spare: int = 1) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from datasets.storage import locate
+from pipelines.cluster.sizes import Sizes
 from pipelines.driver.planned import check_splits
 from pipelines.driver.weights import find_weights
 from pipelines.recipes.recipe import Recipe
@@ -40,3 +41,20 @@ def warn_without_validation(recipe: Recipe) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+FEW = 4  # images of a GPU and step, below which launching and talking take longer than computing
+
+
+def warn_of_small_shares(recipe: Recipe, sizes: Sizes) -> None:
+    """Say so where GPUs get so few images that fewer GPUs would be about as fast."""
+    share = recipe.batch // max(1, sizes.count)
+    if not sizes.gpus or sizes.count < 2 or share >= FEW:
+        return
+    fewer = max(n for n in range(1, sizes.count) if recipe.batch % n == 0 and (recipe.batch // n >= FEW or n == 1))
+    print(
+        f"warning: {share} image(s) of the batch of {recipe.batch} for each of {sizes.count} GPUs: a step is too short "
+        f"for them. workers.count={fewer} takes about as long; a larger batch (batch=…, another run) uses them",
+        file=sys.stderr,
+        flush=True,
+    )

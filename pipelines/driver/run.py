@@ -18,7 +18,7 @@ from pipelines.driver.fit import fit
 from pipelines.driver.gauges import gauged
 from pipelines.driver.guard import check_guard
 from pipelines.driver.jobs import make_jobs
-from pipelines.driver.opening import warn_without_validation
+from pipelines.driver.opening import warn_of_small_shares, warn_without_validation
 from pipelines.driver.packing import pack_last
 from pipelines.driver.planned import PlannedStage, plan_stages
 from pipelines.driver.weights import Weights, check_weights, localise
@@ -75,6 +75,7 @@ def run_recipe(recipe: Recipe, feed: Feed | None = None) -> list[Result]:
             planned = plan_sample(recipe, output, folder, timeline)
         with timeline.part("checks of the cluster"):
             check_share(recipe, sizes)
+            warn_of_small_shares(recipe, sizes)
             if needs_ray:
                 splits = [uri for plan in planned for uri in (plan.train_uri, plan.val_uri)]
                 bucket = address_of(recipe) if is_bucket(recipe.output) else None
@@ -156,10 +157,9 @@ def alone(recipe: Recipe) -> Iterator[Sizes]:
 
 
 def store_bytes(recipe: Recipe, sizes: Sizes) -> int:
-    """Object store of a local session: the blocks in flight, several times over."""
+    """Object store of a local session: the blocks in flight, several times over, up to 8 GiB for each worker."""
     block = BLOCK_ROWS * recipe.view.crop[0] * recipe.view.crop[1] * 4
-    tasks = max(1, sizes.count) * sizes.feed_tasks
-    return max(256 << 20, min(8 << 30, 32 * tasks * block))
+    return max(256 << 20, max(1, sizes.count) * min(8 << 30, 32 * sizes.feed_tasks * block))
 
 
 def train_stages(

@@ -6,10 +6,8 @@ that decodes is up in half the time.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing.util import get_temp_dir
 from typing import Any
 
@@ -19,11 +17,12 @@ import torch
 from torch import Tensor
 
 from pipelines.cluster.folder import short_sockets
-from pipelines.cluster.inside_ray import FEED, end_data_threads, hook
+from pipelines.cluster.inside_ray import FEED, end_data_threads, hook, near
 from pipelines.cluster.nodes import AVOIDED, avoid
 from pipelines.feed.batch import Batch, make_batch
 from pipelines.feed.plan import SamplePlan, read_blocks, read_sample
 
+Read = Callable[[pa.Table, SamplePlan, int], Iterator[pa.Table]]
 BLOCK_ROWS = 48  # samples in a Ray block: smaller ones drown in bookkeeping, for larger ones batches wait longer
 LONE_ROWS = 2048  # samples that a worker's only task reads: between two, its process waits for Ray Data to look at it
 TASK_ROWS = 256  # and that each of several reads: the blocks of all but the first wait in the store for their turn
@@ -44,24 +43,6 @@ def train_batches(plan: SamplePlan, kind: str, tasks: int, task_cpus: float = 1.
     return ray_batches(plan, tasks, task_cpus) if kind == "ray" else torch_batches(plan, tasks)
 
 
-@contextlib.contextmanager
-def under_way(batches: Generator[Batch]) -> Iterator[Iterator[Batch]]:
-    """The same batches, the first of them asked for at once, in a thread: tasks start while the model is validated.
-
-    They are closed with the body, however many of them it took.
-    """
-    with contextlib.closing(batches), ThreadPoolExecutor(1, "first-batch") as pool:
-        first = pool.submit(next, batches, None)
-
-        def all_of_them() -> Iterator[Batch]:
-            batch = first.result()
-            if batch is not None:
-                yield batch
-                yield from batches
-
-        yield all_of_them()
-
-
 def block_steps(plan: SamplePlan) -> int:
     """Steps whose batches are in one block."""
     return max(1, BLOCK_ROWS // plan.share)
@@ -73,15 +54,20 @@ def task_steps(plan: SamplePlan, tasks: int) -> int:
     return max(1, rows // (block_steps(plan) * plan.share)) * block_steps(plan)
 
 
-def ray_batches(plan: SamplePlan, tasks: int, task_cpus: float) -> Generator[Batch]:
-    """Batches through Ray Data, which carries steps to the tasks and blocks of bytes back, in order."""
+def ray_batches(plan: SamplePlan, tasks: int, task_cpus: float, read: Read | None = None) -> Generator[Batch]:
+    """Batches through Ray Data, which carries steps to the tasks and blocks of bytes back, in order.
+
+    Args:
+        plan, tasks, task_cpus: as of `train_batches`.
+        read: makes the blocks of a task; None for `read_blocks`.
+    """
     try:
-        yield from executions(plan, tasks, task_cpus)
+        yield from executions(plan, tasks, task_cpus, read or read_blocks)
     finally:
         end_data_threads(ENDING_S)
 
 
-def executions(plan: SamplePlan, tasks: int, task_cpus: float) -> Generator[Batch]:
+def executions(plan: SamplePlan, tasks: int, task_cpus: float, read: Read) -> Generator[Batch]:
     """The batches, by one Ray Data execution after the other."""
     import ray
 
@@ -93,7 +79,7 @@ def executions(plan: SamplePlan, tasks: int, task_cpus: float) -> Generator[Batc
             for start in starts[first : first + SPAN_TASKS]
         ]
         data = ray.data.from_blocks(parts).map_batches(
-            read_blocks,
+            read,
             fn_kwargs={"plan": plan, "per_block": per_block},
             batch_size=None,
             batch_format="pyarrow",
@@ -102,6 +88,7 @@ def executions(plan: SamplePlan, tasks: int, task_cpus: float) -> Generator[Batc
             runtime_env={"env_vars": hook(FEED)},
             compute=ray.data.TaskPoolStrategy(size=tasks),
             label_selector=avoid(AVOIDED),
+            **near(),
         )
         context = data.context  # its own: other data of this process keep theirs
         context.execution_options.preserve_order = True  # without it nothing is reproducible
@@ -148,12 +135,12 @@ def unpack(table: pa.Table, plan: SamplePlan) -> Batch:
 
 
 def flat(column: pa.ChunkedArray) -> np.ndarray:
-    """All bytes of a binary column, writable as torch wants them."""
+    """All bytes of a binary column, where they are: only to be read."""
     chunk = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if isinstance(chunk, pa.ChunkedArray):
         chunk = chunk.chunk(0)
     offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-    return np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].copy()
+    return np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
 
 
 class Positions(torch.utils.data.Dataset):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,24 +12,25 @@ from datasets.shards import Shards
 from pipelines.feed.batch import Batch, make_batch
 
 
-def validation_batches(shards: Shards, batch: int) -> list[list[int]]:
+def validation_batches(shards: Shards, batch: int | Callable[[Sequence[int]], int]) -> list[list[int]]:
     """All rows exactly once, in batches of rows of one image size.
 
     The list does not depend on the number of workers, so that worker r of n takes entries r, r + n, … and every image
     meets the same batch mates, hence the same rounding, whatever n is.
+
+    Args:
+        shards: of the split.
+        batch: most rows of a batch, or what gives that of images of a size (h, w).
     """
     order = sorted(range(len(shards)), key=lambda row: (*map(int, shards.sizes[row]), shards.ids[row]))
     batches: list[list[int]] = []
-    for row in order:
-        fits = batches and len(batches[-1]) < batch and tuple(shards.sizes[batches[-1][0]]) == tuple(shards.sizes[row])
-        if fits:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+    for size, alike in itertools.groupby(order, key=lambda row: tuple(map(int, shards.sizes[row]))):
+        rows, most = list(alike), batch(size) if callable(batch) else batch
+        batches += [rows[first : first + most] for first in range(0, len(rows), most)]
     return batches
 
 
-def read_ahead(shards: Shards, batches: list[list[int]], threads: int = 2) -> Iterator[Batch]:
+def read_ahead(shards: Shards, batches: list[list[int]], threads: int = 2) -> Generator[Batch]:
     """Whole images and masks of the given rows, decoded by threads while the model works (OpenCV frees the GIL)."""
 
     def read(rows: list[int]) -> Batch:

@@ -13,12 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from datasets.shards import Shards
+from pipelines.feed.ahead import lane_to, under_way
 from pipelines.feed.batch import Batch
 from pipelines.feed.plan import open_shards
 from pipelines.feed.validation import read_ahead, validation_batches
 from pipelines.scoring.bootstrap import ClassCounts
 from pipelines.scoring.measures import MEASURES, measure
 from pipelines.scoring.validate import sizes_that_vary
+from segmodels.held import images_at_once
 from segmodels.inference import Inference, predict_together
 from segmodels.metrics import cells
 from segmodels.precision import autocast
@@ -90,7 +92,7 @@ def count_images(
         inferences: the protocols.
         share: what this process does; all workers get the counts of all.
         precision: `bf16`, `fp16` or `fp32`.
-        batch: most images of one size that are predicted at once on a GPU.
+        batch: most images of one size that are predicted at once on a GPU, see `images_at_once`.
         beat: is given how many images this process has counted since the last call; called by several threads.
         stop: gives the number of a signal that asks to end, 0 while there is none.
         measures: what else is counted under each protocol, names of `MEASURES`.
@@ -101,7 +103,8 @@ def count_images(
     """
     model.eval()
     shards = open_shards(uri)
-    mine = validation_batches(shards, 1 if share.device.type == "cpu" else batch)[share.rank :: share.world]
+    at_most = 1 if share.device.type == "cpu" else images_at_once(inferences, model.num_classes, batch)
+    mine = validation_batches(shards, at_most)[share.rank :: share.world]
     found: list[list[Tensor]] = [[] for _ in inferences]
     sums = [no_sums(measures, model.num_classes, share) for _ in inferences]
 
@@ -111,9 +114,9 @@ def count_images(
         beat(len(rows))
         return counted
 
-    whole = [way for way in inferences if way.window is None]
-    with sizes_that_vary((whole or list(inferences))[0]):
-        for parts in at_once(count, read_ahead(shards, mine), mine, share):
+    ahead = under_way(read_ahead(shards, mine), lane_to(share.device, channels_last=True))
+    with sizes_that_vary(min(inferences, key=lambda way: way.window is not None)), ahead as batches:
+        for parts in at_once(count, batches, mine, share):
             for kept, total, (entries, more) in zip(found, sums, parts, strict=True):
                 kept.append(entries)
                 total += more

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from pipelines.feed.ahead import lane_to, under_way
 from pipelines.feed.plan import open_shards
 from pipelines.feed.validation import read_ahead, validation_batches
+from segmodels.held import images_at_once
 from segmodels.inference import Inference, predict
 from segmodels.metrics import Confusion
 from segmodels.precision import autocast
@@ -19,13 +21,16 @@ from segmodels.segmentor import Segmentor
 
 @contextlib.contextmanager
 def sizes_that_vary(inference: Inference) -> Iterator[None]:
-    """For whole images cuDNN does not search for the fastest algorithm: it would again for each of their sizes."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before and inference.window is not None
+    """For whole images cuDNN plans neither convolutions nor attention: it would again for each of their sizes."""
+    fixed = inference.window is not None
+    before, attention = torch.backends.cudnn.benchmark, torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cudnn.benchmark = before and fixed
+    torch.backends.cuda.enable_cudnn_sdp(attention and fixed)
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+        torch.backends.cuda.enable_cudnn_sdp(attention)
 
 
 def validate(
@@ -54,14 +59,15 @@ def validate(
     shards = open_shards(uri)
     confusion = Confusion(model.num_classes).to(device)
     rows = 0
-    mine = validation_batches(shards, batch)[rank::world]
+    mine = validation_batches(shards, images_at_once([inference], model.num_classes, batch))[rank::world]
     beat()
     with (
         torch.inference_mode(),
         autocast(device, precision),
         sizes_that_vary(inference),
+        under_way(read_ahead(shards, mine), lane_to(device, channels_last=True)) as parts,
     ):
-        for part in read_ahead(shards, mine):
+        for part in parts:
             part = part.to(device, channels_last=device.type == "cuda")
             confusion.update(predict(model, part.image, inference).argmax(1), part.mask)
             rows += len(part.mask)

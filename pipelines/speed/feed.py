@@ -34,6 +34,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16, help="images of a step over all workers (default 16)")
     parser.add_argument("--epochs", type=int, help="of each kind in each round, or more where a rate takes them")
     parser.add_argument("--tasks", type=int, help="decoding tasks of each worker (default: what the machine carries)")
+    parser.add_argument(
+        "--consumers", type=int, metavar="N", help="instead: what this machine gives so many at once, part by part"
+    )
     parser.add_argument("--pace", type=float, default=0.0, metavar="S", help="seconds that a step takes (default 0)")
 
 
@@ -47,6 +50,10 @@ def check(args: argparse.Namespace) -> None:
 
     if wrong := [n for n in args.workers if n < 1 or args.batch % n]:
         raise InputError(f"--workers {wrong[0]}: 1 or more, and --batch {args.batch} must fall into equal shares")
+    if args.consumers is not None and (args.consumers < 1 or args.batch % args.consumers):
+        raise InputError(
+            f"--consumers {args.consumers}: 1 or more, and --batch {args.batch} must fall into equal shares"
+        )
     if args.rows < 2 * args.batch:
         raise InputError(f"--rows {args.rows}: two batches of {args.batch} are the least")
 
@@ -60,6 +67,10 @@ def measure(args: argparse.Namespace) -> Report:
     with scratch() as folder:
         uri = locate(str(Path.cwd()), args.shards) if args.shards else ""
         uri = uri or str(drawn_shards(folder / "data", args.rows, (360, 480)) / "train")
+        if args.consumers:
+            from pipelines.speed.feed_node import node_report
+
+            return node_report(args, recipe_of(args, args.consumers), uri)
         for count in args.workers:
             measured[count] = session(args, count, uri, folder / f"workers-{count}")
     return report(args, measured)

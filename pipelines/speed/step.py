@@ -121,28 +121,24 @@ def speeds(recipe: Recipe, resident: bool) -> list[float]:
     from pipelines.runs.record import read_record
 
     with contextlib.redirect_stdout(sys.stderr):
-        run_recipe(recipe, resident_feed() if resident else None)
+        run_recipe(recipe, resident_feed(recipe) if resident else None)
     lines, _ = read_record(RunFolder(Path(recipe.output) / "runs" / str(recipe.name)).stage("step").record)
     return [line["images_per_s"] for line in lines if line["kind"] == "train"]
 
 
-def resident_feed() -> Feed:
+def resident_feed(recipe: Recipe) -> Feed:
     """A feed that gives the plan's first batch at every step, moved to the device once."""
+    import torch
+
     from pipelines.feed.batch import Batch
     from pipelines.feed.batches import train_batches
     from pipelines.feed.plan import SamplePlan
 
-    class Resident(Batch):
-        """A batch that is moved once."""
-
-        def to(self, device: Any, channels_last: bool) -> Batch:
-            if "moved" not in self.__dict__:
-                self.__dict__["moved"] = super().to(device, channels_last)  # the dataclass is frozen
-            return self.__dict__["moved"]
+    device = torch.device("cuda" if torch.cuda.is_available() and recipe.workers.gpus != 0 else "cpu")
+    channels_last = device.type == "cuda" if recipe.workers.channels_last is None else recipe.workers.channels_last
 
     def feed(plan: SamplePlan, *unused: Any) -> Generator[Batch]:
-        first = next(train_batches(plan, "torch", 0))
-        batch = Resident(first.image, first.mask)
+        batch = next(train_batches(plan, "torch", 0)).to(device, channels_last)
         for _ in range(plan.start, plan.steps):
             yield batch
 

@@ -25,6 +25,7 @@ from pipelines.training.copy import Copy
 from pipelines.training.job import Job
 from pipelines.training.saving import Saving
 from pipelines.training.scaling import Scaling
+from segmodels.kernels import settle_kernels
 from segmodels.losses import Objective
 from segmodels.optim import build_sgd, parameter_groups
 from segmodels.precision import autocast
@@ -134,6 +135,7 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device, copy: Co
     """
     recipe = job.recipe
     precision = set_up_process(job, device)
+    kernels = settle_kernels(device, precision)
     torch.manual_seed(recipe.seed)  # fresh layers are equal on all workers and in all runs
     model = build_model(recipe, len(job.classes), job.weights).to(device)
     channels_last = device.type == "cuda" if recipe.workers.channels_last is None else recipe.workers.channels_last
@@ -154,6 +156,7 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device, copy: Co
     )  # fmt: skip
     resume(learner)
     learner.origin += f"; {several(world, 'worker')} on {learner.devices}, {precision}"
+    learner.origin += f"; {kernels}" if kernels else ""
     if recipe.optim.freeze_norm:
         learner.origin += f"; {told_of_frozen(learner)}"
     learner.net = distribute(model, world, device, recipe)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pipelines.feed.batch import Batch
 from pipelines.runs.checkpoint import Progress
 from pipelines.training.learner import Learner
+from pipelines.training.waits import Waits, clock_of
 
 
 class Meter:
@@ -34,23 +35,24 @@ class Meter:
         self.kept = [torch.tensor(v, device=self.device) * (1.0 if self.rank == 0 else 0.0) for v in before]
         self.seconds, self.images = progress.seconds, progress.images
         self.saved = time.monotonic()
+        self.waits = Waits(clock_of(self.device))
         self.restart()
 
     def restart(self) -> None:
         """Begin a new interval, without what validation took."""
-        self.began, self.waited, self.steps = time.monotonic(), 0.0, 0
+        self.began, self.steps = time.monotonic(), 0
+        self.waits.restart()
 
     def waiting(self, feed: Iterator[Batch]) -> Iterator[Batch]:
-        """The feed, with the time spent in it measured; the first batch's start-up is not the step's wait."""
+        """The feed, with the device's waits for it measured; the first batch's start-up is not the step's wait."""
         first = True
         while True:
-            asked = time.monotonic()
+            self.waits.ask()
             batch = next(feed, None)
+            self.waits.come()
             if first:
                 self.restart()
                 first = False
-            else:
-                self.waited += time.monotonic() - asked
             if batch is None:
                 return
             yield batch
@@ -90,7 +92,7 @@ class Meter:
         images = self.steps * self.batch
         self.seconds += span
         self.images += images
-        rates = {"images_per_s": images / span, "data_wait": self.waited / span}
+        rates = {"images_per_s": images / span, "data_wait": self.waits.seconds() / span}
         rates["save_wait"] = self.saving.taken() / span
         rates["eta_s"] = (self.steps_of_stage - done) * span / max(self.steps, 1)
         if self.device.type == "cuda":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from pipelines.runs.record import Record
 from pipelines.scoring.validate import validate
 from pipelines.training.job import Job
 from pipelines.training.learner import Learner, share_buffers
+from segmodels.held import images_at_once
 from segmodels.inference import Inference, predict
 from segmodels.metrics import scores
 from segmodels.segmentor import Segmentor
@@ -41,7 +42,7 @@ def score(learner: Learner, step: int, record: Record, beat: Callable[[], None] 
     share_buffers(shown, learner.world)
     counts = validate(
         shown, str(job.val), inference, learner.device, learner.rank, learner.world, learner.precision, spec.batch,
-        told(learner, spec.batch, step, record, beat),
+        told(learner, images_at_once([inference], shown.num_classes, spec.batch), step, record, beat),
     )  # fmt: skip
     result = scores(torch.from_numpy(counts))
     learner.progress = learner.progress.scored(step, result.miou)
@@ -58,7 +59,9 @@ def score(learner: Learner, step: int, record: Record, beat: Callable[[], None] 
     ray.train.report({"step": step, "miou": result.miou})
 
 
-def told(learner: Learner, batch: int, step: int, record: Record, beat: Callable[[], None]) -> Callable[[], None]:
+def told(
+    learner: Learner, batch: Callable[[Sequence[int]], int], step: int, record: Record, beat: Callable[[], None]
+) -> Callable[[], None]:
     """A beat that also notes every few seconds how far the validation of this worker is; the screen shows it."""
     mine = validation_batches(open_shards(str(learner.job.val)), batch)[learner.rank :: learner.world]
     done = itertools.accumulate(map(len, mine), initial=0)

@@ -12,8 +12,9 @@ import numpy as np
 
 from pipelines.cluster.device import device_of
 from pipelines.cluster.inside_ray import one_more
+from pipelines.feed.ahead import lane_to, under_way
 from pipelines.feed.batch import Batch
-from pipelines.feed.batches import train_batches, under_way
+from pipelines.feed.batches import train_batches
 from pipelines.feed.plan import SamplePlan
 from pipelines.recipes.model import train_mode
 from pipelines.runs.folder import RunFolder
@@ -53,9 +54,9 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None 
     learner = make_learner(job, rank, world, device, copy)
     rehearse(learner)
     pulse.beat()  # setting up is progress too: on a busy machine it alone takes half a minute
-    plan, validations = learner.plan(), validation_steps(job)
+    plan, validations, lane = learner.plan(), validation_steps(job), lane_to(device, learner.channels_last)
     with (
-        under_way(feed(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus)) as batches,
+        under_way(feed(plan, recipe.feed, job.sizes.feed_tasks, job.sizes.feed_cpus), lane) as batches,
         Record(job.place.record if rank == 0 else None) as record,
         beside(learner, record, pulse) as asked,
     ):

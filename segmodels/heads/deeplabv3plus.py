@@ -6,7 +6,6 @@ With `separable` the dilated convolutions and the decoder's are split per channe
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import positive, probability
@@ -14,6 +13,7 @@ from segmodels.heads.aspp import ASPP, SeparableConv
 from segmodels.heads.maps import Maps
 from segmodels.heads.pyramid_head import sizes
 from segmodels.layers import ConvNormReLU, dropout_classifier
+from segmodels.upsampling import bilinear
 
 
 class DeepLabV3PlusHead(nn.Module):
@@ -47,7 +47,7 @@ class DeepLabV3PlusHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
         low = self.low(features[0])
-        high = F.interpolate(self.context(features[-1]), low.shape[2:], mode="bilinear", align_corners=True)
+        high = bilinear(self.context(features[-1]), low.shape[2:])
         return {"logits": self.classify(self.decode(torch.cat([high, low], 1)))}
 
 

@@ -16,6 +16,7 @@ from segmodels.heads.maps import Maps
 from segmodels.heads.pyramid_head import sizes
 from segmodels.heads.srnet import SqueezeReasoning
 from segmodels.layers import ConvNormReLU, check_norm_batch, dropout_classifier
+from segmodels.upsampling import bilinear
 
 READ = 3  # maps
 
@@ -50,7 +51,7 @@ class LinearPyramid(nn.Module):
             level = project(F.adaptive_avg_pool2d(x, side))
             if side == 1:
                 check_norm_batch(norm, level, "the image pooling branch")
-            parts.append(F.interpolate(norm(level), x.shape[2:], mode="bilinear", align_corners=True))
+            parts.append(bilinear(norm(level), x.shape[2:]))
         return self.dropout(self.fuse(torch.cat([*parts, x], 1)))
 
 
@@ -66,7 +67,7 @@ class FusionNode(nn.Module):
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         # Not `resize`: its test for equal sizes would bind an exported program.
-        coarse = F.interpolate(coarse, fine.shape[-2:], mode="bilinear", align_corners=True)
+        coarse = bilinear(coarse, fine.shape[-2:])
         return self.mix(torch.cat([coarse, fine], 1))
 
 

@@ -22,6 +22,7 @@ from segmodels.heads.maps import Maps
 from segmodels.heads.object_attention import SelfAttention
 from segmodels.heads.pyramid_head import sizes
 from segmodels.layers import ConvNormReLU, dropout_classifier, known
+from segmodels.upsampling import bilinear
 
 SCHEMES: dict[str, int] = {"base": 1, "pyramid": 1, "asp": 2}  # by what the widths of the attention are divided
 ATTENTIONS: dict[str, Callable[..., nn.Module]] = {"sa": SelfAttention, "isa": InterlacedAttention}
@@ -54,7 +55,7 @@ class Pooled(nn.Module):
                 "Lower pool, or enlarge the crop or image"
             )
         y = self.unit(F.max_pool2d(x, self.pool), maps)
-        return F.interpolate(y, (height, width), mode="bilinear", align_corners=True)
+        return bilinear(y, (height, width))
 
 
 class BaseOC(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from segmodels.checks import positive
 from segmodels.heads.maps import Maps
 from segmodels.layers import ConvNormReLU, check_norm_batch, dropout_classifier
+from segmodels.upsampling import bilinear
 
 
 class PyramidHead(nn.Module):
@@ -70,7 +71,7 @@ class PooledBranch(nn.Module):
             check_norm_batch(self.project[1], y, "the image pooling branch")
             return self.project(y).expand(-1, -1, *x.shape[2:])
         # Not `resize`: its test for equal sizes would bind an exported program to other sizes than the bins'.
-        return F.interpolate(self.project(y), x.shape[2:], mode="bilinear", align_corners=True)
+        return bilinear(self.project(y), x.shape[2:])
 
 
 def sizes(name: str, values: Sequence[int]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmodels.heads.apcnet import AdaptiveContext
+from segmodels.upsampling import bilinear
 
 
 def apcnet_plain(module: AdaptiveContext, x: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ def apcnet_plain(module: AdaptiveContext, x: Tensor) -> Tensor:
     batch, channels, height, width = y.shape
     pooled = pooled.view(batch, channels, -1).permute(0, 2, 1).contiguous()
     guide = module.guide(F.adaptive_avg_pool2d(y, 1))
-    guide = F.interpolate(guide, size=(height, width), mode="bilinear", align_corners=True)
+    guide = bilinear(guide, (height, width))
     affinity = module.affinity(y + guide).permute(0, 2, 3, 1).reshape(batch, height * width, -1)
     z = torch.matmul(torch.sigmoid(affinity), pooled).permute(0, 2, 1).contiguous()
     z = module.residual(z.view(batch, channels, height, width))

@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from datasets.transforms import TrainView
 from pipelines.base.door import run
 from pipelines.bench import COMMANDS, build_parser, main
 from pipelines.cluster.sizes import Sizes
-from pipelines.feed.plan import SamplePlan
+from pipelines.feed.plan import SamplePlan, read_blocks
 from pipelines.speed.drain import merge, steady
 from pipelines.speed.feed import plan_of, recipe_of
+from pipelines.speed.feed_node import blank_blocks, parts_of, together
 from pipelines.speed.report import Report, goal, interleave, ratios, spread, table, write_json
 from pipelines.speed.spans import account
 from pipelines.speed.step import amortised
@@ -267,3 +270,25 @@ def test_seconds_of_a_process_that_ended_are_not_taken_off_the_others():
         process.stdin.close()
     assert sum(before.values()) >= 0.3
     assert 0 <= processor_seconds_since(before) < 0.3
+
+
+def test_parts_of_an_image_are_told_apart(shards):
+    plan = SamplePlan(str(shards / "voc12/train"), 18, TrainView((32, 32), (1, 1)), seed=0, batch=2, steps=1)
+    parts = parts_of(plan, 2)
+    assert set(parts) == {"read", "decode", "transform"}  # small JPEGs are not kept
+    assert all(len(found) == 2 and min(found) > 0 for found in parts.values())
+
+
+def test_of_large_pngs_the_kept_pixels_are_a_part(shards, monkeypatch):
+    plan = SamplePlan(str(shards / "voc12/train"), 18, TrainView((32, 32), (1, 1)), seed=0, batch=2, steps=1)
+    kept = np.zeros((40, 56, 3), np.uint8)
+    kept.flags.writeable = False
+    monkeypatch.setattr("datasets.pixels.Pixels.find", lambda self, sha256: kept)
+    assert len(parts_of(plan, 1)["kept pixels: read and transform"]) == 1
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("read", [read_blocks, blank_blocks])
+def test_consumers_get_all_their_batches_at_once(ray_session, shards, read):
+    plan = SamplePlan(str(shards / "voc12/train"), 18, TrainView((32, 32), (1, 1)), seed=0, batch=4, steps=60, world=2)
+    assert 0 < together(plan, 2, 1, read) < 1e5

@@ -196,8 +196,16 @@ finally:
 
 
 @pytest.mark.parametrize(("window", "searches"), [(None, False), ((32, 32), True)])
-def test_cudnn_searches_for_algorithms_only_where_sizes_stay(window, searches, monkeypatch):
+@pytest.mark.parametrize("attention", [True, False])
+def test_cudnn_plans_only_where_sizes_stay(window, searches, attention, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    with sizes_that_vary(Inference("slide" if window else "whole", window)):
-        assert torch.backends.cudnn.benchmark is searches
-    assert torch.backends.cudnn.benchmark is True
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(attention)
+    try:
+        with sizes_that_vary(Inference("slide" if window else "whole", window)):
+            assert torch.backends.cudnn.benchmark is searches
+            assert torch.backends.cuda.cudnn_sdp_enabled() is (searches and attention)
+        assert torch.backends.cudnn.benchmark is True
+        assert torch.backends.cuda.cudnn_sdp_enabled() is attention
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -17,7 +19,8 @@ from datasets.shards import Shards
 from datasets.transforms import TrainView
 from pipelines.base.door import ROOT
 from pipelines.cluster.inside_ray import DATA_THREADS
-from pipelines.feed.batches import BLOCK_ROWS, TURN_S, Unhurried, block_steps, task_steps, train_batches, under_way
+from pipelines.feed.ahead import under_way
+from pipelines.feed.batches import BLOCK_ROWS, TURN_S, Unhurried, block_steps, task_steps, train_batches
 from pipelines.feed.plan import SamplePlan, row_of
 from pipelines.feed.validation import read_ahead, validation_batches
 
@@ -146,6 +149,9 @@ def test_ids_name_the_samples_of_the_whole_batch(plan):
 
 def test_validation_batches_hold_every_row_once_in_one_size(shards):
     split = Shards(str(shards / "voc12" / "val"))
+    narrow = min(int(width) for _, width in split.sizes)
+    for batch in validation_batches(split, lambda size: 1 if size[1] == narrow else 2):
+        assert len(batch) <= (1 if split.sizes[batch[0]][1] == narrow else 2)
     for size in (1, 2, 4, 100):
         batches = validation_batches(split, size)
         assert sorted(row for batch in batches for row in batch) == list(range(len(split)))
@@ -253,3 +259,78 @@ def test_the_object_store_holds_a_bounded_number_of_blocks(plan, ray_session, mo
     assert BLOCK_ROWS // 6 * 6 * pixels < peak.bytes < min(store_bytes(recipe, sizes), 600 * 6 * pixels / 2)
     assert not peak.spilled
     assert 20 < len(turns) < 1.1 * (time.monotonic() - start) / TURN_S
+
+
+TWO_NODES = """
+import sys
+import time
+
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+from datasets.transforms import TrainView
+from pipelines.cluster.session import quiet
+from pipelines.feed.batches import ray_batches
+from pipelines.feed.plan import SamplePlan, read_blocks
+
+
+def marking(other):
+    # its blocks' pixels say on which node they were read: 2 on the other one
+    def read(table, plan, per_block):
+        import numpy as np
+        import pyarrow as pa
+
+        from pipelines.feed.plan import column
+
+        node = 1 + (ray.get_runtime_context().get_node_id() == other)
+        for block in read_blocks(table, plan, per_block):
+            pixels = np.full((len(block), 32, 32, 3), node, np.uint8)
+            yield pa.table({"image": column(pixels), "mask": column(pixels[..., 0].copy())})
+
+    return read
+
+
+def nodes_of(plan, other):
+    return {int(batch.image[0, 0, 0, 0]) for batch in ray_batches(plan, 2, 1.0, marking(other))}
+
+
+def block(seconds):
+    time.sleep(seconds)
+
+
+small = {"num_cpus": 2, "object_store_memory": 100 << 20}
+cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+ray.init(address=cluster.address, log_to_driver=False)
+quiet()
+head = ray.get_runtime_context().get_node_id()
+cluster.add_node(**small)
+cluster.wait_for_nodes()
+other = next(node["NodeID"] for node in ray.nodes() if node["NodeID"] != head)
+plan = SamplePlan(sys.argv[1], 18, TrainView((32, 32), (1, 1)), seed=0, batch=8, steps=256)  # several tasks
+there = On(other, soft=False)
+here = ray.remote(num_cpus=0)(nodes_of).options(scheduling_strategy=there)
+print("own", ray.get(here.remote(plan, other)) == {2})
+blocker = ray.remote(num_cpus=2)(block).options(scheduling_strategy=there).remote(1000)
+time.sleep(2)
+print("spilled", ray.get(here.remote(plan, other)) == {1})
+ray.cancel(blocker, force=True)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.xdist_group("two nodes")
+def test_tasks_run_on_their_workers_node_and_elsewhere_only_where_that_is_full(plan, tmp_path):
+    """In a process of its own, which has a cluster of two nodes."""
+    script = tmp_path / "two_nodes.py"
+    script.write_text(TWO_NODES)
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{tmp_path}",
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="r", dir="/tmp"),
+    }
+    done = subprocess.run([sys.executable, script, plan.shards], capture_output=True, text=True, timeout=250,
+                          cwd=ROOT, env=environment)  # fmt: skip
+    assert done.stdout.split() == ["own", "True", "spilled", "True"], done.stdout + done.stderr

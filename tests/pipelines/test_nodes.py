@@ -257,7 +257,7 @@ def test_code_that_ray_cannot_send_is_found_before_it_tries(tmp_path):
     [
         (Workers(count=2, gpus=0), [Node(1)] * 3, Sizes(2, 0, 0.5, 1, 0.5)),  # on the sum 0.6 each: one task starves
         (Workers(gpus=1), [Node(4), Node(4, 4), Node(4, 4)], Sizes(8, 1, 0.66, 1, 0.66)),
-        (Workers(count=4, gpus=1), [Node(4), Node(48, 4)], Sizes(4, 1, 1.0, 8, 1.0)),
+        (Workers(count=4, gpus=1), [Node(4), Node(48, 4)], Sizes(4, 1, 1.0, 11, 1.0)),
         (Workers(count=2, gpus=0), [Node(4), Node(0.5)], Sizes(2, 0, 0.8, 1, 0.8)),
         (Workers(count=2, gpus=1), [Node(2, 1), Node(2, 1), Node(9)], Sizes(2, 1, 1.0, 5, 1.0)),
     ],
@@ -296,9 +296,9 @@ def test_what_cluster_yaml_may_start_is_read_from_it():
 @pytest.mark.parametrize(
     ("workers", "sizes"),
     [
-        (Workers(count=4, gpus=1), Sizes(4, 1, 1.0, 8, 1.0)),  # one node more
-        (Workers(gpus=1), Sizes(16, 1, 1.0, 8, 1.0)),  # all that may come
-        (Workers(), Sizes(16, 1, 1.0, 8, 1.0)),  # and not one CPU of the head
+        (Workers(count=4, gpus=1), Sizes(4, 1, 1.0, 12, 1.0)),  # one node more
+        (Workers(gpus=1), Sizes(16, 1, 1.0, 11, 1.0)),  # all that may come
+        (Workers(), Sizes(16, 1, 1.0, 11, 1.0)),  # and not one CPU of the head
         (Workers(count=2, gpus=0), Sizes(2, 0, 1.0, 1, 1.0)),
     ],
 )

@@ -1,5 +1,6 @@
 """What is found before Ray starts: where weights and shards are, whether they fit, and what is done already."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,8 +17,10 @@ from datasets.sample import DataError
 from pipelines.base.addresses import locate
 from pipelines.base.door import ROOT
 from pipelines.base.errors import InputError
+from pipelines.cluster.sizes import Sizes
 from pipelines.driver import weights
 from pipelines.driver.checks import check_known_share
+from pipelines.driver.opening import warn_of_small_shares
 from pipelines.driver.run import run_recipe
 from pipelines.driver.weights import Weights, check_weights, localise
 from pipelines.recipes.reading import load_recipe
@@ -280,3 +283,22 @@ def test_a_finished_stage_is_not_run_again(recipe_file, tmp_path, capsys):
     assert "first  is finished, not run again" in capsys.readouterr().out
     assert (folder / "first/record.jsonl").read_bytes() == before
     assert (folder / "second/done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes", "fewer"),
+    [
+        (16, Sizes(16, 1, 1.0, 1, 1.0), 4),
+        (16, Sizes(8, 1, 1.0, 1, 1.0), 4),
+        (6, Sizes(3, 1, 1.0, 1, 1.0), 1),
+        (2, Sizes(2, 1, 1.0, 1, 1.0), 1),
+        (16, Sizes(4, 1, 1.0, 1, 1.0), None),
+        (1, Sizes(1, 1, 1.0, 1, 1.0), None),  # there are no fewer
+        (16, Sizes(16, 0, 1.0, 1, 1.0), None),
+    ],
+)
+def test_too_few_images_for_each_gpu_are_warned_about_with_the_cure(batch, sizes, fewer, capsys):
+    warn_of_small_shares(dataclasses.replace(load_recipe("sample", []), batch=batch), sizes)
+    said = capsys.readouterr().err
+    assert (f"warning: {batch // sizes.count} image(s) of the batch of {batch}" in said) == (fewer is not None)
+    assert fewer is None or f"workers.count={fewer} takes about as long" in said

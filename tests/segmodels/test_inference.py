@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from segmodels import passes
 from segmodels.heads.reconet import reconet_head
+from segmodels.held import HELD_BYTES, held_bytes, images_at_once
 from segmodels.inference import AVERAGES, Inference, predict, predict_together, protocol
 from segmodels.memory import peak_bytes
 from segmodels.passes import Way, exponentials
@@ -330,3 +332,45 @@ def test_memory_of_a_large_image_with_many_classes_is_bounded(ways, monkeypatch)
     assert peak < bound(ways, size, classes) + 4 * 3 * math.prod(size) * 10  # images in float32, up to twice their size
     one = held([dataclasses.replace(way, scales=(2.0,)) for way in ways[-1:]], size, classes)
     assert peak < 1.3 * one + 4 * classes * math.prod(size) * len(ways)  # no scale is held while the next is predicted
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_values_of_large_windows_are_the_same_in_strips(way, unlike, monkeypatch):
+    """Softmax and mirroring in their place, a few rows at a time, where one way sees a window."""
+    image = torch.randint(0, 256, (2, 3, 23, 31), dtype=torch.uint8)
+    expected = predict(unlike, image, way)
+    strips, in_strips = [], passes.in_strips
+    monkeypatch.setattr(passes, "large", lambda values: True)
+    monkeypatch.setattr(passes, "STRIP_BYTES", 4 * 2 * unlike.num_classes * 31 * 4)  # four rows
+    monkeypatch.setattr(passes, "in_strips", lambda *given: strips.append(1) or in_strips(*given))
+    assert torch.allclose(predict(unlike, image, way), expected, rtol=1e-5, atol=1e-12)  # a CPU rounds by the row
+    assert bool(strips) == (way.flip or way.average == "probabilities")
+
+
+def test_a_large_window_is_held_twice_and_not_three_times(monkeypatch):
+    monkeypatch.setattr(nn.functional, "interpolate", lambda x, size, **options: x.new_empty(*x.shape[:2], *size))
+    size, classes = (1024, 2048), 150
+    map_bytes = 4 * classes * math.prod(size)
+    lean = held([Inference(flip=True)], size, classes)
+    monkeypatch.setattr(passes, "LARGE_BYTES", 1 << 40)
+    assert held([Inference(flip=True)], size, classes) > 3 * map_bytes > 2.2 * map_bytes > lean
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        [Inference("slide", (512, 1024), scales=MULTI, flip=True)],
+        [Inference("slide", (512, 1024)), Inference("slide", (512, 1024), scales=MULTI, flip=True, average="logits")],
+        [Inference(scales=MULTI, flip=True, average="logits"), Inference()],
+    ],
+)
+def test_images_at_once_share_a_bound_of_memory(ways, monkeypatch):
+    monkeypatch.setattr(nn.functional, "interpolate", lambda x, size, **options: x.new_empty(*x.shape[:2], *size))
+    size, classes = (1024, 2048), 150
+    each = held_bytes(ways, size, classes)
+    assert bound(ways, size, classes) < held(ways, size, classes) + each  # in its order of magnitude
+    assert each > held(ways, size, classes)
+    at_once = images_at_once(ways, classes, 8)
+    assert at_once(size) == 1 < at_once((256, 512)) <= at_once((64, 128)) <= 8
+    assert images_at_once([Inference()], 19, 8)((1024, 2048)) == 8  # Cityscapes as ever
+    assert at_once((256, 512)) * held_bytes(ways, (256, 512), classes) <= HELD_BYTES

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from segmodels import entropy
 from segmodels.losses import TERMS, Objective
+from segmodels.memory import peak_bytes
 from segmodels.terms import boundary, class_pixels, cp, cross_entropy, dice, lovasz_softmax, near_boundary, ohem, se
 
 K = 4
@@ -291,3 +293,46 @@ def test_every_option_has_its_limits():
     from segmodels.losses import LIMITS
 
     assert {name for term in TERMS.values() for name in keywords_of(term.function)} <= set(LIMITS)
+
+
+LARGE = [
+    ("cross_entropy", {}),
+    ("cross_entropy", {"label_smoothing": 0.2}),
+    ("cross_entropy", {"label_smoothing": 0.1, "class_weights": (1, 2, 0.5, 3)}),
+    ("ohem", {"threshold": 0.3, "min_kept": 20, "class_weights": (1, 2, 0.5, 0)}),
+    ("boundary", {"width": 1, "factor": 3.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), LARGE)
+@pytest.mark.parametrize("part", [1, 2 * 8 * K * 5 * 7])  # bytes: an image at a time, or two of three
+def test_large_maps_get_the_same_loss_and_gradient(name, options, part, monkeypatch):
+    logits, mask = batch(images=3)
+    mask[1] = 255
+    expected = TERMS[name].function(logits, mask, **options)
+    (gradient,) = torch.autograd.grad(expected * 3, logits)
+    monkeypatch.setattr(entropy, "LARGE_BYTES", 1)
+    monkeypatch.setattr(entropy, "PART_BYTES", part)
+    plain, used = entropy.plain_entropy, []
+    monkeypatch.setattr(entropy, "plain_entropy", lambda part, *rest: used.append(len(part)) or plain(part, *rest))
+    loss = TERMS[name].function(logits, mask, **options)
+    assert torch.equal(loss, expected)
+    assert used == ([1, 1, 1] if part == 1 else [2, 1])
+    assert torch.allclose(torch.autograd.grad(loss * 3, logits)[0], gradient, rtol=1e-12, atol=1e-15)
+
+
+def test_of_large_maps_only_the_gradient_is_a_second_copy(monkeypatch):
+    """Logits, their softmax, and two maps of slopes by PyTorch; logits, slopes and a part of the images by ours."""
+    mask = torch.randint(0, 30, (8, 16, 16), dtype=torch.uint8)
+    size = 4 * 8 * 30 * 16 * 16
+
+    def step():
+        logits = (torch.zeros(8, 30, 16, 16, requires_grad=True) * 1.0).requires_grad_()
+        cross_entropy(logits, mask).backward()
+
+    before = peak_bytes(step, "cpu") / size
+    monkeypatch.setattr(entropy, "LARGE_BYTES", size - 1)
+    monkeypatch.setattr(entropy, "PART_BYTES", size // 8)
+    after = peak_bytes(step, "cpu") / size
+    assert before > after + 0.9, (before, after)
+    assert after < 3.5, after
