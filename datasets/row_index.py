@@ -1,6 +1,6 @@
 """The ids of a split's rows, and the rows in the order of their ids: a file that all processes of a machine map.
 
-Ten million ids as Python strings take a gigabyte in every process, and half a minute to sort; mapped, they take neither.
+Ten million ids as Python strings take a gigabyte in every process, and half a minute to sort; mapped, neither.
 """
 
 from collections.abc import Iterable

@@ -45,7 +45,9 @@ def check(args: argparse.Namespace) -> None:
 
     load_recipe("sample_small", [*KEYS, *args.overrides])
     if min(args.rows) < 1 or args.per_file < 1:
-        raise InputError(f"--rows {min(args.rows)} --per-file {args.per_file}: one row and one row a file are the least")
+        raise InputError(
+            f"--rows {min(args.rows)} --per-file {args.per_file}: one row and one row a file are the least"
+        )
 
 
 def measure(args: argparse.Namespace) -> Report:
@@ -108,7 +110,7 @@ def report(args: argparse.Namespace, measured: dict[str, dict[str, Any]]) -> Rep
         ]
     notes.insert(
         0,
-        f"{args.per_file} rows a file, ids in no order; sample_small with one worker and one feeding task, {STEPS} steps; "
+        f"{args.per_file} rows a file, ids in no order; sample_small, one worker, one feeding task, {STEPS} steps; "
         "MiB: the most that a process of each kind held for itself (resident less shared memory, looked at 5 times a "
         "second), its imports included; first step: its batch, forward and backward pass",
     )
