@@ -1,4 +1,4 @@
-"""What only a GPU can show: `pytest -m gpu -n 0`. Skipped where there is none; GPU_TESTS=cpu runs the same on the CPU."""
+"""What only a GPU can show: `pytest -m gpu -n 0`; skipped where there is none, but GPU_TESTS=cpu runs it on the CPU."""
 
 import json
 import os
