@@ -22,13 +22,14 @@ from pipelines.speed.drawn import draw
 SIZE = (64, 64)
 
 
-def many_shards(folder: Path, rows: int, per_file: int) -> None:
+def many_shards(folder: Path, rows: int, per_file: int, group: int = ROW_GROUP) -> None:
     """Write a split's shards.
 
     Args:
         folder: a new folder for them.
         rows: of the split.
         per_file: rows of each file but the last.
+        group: rows of a row group.
     """
     from datasets.readers.voc import CLASSES, PALETTE
 
@@ -38,7 +39,7 @@ def many_shards(folder: Path, rows: int, per_file: int) -> None:
     for first in range(0, rows, per_file):
         path = folder / f"part-{len(files):07d}.parquet"
         table = part(same, numbers[first : first + per_file])
-        pq.write_table(table, path, row_group_size=ROW_GROUP, compression="zstd", write_statistics=False)
+        pq.write_table(table, path, row_group_size=group, compression="zstd", write_statistics=False)
         data = path.read_bytes()
         content.update(data)
         sha256 = hashlib.sha256(data).hexdigest()

@@ -31,6 +31,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000], help="default 10000 1000000")
     parser.add_argument("--per-file", type=int, default=1280, help="rows of a file (default %(default)s)")
+    parser.add_argument(
+        "--group", type=int, default=64, help="rows of a row group (default %(default)s, as prepare; 1280 is generated "
+        "ten times faster)",
+    )  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for the recipe sample_small, after its own")
 
 
@@ -44,10 +48,8 @@ def check(args: argparse.Namespace) -> None:
     from pipelines.recipes.reading import load_recipe
 
     load_recipe("sample_small", [*KEYS, *args.overrides])
-    if min(args.rows) < 1 or args.per_file < 1:
-        raise InputError(
-            f"--rows {min(args.rows)} --per-file {args.per_file}: one row and one row a file are the least"
-        )
+    if min(*args.rows, args.per_file, args.group) < 1:
+        raise InputError(f"--rows {min(args.rows)} --per-file {args.per_file} --group {args.group}: each 1 or more")
 
 
 def measure(args: argparse.Namespace) -> Report:
@@ -55,18 +57,34 @@ def measure(args: argparse.Namespace) -> Report:
     from pipelines.speed.drawn import scratch
     from pipelines.speed.many import many_shards
 
-    measured: dict[str, dict[str, Any]] = {}
+    measured: dict[str, list[dict[str, Any]]] = {}
     for rows in args.rows:
         for _ in range(args.repeats):
             with scratch() as folder:
                 began = time.monotonic()
-                many_shards(folder / "data/many/train", rows, args.per_file)
-                written = time.monotonic() - began
+                many_shards(folder / "data/many/train", rows, args.per_file, args.group)
+                written = {"written_s": time.monotonic() - began} | parts(folder)
                 for cache in ("empty", "filled"):
                     words = [*KEYS, *args.overrides, f"data={folder / 'data'}", f"output={folder / 'out'}"]
                     run = trained([*words, f"name={cache}"], folder / "out" / "runs" / cache)
-                    measured.setdefault(f"{rows:,} rows, cache {cache}", {})[f"{written:.0f}"] = run
+                    measured.setdefault(f"{rows:,} rows, cache {cache}", []).append(written | run)
     return report(args, measured)
+
+
+def parts(folder: Path) -> dict[str, float]:
+    """Seconds of the processor for what is done once for all rows: the driver's check, the index, an epoch's order."""
+    from datasets.shards import Shards
+    from datasets.transforms import epoch_order
+    from pipelines.scoring.seen import digests
+
+    shards, seconds = Shards(str(folder / "data/many/train"), folder / "apart"), {}
+    work = {"check_s": lambda: digests(shards), "index_s": lambda: shards.index, "order_s": lambda: epoch_order(
+        len(shards), 0, 0)}  # fmt: skip
+    for name, one in work.items():
+        began = time.process_time()
+        one()
+        seconds[name] = time.process_time() - began
+    return seconds
 
 
 def trained(words: list[str], folder: Path) -> dict[str, Any]:
@@ -95,24 +113,39 @@ def trained(words: list[str], folder: Path) -> dict[str, Any]:
     return {"first_s": lines[0]["time"] / 1000 - began, "end_s": lines[-1]["time"] / 1000 - began, **peaks.kinds()}
 
 
-def report(args: argparse.Namespace, measured: dict[str, dict[str, Any]]) -> Report:
+def report(args: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]) -> Report:
     """A row per number of rows and state of the cache."""
     from pipelines.speed.report import Report, goal, spread
 
     rows, notes = [], []
     for name, runs in measured.items():
-        of = {key: [run[key] for run in runs.values()] for key in ("first_s", "driver", "worker", "task")}
-        rows.append([name, spread(of["first_s"]), *(spread([v / 2**20 for v in of[k]], 0) for k in list(of)[1:])])
-        largest = max(max(of[kind]) for kind in ("driver", "worker", "task")) / 2**30
+        seconds, kinds = (
+            {key: [run[key] for run in runs] for key in keys}
+            for keys in (("first_s", "check_s", "index_s", "order_s"), ("driver", "worker", "task"))
+        )
+        rows.append(
+            [name, *map(spread, seconds.values()), *(spread([v / 2**20 for v in k], 0) for k in kinds.values())]
+        )
+        largest = max(map(max, kinds.values())) / 2**30
         notes += [
-            goal(f"{name}, from the command to the first step, s", max(of["first_s"]), SECONDS, least=False),
+            goal(f"{name}, from the command to the first step, s", max(seconds["first_s"]), SECONDS, least=False),
             goal(f"{name}, GiB of the largest process", largest, GIB, least=False),
         ]
     notes.insert(
         0,
-        f"{args.per_file} rows a file, ids in no order; sample_small, one worker, one feeding task, {STEPS} steps; "
+        f"{args.per_file} rows a file, {args.group} a row group, ids in no order; sample_small, one worker, one feeding task, {STEPS} steps; "
         "MiB: the most that a process of each kind held for itself (resident less shared memory, looked at 5 times a "
-        "second), its imports included; first step: its batch, forward and backward pass",
+        "second), its imports included; first step: its batch, forward and backward pass; check of what was trained on, index of the "
+        "ids and order of an epoch: seconds of the processor, measured by themselves",
     )
-    columns = ["split", "first step after, s", "driver, MiB", "worker, MiB", "feeding task, MiB"]
+    columns = [
+        "split",
+        "first step after, s",
+        "check, s",
+        "index, s",
+        "order, s",
+        "driver, MiB",
+        "worker, MiB",
+        "feeding task, MiB",
+    ]
     return Report("A stage over many rows", columns, rows, notes, measured)

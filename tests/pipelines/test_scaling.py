@@ -93,7 +93,7 @@ def test_the_table_has_a_row_for_each_number_and_says_what_breaks_first(capsys):
     report = args.measure(args)
     assert [row[0] for row in report.rows] == ["1", "64", "512"]
     assert report.rows[0][2] == "217"
-    assert "synchronised norms: from 64 GPUs on" in report.notes
+    assert "synchronised norms: from 512 GPUs on" in report.notes
     local = build_parser().parse_args(["scaling", "--recipe", "fcn/camvid_resnet50s", "--norm", "local"])
     assert "synchronised norms: nowhere up to 512 GPUs" in local.measure(local).notes
 
@@ -104,7 +104,7 @@ def test_the_table_has_a_row_for_each_number_and_says_what_breaks_first(capsys):
         (["scaling", "--net-gb-s", "0"], "--net-gb-s 0: above 0"),
         (["scaling", "--gpus", "0"], "--gpus 0: 1 or more"),
         (["scaling", "--recipe", "reconet/voc"], "reconet/voc"),
-        (["rows", "--rows", "0"], "--rows 0 --per-file 1280: one row"),
+        (["rows", "--rows", "0"], "--rows 0 --per-file 1280 --group 64: each 1 or more"),
         (["gpu"], "--out DIR is needed"),
         (["gpu", "--out", "{tmp}", "--device", "cpu", "--seconds", "0"], "--seconds 0: above 0"),
     ],
@@ -218,6 +218,6 @@ def test_a_stage_over_many_rows_at_its_smallest(capsys):
     report = args.measure(args)
     assert [row[0] for row in report.rows] == ["600 rows, cache empty", "600 rows, cache filled"]
     for run in report.measured.values():
-        (values,) = run.values()
+        (values,) = run
         assert 0 < values["first_s"] <= values["end_s"]
         assert min(values["driver"], values["worker"], values["task"]) > 20 * 2**20
