@@ -47,19 +47,18 @@ def in_two(work: Work, device: str) -> Any:
     Raises:
         Exception: what one of them raised.
     """
-    answers: Any = multiprocessing.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(meet, (f"file://{folder}/meet", work, device, answers), nprocs=WORLD)
-    return answers.get()
+        multiprocessing.spawn(meet, (folder, work, device), nprocs=WORLD)
+        return torch.load(f"{folder}/answer", weights_only=True)
 
 
-def meet(rank: int, address: str, work: Work, device: str, answers: Any) -> None:
-    """One of the two processes."""
+def meet(rank: int, folder: str, work: Work, device: str) -> None:
+    """One of the two processes, which meet in a folder."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     answer = work(rank, torch.device(device, 0) if device == "cuda" else torch.device(device))
     if rank == 0:
-        answers.put(answer)
+        torch.save(answer, f"{folder}/answer")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -22,16 +22,16 @@ def lines(case: Case) -> Iterator[Line]:
     small = [*SMALL, "head.channels=32", "head.rank=4", "batch=2"] if case.small else ["batch=4"]
     took = {}
     for wanted in (False, True):
-        name, weights, told = "deterministic" if wanted else "default", [], set[str]()
-        with deterministic(wanted), warnings.catch_warnings(record=True) as caught:
+        name, weights = "deterministic" if wanted else "default", []
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for _ in range(2):
                 learner = lone_learner(small, device)
-                torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark and not wanted
-                began = time.monotonic()
-                weights.append(after_steps(learner, steps))
-                waited(device)
-                took[wanted] = time.monotonic() - began
+                with deterministic(wanted):
+                    began = time.monotonic()
+                    weights.append(after_steps(learner, steps))
+                    waited(device)
+                    took[wanted] = time.monotonic() - began
             told = {str(entry.message).split(" does not")[0] for entry in caught if "determinis" in str(entry.message)}
         unequal, numbers = unlike(*weights), sum(value.numel() for value in weights[0].values())
         good = unequal == 0 if wanted and not told else None

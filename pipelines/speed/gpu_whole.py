@@ -37,7 +37,7 @@ def lines(case: Case) -> Iterator[Line]:
 
 def model_of(recipe: str, case: Case, device: torch.device) -> Segmentor:
     """A recipe's model in evaluation."""
-    small = [*SMALL, "head.channels=32", "head.key_channels=8"] if case.small else []
+    small = [*SMALL, "head.channels=32", "head.key_channels=8", "head.partition=[2,2]"] if case.small else []
     words = ["backbone.weights=null", *small, *(["aux=null"] if case.small else [])]
     words = [word for word in words if not (case.small and word.startswith("aux."))]
     built = build_model(load_recipe(recipe, words), 60 if "context" in recipe else 150)

@@ -21,7 +21,8 @@ from segmodels.heads.catalog import HEADS
 RECIPE = "reconet/voc12_coco_resnet101s"
 TERMS = {"presence": "se", "class_prior": "cp"}  # outputs that are vectors; the others are maps
 SMALL = ["backbone.name=resnet18", "backbone.output_stride=16", "view.crop=[64,64]", "aux.channels=16"]
-NARROW = {"channels": 32, "rank": 4, "key_channels": 8, "nodes": 4, "kernels": [9], "bases": 4, "codes": 4}
+NARROW = {"channels": 32, "rank": 4, "key_channels": 8, "nodes": 4, "kernels": [9], "bases": 4, "codes": 4,
+          "partition": [2, 2]}  # fmt: skip
 STEPS = 10_000  # of the stage that is trained a part of: the rate hardly falls
 
 

@@ -133,9 +133,9 @@ def report(args: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]) 
         ]
     notes.insert(
         0,
-        f"{args.per_file} rows a file, {args.group} a row group, ids in no order; sample_small, one worker, one "
-        f"feeding task, {STEPS} steps; MiB: the most that a process of each kind held for itself (resident less shared, "
-        "looked at 5 times a second), its imports included; first step: its batch, forward and backward pass; check of "
+        f"{args.per_file} rows a file, {args.group} a row group, ids unordered; sample_small, one worker, one feeding "
+        f"task, {STEPS} steps; MiB: the most that a process of each kind held for itself (resident less shared, "
+        "looked at 5 times a second), imports included; first step: its batch, forward and backward pass; check of "
         "what was trained on, index of the ids, order of an epoch: seconds of the processor, measured by themselves",
     )
     columns = [

@@ -81,10 +81,9 @@ def test_no_loss_waits_either(kind, device):
 
 def test_the_same_steps_give_the_same_weights_where_kernels_are_deterministic(device):
     weights = []
-    with deterministic():
-        for _ in range(2):
-            learner = lone_learner(RECONET, device)
-            torch.backends.cudnn.benchmark = False
+    for _ in range(2):
+        learner = lone_learner(RECONET, device)
+        with deterministic():
             weights.append(after_steps(learner, 4))
     assert unlike(*weights) == 0
     assert unlike(weights[0], after_steps(lone_learner(["seed=1", *RECONET], device), 1)) > 0  # the count counts
