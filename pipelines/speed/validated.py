@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -43,9 +42,7 @@ def validated(args: argparse.Namespace) -> Report:
     base = recipe_for(args, 1)
     with scratch() as folder:
         data = str(drawn_shards(folder / "data", ROWS, base.view.crop))
-        make: Callable[[int, str], Recipe] = lambda n, name: one_stage(  # noqa: E731
-            recipe_for(args, n), name, data, folder, args.steps
-        )
+        make = functools.partial(made, args, data, folder)
         alone = dataclasses.replace(base, workers=dataclasses.replace(base.workers, count=0), feed="torch")
         resident = [
             median(speeds(one_stage(alone, f"resident-{turn}", data, folder, args.steps), resident=True)[1:])
@@ -71,6 +68,13 @@ def recipe_for(args: argparse.Namespace, n: int) -> Recipe:
 
     words = ["backbone.weights=null", "mlflow_model=false", *SMALL, f"batch={n * IMAGES}"]
     return load_recipe(args.recipe, [*words, f"workers.count={min(n, 2)}", "workers.feed_tasks=1"])
+
+
+def made(args: argparse.Namespace, data: str, folder: Path, n: int, name: str) -> Recipe:
+    """The run of n workers, on the drawn rows."""
+    from pipelines.speed.step import one_stage
+
+    return one_stage(recipe_for(args, n), name, data, folder, args.steps)
 
 
 def bytes_of(recipe: Recipe) -> int:
