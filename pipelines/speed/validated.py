@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipelines.cluster.sizes import Sizes
     from pipelines.recipes.recipe import Recipe
+    from pipelines.speed.many_gpus import Setup
     from pipelines.speed.report import Report
-    from pipelines.speed.scaling import Setup
 
 WORKERS = (1, 2, 4)
 IMAGES = 8  # of a worker in a step
@@ -173,7 +173,7 @@ def trained(recipe: Recipe, sizes: Sizes, n: int) -> float:
 def setup_here(args: argparse.Namespace, inputs: dict[str, float], gradients: int) -> Setup:
     """This machine as the formulas see it: one node whose workers and feeding tasks share the cores."""
     from pipelines.cluster.sizes import cores_here
-    from pipelines.speed.scaling import setup_of
+    from pipelines.speed.many_gpus import setup_of
 
     return setup_of(
         args, **inputs, gradients=gradients, norms=0, shared=True, images=IMAGES, launch_ms=1e-3, backward=0.0,

@@ -19,8 +19,8 @@ from pipelines.feed.plan import SamplePlan
 from pipelines.scoring.seen import digests
 from pipelines.speed import gpu, scaling
 from pipelines.speed.many import many_shards
+from pipelines.speed.many_gpus import FLAGS, Setup
 from pipelines.speed.processes import KindPeaks
-from pipelines.speed.scaling import FLAGS, Setup
 
 
 def setup(**changed):
