@@ -82,13 +82,13 @@ class Shards:
 
     @cached_property
     def index(self) -> RowIndex:
-        """The rows' ids and their order, mapped; written by the first process of the machine that asks for it.
+        """The rows' ids, order and images' marks, mapped; written by the machine's first process that asks for it.
 
         Raises:
             DataError: as in `columns`.
         """
-        target = self.cache / f"{self.manifest.hash}.ids.arrow"
-        return open_index(self._made(target, lambda sink: write_index((t["id"] for t in self.columns("id")), sink)))
+        target = self.cache / f"{self.manifest.hash}.rows.arrow"
+        return open_index(self._made(target, lambda sink: write_index(self.columns("id", "sha256"), sink)))
 
     @cached_property
     def ids(self) -> list[str]:

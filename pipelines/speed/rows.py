@@ -35,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--group", type=int, default=64, help="rows of a row group (default %(default)s, as prepare; 1280 is generated "
         "ten times faster)",
     )  # fmt: skip
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="shards stay in this folder, and are used again")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for the recipe sample_small, after its own")
 
 
@@ -54,6 +55,7 @@ def check(args: argparse.Namespace) -> None:
 
 def measure(args: argparse.Namespace) -> Report:
     """For each number of rows: write shards, then train on them with an empty cache and with a filled one."""
+    from datasets.manifest import MANIFEST
     from pipelines.speed.drawn import scratch
     from pipelines.speed.many import many_shards
 
@@ -61,25 +63,29 @@ def measure(args: argparse.Namespace) -> Report:
     for rows in args.rows:
         for _ in range(args.repeats):
             with scratch() as folder:
-                began = time.monotonic()
-                many_shards(folder / "data/many/train", rows, args.per_file, args.group)
-                written = {"written_s": time.monotonic() - began} | parts(folder)
+                data = (args.keep or folder).absolute() / f"{rows}-{args.per_file}-{args.group}"
+                if not (data / MANIFEST).exists():
+                    many_shards(data, rows, args.per_file, args.group)
+                written = parts(data, folder / "apart")
                 for cache in ("empty", "filled"):
-                    words = [*KEYS, *args.overrides, f"data={folder / 'data'}", f"output={folder / 'out'}"]
+                    words = [*KEYS, *args.overrides, f"stages.many.train={data}", f"output={folder / 'out'}"]
                     run = trained([*words, f"name={cache}"], folder / "out" / "runs" / cache)
                     measured.setdefault(f"{rows:,} rows, cache {cache}", []).append(written | run)
     return report(args, measured)
 
 
-def parts(folder: Path) -> dict[str, float]:
-    """Seconds of the processor for what is done once for all rows: the driver's check, the index, an epoch's order."""
+def parts(data: Path, cache: Path) -> dict[str, float]:
+    """Seconds of the processor for what is done for all rows: their index, the driver's check, an epoch's order."""
     from datasets.shards import Shards
     from datasets.transforms import epoch_order
     from pipelines.scoring.seen import digests
 
-    shards, seconds = Shards(str(folder / "data/many/train"), folder / "apart"), {}
-    work = {"check_s": lambda: digests(shards), "index_s": lambda: shards.index, "order_s": lambda: epoch_order(
-        len(shards), 0, 0)}  # fmt: skip
+    shards, seconds = Shards(str(data), cache), {}
+    work = {
+        "index_s": lambda: shards.index,
+        "check_s": lambda: digests(shards),
+        "order_s": lambda: epoch_order(len(shards), 0, 0),
+    }
     for name, one in work.items():
         began = time.process_time()
         one()
@@ -121,7 +127,7 @@ def report(args: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]) 
     for name, runs in measured.items():
         seconds, kinds = (
             {key: [run[key] for run in runs] for key in keys}
-            for keys in (("first_s", "check_s", "index_s", "order_s"), ("driver", "worker", "task"))
+            for keys in (("first_s", "index_s", "check_s", "order_s"), ("driver", "worker", "task"))
         )
         rows.append(
             [name, *map(spread, seconds.values()), *(spread([v / 2**20 for v in k], 0) for k in kinds.values())]
@@ -135,14 +141,14 @@ def report(args: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]) 
         0,
         f"{args.per_file} rows a file, {args.group} a row group, ids unordered; sample_small, one worker, one feeding "
         f"task, {STEPS} steps; MiB: the most that a process of each kind held for itself (resident less shared, "
-        "looked at 5 times a second), imports included; first step: its batch, forward and backward pass; check of "
-        "what was trained on, index of the ids, order of an epoch: seconds of the processor, measured by themselves",
+        "looked at 5 times a second), imports included; first step: its batch, forward and backward pass; index of "
+        "the rows, check of what was trained on, order of an epoch: seconds of the processor, measured by themselves",
     )
     columns = [
         "split",
         "first step after, s",
-        "check, s",
         "index, s",
+        "check, s",
         "order, s",
         "driver, MiB",
         "worker, MiB",

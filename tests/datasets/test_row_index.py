@@ -1,5 +1,6 @@
 """The order of an epoch is that of 0.5.0, whatever the rows' files; ids and order are mapped, and written once."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from datasets.shards import Shards
 from datasets.transforms import epoch_order
 
 NAMES = ["z", "a10", "a9", "ä", "Ω/1", "\U0001f40d", "￿", "a", "A", "a 1", "1"]  # the last plane sorts after U+FFFF
+SUMS = [hashlib.sha256(name.encode()).hexdigest() for name in NAMES]
+FILE = pa.schema([("id", pa.string()), ("sha256", pa.string())])
 
 
 def before(ids: list[str], seed: int, epoch: int) -> np.ndarray:
@@ -26,9 +29,11 @@ def before(ids: list[str], seed: int, epoch: int) -> np.ndarray:
 @pytest.mark.parametrize("cut", [0, 1, 7])
 def test_the_order_is_that_of_earlier_versions(cut: int, tmp_path: Path) -> None:
     with pa.OSFile(str(tmp_path / "index"), "wb") as sink:
-        write_index([pa.chunked_array([NAMES[:cut]], pa.string()), pa.chunked_array([NAMES[cut:]], pa.string())], sink)
+        write_index([pa.table({"id": NAMES[:cut], "sha256": SUMS[:cut]}, FILE), pa.table(
+            {"id": NAMES[cut:], "sha256": SUMS[cut:]}, FILE)], sink)  # fmt: skip
     index = open_index(tmp_path / "index")
     assert [index.name(row) for row in range(len(NAMES))] == NAMES
+    assert index.marks.tolist() == [np.uint64(int(text[:16], 16)).astype(np.int64) for text in SUMS]
     for epoch in range(4):
         np.testing.assert_array_equal(index.by_id[epoch_order(len(NAMES), 5, epoch)], before(NAMES, 5, epoch))
 
