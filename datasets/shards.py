@@ -3,10 +3,11 @@
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -21,12 +22,17 @@ from datasets.manifest import COLUMNS, read_manifest
 from datasets.owned import own_folder
 from datasets.parquet import open_parquet
 from datasets.pixels import Pixels
+from datasets.row_index import RowIndex, open_index, write_index
 from datasets.rows import row_problems
 from datasets.sample import DataError, Segment, decode_mask
 from datasets.storage import locate, read_bytes, written_whole
 from datasets.writer import ROW_GROUP
 
-SMALL = ["id", "height", "width", "sha256", "histogram"]
+OPEN_PARTS = 512
+"""Files that a process holds mapped: each takes 170 kB of its memory, and half a millisecond to be mapped again."""
+ROW_BYTES = 64  # of a row in the index, about
+READERS = 8  # threads that read a column of many files: in a bucket each answer takes its time
+AHEAD = 64  # files whose columns they read ahead
 
 
 class Shards:
@@ -58,43 +64,64 @@ class Shards:
     def __len__(self) -> int:
         return self.manifest.rows
 
+    def columns(self, *names: str) -> Iterator[pa.Table]:
+        """Some columns, a table for each file in the manifest's order; from the cache where a file is staged.
+
+        Raises:
+            DataError: a file is missing or damaged, or has other rows than the manifest says.
+        """
+        rows, numbers = 0, range(len(self.manifest.files))
+        with ThreadPool(READERS) as pool:  # of daemons: nobody waits for a silent bucket after Ctrl-C
+            for first in range(0, len(numbers), AHEAD):
+                for table in pool.imap(lambda number: self._read(number, names), numbers[first : first + AHEAD]):
+                    rows += len(table)
+                    yield table
+        if rows != len(self):
+            raise DataError(f"{self.uri}: {rows} rows in the files, {len(self)} in the manifest; prepare again")
+
+    def _whole(self, *names: str) -> pa.Table:
+        """Some columns of all rows."""
+        return pa.concat_tables([COLUMNS.empty_table().select(names), *self.columns(*names)])
+
     @cached_property
     def _pixels(self) -> Pixels:
         """Of PNG images, decoded."""
         return Pixels(self.cache / "pixels")
 
     @cached_property
-    def _small(self) -> pa.Table:
-        """The columns SMALL, from the cache where a file is staged, else from the Parquet file."""
-        tables = [self._read_small(number) for number in range(len(self.manifest.files))]
-        if not tables:
-            return pa.table({name: [] for name in SMALL})
-        table = pa.concat_tables(tables)
-        if len(table) != len(self):
-            raise DataError(f"{self.uri}: {len(table)} rows in the files, {len(self)} in the manifest; prepare again")
-        return table
+    def index(self) -> RowIndex:
+        """The rows' ids, order and images' marks, mapped; written by the machine's first process that asks for it.
+
+        Raises:
+            DataError: as in `columns`.
+        """
+        target = self.cache / f"{self.manifest.hash}.rows.arrow"
+        return open_index(
+            self._made(target, ROW_BYTES * len(self), lambda sink: write_index(self.columns("id", "sha256"), sink))
+        )
 
     @cached_property
     def ids(self) -> list[str]:
-        """The rows' ids."""
-        return self._small["id"].to_pylist()
+        """The rows' ids, as Python's strings; of a large split see `index`."""
+        return self._whole("id")["id"].to_pylist()
 
     @cached_property
     def sha256(self) -> list[str]:
         """The sha256 of each row's image bytes, hexadecimal."""
-        return self._small["sha256"].to_pylist()
+        return self._whole("sha256")["sha256"].to_pylist()
 
     @cached_property
     def sizes(self) -> np.ndarray:
         """Each row's height and width in pixels, int64 (n, 2)."""
-        return np.stack([self._small[key].to_numpy().astype(np.int64) for key in ("height", "width")], axis=1)
+        small = self._whole("height", "width")
+        return np.stack([small[key].to_numpy().astype(np.int64) for key in ("height", "width")], axis=1)
 
     @cached_property
     def histograms(self) -> np.ndarray:
         """Each row's pixels of the K classes, then those of 255, int64 (n, K + 1); zeros in a split without labels."""
         if not self.manifest.labelled:
             return np.zeros((len(self), len(self.manifest.classes) + 1), np.int64)
-        flat = self._small["histogram"].combine_chunks().flatten()
+        flat = self._whole("histogram")["histogram"].combine_chunks().flatten()
         return flat.to_numpy().reshape(len(self), len(self.manifest.classes) + 1)
 
     def encoded(self, i: int) -> tuple[bytes, bytes | None]:
@@ -175,34 +202,45 @@ class Shards:
         return number, i - self._starts[number]
 
     def _part(self, number: int) -> "_Part":
-        while number not in self._parts:  # another process may make room before the copy is open here
-            if part := _Part.of(self._staged(number)):
-                self._parts[number] = part
-        return self._parts[number]
+        """A file, mapped; of those not asked for lately, one is let go where `OPEN_PARTS` are."""
+        part = self._parts.pop(number, None)
+        while part is None:  # another process may make room before the copy is open here
+            part = _Part.of(self._staged(number))
+        for old in list(self._parts)[: -OPEN_PARTS + 1]:  # threads ask at the same time
+            self._parts.pop(old, None)
+        self._parts[number] = part
+        return part
 
     def _cached(self, number: int) -> Path:
         return self.cache / f"{self.manifest.files[number]['sha256']}.arrow"
 
     def _staged(self, number: int) -> Path:
-        """The local copy of a file, made by the first process that asks for it."""
-        target = self._cached(number)
+        """The local copy of a file."""
+        file = self.manifest.files[number]
+        return self._made(
+            self._cached(number),
+            file["bytes"],
+            lambda sink: to_ipc(_checked(self.uri, file), sink, f"{self.uri}/{file['name']}"),
+        )
+
+    def _made(self, target: Path, coming: int, write: Callable[[pa.NativeFile], None]) -> Path:
+        """A file of the cache, of about `coming` bytes, made by the first process that asks for it."""
         if target.exists():
             return target
         self.cache.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.exists():
-                data = _checked(self.uri, self.manifest.files[number])
-                make_room(self.cache, len(data))
+                make_room(self.cache, coming)
                 until = target.with_suffix(".tmp").name  # one name: under the lock, a killed run's rest is overwritten
                 with written_whole(fs.LocalFileSystem(), str(target), until) as stream:
-                    to_ipc(data, stream, f"{self.uri}/{self.manifest.files[number]['name']}")
+                    write(stream)
         return target
 
-    def _read_small(self, number: int) -> pa.Table:
+    def _read(self, number: int, names: Sequence[str]) -> pa.Table:
         if part := _Part.of(self._cached(number)):
-            return part.table.select(SMALL)
+            return part.table.select(names)
         with self._opened(number) as file:
-            return file.read(columns=SMALL).replace_schema_metadata(None)
+            return file.read(columns=list(names)).replace_schema_metadata(None)
 
     @contextmanager
     def _opened(self, number: int) -> Iterator[pq.ParquetFile]:

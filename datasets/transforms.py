@@ -3,7 +3,6 @@
 import hashlib
 import random
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,22 +37,23 @@ def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {epoch} {sample_id}".encode()).digest()[:8], "big")
 
 
-def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
-    """The row numbers of an epoch, each once: a function of the set of ids, the seed and the epoch.
+def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch: each place of the rows' ids in their own order, once.
 
-    The order of the rows in the shards does not matter: the same ids come in the same order.
+    Place p stands for the row whose id is the p-th of all: so the order of the rows in the shards does not matter.
 
     Args:
-        ids: unique ids, by row number.
+        rows: their number.
         seed: the run's.
         epoch: counted from 0.
 
     Returns:
-        int64 (n,).
+        int32 (n,), int64 where that is too short.
     """
-    by_id = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
-    return by_id[generator.permutation(len(ids))]
+    places = np.arange(rows, dtype=np.int32 if rows <= np.iinfo(np.int32).max else np.int64)
+    generator.shuffle(places)  # as `permutation` draws, which knows only the longer numbers
+    return places
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ examples:
   python -m pipelines.bench ablate                              # what a study costs on top of its trials
   python -m pipelines.bench evaluate                            # protocols in one pass against a loop
   python -m pipelines.bench serve --checkpoint best.pt          # a server against a bare loop; a flood of bad uploads
+  python -m pipelines.bench scaling                             # what 1 to 512 GPUs would train; --validate: 4 CPUs
+  python -m pipelines.bench rows --rows 10000000                # a stage over ten million rows
+  python -m pipelines.bench gpu --out DIR                        # eight minutes on a GPU; --device cpu --size small
   python -m pipelines.bench COMMAND --help                      # options of one command
 """
 # A further command is a line here and a module of that name in the room speed/. The module holds a docstring (its first
@@ -49,6 +52,9 @@ COMMANDS = (
     "ablate",
     "evaluate",
     "serve",
+    "scaling",
+    "rows",
+    "gpu",
 )
 
 

@@ -153,6 +153,19 @@ class Positions(torch.utils.data.Dataset):
         return read_sample(self.plan, position)
 
 
+class Steps(torch.utils.data.Sampler[range]):
+    """The stream positions of each step that is left."""
+
+    def __init__(self, plan: SamplePlan) -> None:
+        self.plan = plan
+
+    def __len__(self) -> int:
+        return self.plan.steps - self.plan.start
+
+    def __iter__(self) -> Iterator[range]:
+        return map(self.plan.positions, range(self.plan.start, self.plan.steps))
+
+
 def collate(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
     """Stack to image (B, H, W, 3) and mask (B, H, W)."""
     images, masks = zip(*samples, strict=True)
@@ -166,7 +179,7 @@ def torch_batches(plan: SamplePlan, tasks: int) -> Generator[Batch]:
         get_temp_dir()  # chosen once, by the first who asks
     loader = torch.utils.data.DataLoader(
         Positions(plan),
-        batch_sampler=[list(plan.positions(t)) for t in range(plan.start, plan.steps)],
+        batch_sampler=Steps(plan),
         collate_fn=collate,
         num_workers=tasks,
         **options,

@@ -50,9 +50,9 @@ class SamplePlan:
 
     def ids(self, step: int) -> list[str]:
         """Sample ids of the whole global batch of `step`."""
-        shards = open_shards(self.shards)
+        index = open_shards(self.shards).index
         everyone = range(step * self.batch, (step + 1) * self.batch)
-        return [shards.ids[row_of(self, position)[1]] for position in everyone]
+        return [index.name(row_of(self, position)[1]) for position in everyone]
 
 
 @functools.lru_cache(maxsize=8)
@@ -62,16 +62,16 @@ def open_shards(uri: str) -> Shards:
     return Shards(uri)
 
 
-@functools.lru_cache(maxsize=8)
-def order_of(uri: str, seed: int, epoch: int) -> np.ndarray:
-    """The rows of an epoch in their order, computed once per process."""
-    return epoch_order(open_shards(uri).ids, seed, epoch)
+@functools.lru_cache(maxsize=2)
+def order_of(rows: int, seed: int, epoch: int) -> np.ndarray:
+    """As `epoch_order`, kept for this epoch and the one before: 4 bytes a row and epoch."""
+    return epoch_order(rows, seed, epoch)
 
 
 def row_of(plan: SamplePlan, position: int) -> tuple[int, int]:
     """(epoch, row) of a stream position."""
     epoch, place = divmod(position, plan.rows)
-    return epoch, int(order_of(plan.shards, plan.seed, epoch)[place])
+    return epoch, int(open_shards(plan.shards).index.by_id[order_of(plan.rows, plan.seed, epoch)[place]])
 
 
 def read_sample(
@@ -81,7 +81,7 @@ def read_sample(
     shards = open_shards(plan.shards)
     epoch, row = row_of(plan, position)
     image, mask = shards.sample(row)
-    return plan.view(image, mask, sample_seed(plan.seed, epoch, shards.ids[row]), out)
+    return plan.view(image, mask, sample_seed(plan.seed, epoch, shards.index.name(row)), out)
 
 
 def read_blocks(table: pa.Table, plan: SamplePlan, per_block: int) -> Iterator[pa.Table]:

@@ -55,3 +55,36 @@ class MemoryPeak(Polling):
                 held[name, process.pid] = memory.rss - memory.shared
         workers = [size for (name, _), size in held.items() if name.startswith("ray::")]
         self.largest, self.together = max(self.largest, *workers, 0), max(self.together, sum(held.values()))
+
+
+class KindPeaks(Polling):
+    """Watches the memory of a run by its door: of the driver, of its train workers, of its feeding tasks.
+
+    Args:
+        driver: the number of the driver's process.
+    """
+
+    def __init__(self, driver: int) -> None:
+        super().__init__(self.measure, lambda: 0.2, "kind-peaks")
+        self.driver = driver
+        self.held: dict[int, int] = {}
+        self.names: dict[int, set[str]] = {}
+
+    def measure(self) -> None:
+        """Look at the driver, and all below it."""
+        with contextlib.suppress(psutil.Error):
+            top = psutil.Process(self.driver)
+            for process in (top, *top.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    memory = process.memory_info()
+                    self.names.setdefault(process.pid, set()).add(" ".join(process.cmdline())[:80])
+                    self.held[process.pid] = max(self.held.get(process.pid, 0), memory.rss - memory.shared)
+
+    def kinds(self) -> dict[str, int]:
+        """Most bytes that one process of each kind held for itself; 0 where there was none."""
+        words = {"worker": "RayTrainWorker", "task": "read_blocks"}
+        found = {"driver": self.held.get(self.driver, 0)}
+        for kind, word in words.items():
+            pids = [pid for pid, names in self.names.items() if any(word in name for name in names)]
+            found[kind] = max((self.held[pid] for pid in pids), default=0)
+        return found
