@@ -26,6 +26,11 @@ from datasets.writer import ROW_GROUP
 SMALL = ["id", "height", "width", "sha256", "histogram"]
 
 
+def default_cache() -> Path:
+    """The folder of a machine's copies of shards."""
+    return Path(os.environ.get("SHARD_CACHE") or Path.home() / ".cache/context-heads/shards")
+
+
 class Shards:
     """Random access to a split's rows, in the order of the manifest's files.
 
@@ -42,9 +47,8 @@ class Shards:
     """
 
     def __init__(self, uri: str, cache: Path | None = None) -> None:
-        default = os.environ.get("SHARD_CACHE") or Path.home() / ".cache/context-heads/shards"
         self.uri = uri if "://" in str(uri) else os.path.abspath(uri)
-        self.cache = Path(cache or default).absolute()
+        self.cache = Path(cache or default_cache()).absolute()
         self.manifest = read_manifest(self.uri)
         self._starts = list(accumulate((file["rows"] for file in self.manifest.files), initial=0))
         self._parts: dict[int, _Part] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -27,11 +28,22 @@ def memory_gib() -> float:
 
 
 def gpus() -> list[str]:
-    """Names of the NVIDIA GPUs; asked of the driver's tool, because PyTorch would take hold of them to answer."""
+    """Names of the NVIDIA GPUs."""
+    return [name for name, _ in gpu_memories()]
+
+
+def gpu_memories(ids: str = "") -> list[tuple[str, float]]:
+    """Names and GiB of the NVIDIA GPUs; asked of the driver's tool, because PyTorch would take hold of them to answer.
+
+    Args:
+        ids: only of these, as CUDA_VISIBLE_DEVICES names them.
+    """
+    asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
-        )
+        listed = subprocess.run([*asked, "-i", ids] if ids else asked, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [line.strip() for line in listed.stdout.splitlines() if line.strip()] if listed.returncode == 0 else []
+    found = [line.rpartition(",") for line in listed.stdout.splitlines() if "," in line]
+    if listed.returncode:
+        return []
+    return [(name.strip(), float(mib) / 1024 if mib.strip().isdigit() else math.nan) for name, _, mib in found]

@@ -20,6 +20,7 @@ from pipelines.recipes.model import build_model, count_norms, frozen_norms
 from pipelines.recipes.recipe import Recipe, Stage, micro_batch
 from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import DRAWS, Checkpoint, Numerics, Progress
+from pipelines.training.gauges import unheard
 from pipelines.training.job import Job
 from segmodels.losses import Objective
 from segmodels.optim import build_sgd, parameter_groups
@@ -127,7 +128,7 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device) -> Learn
         frozen=frozen_norms(model, recipe, "all" if job.initial else "backbone" if job.weights else ""),
     )  # fmt: skip
     resume(learner)
-    learner.origin += f"; {several(world, 'worker')} on {named(device)}, {precision}"
+    learner.origin += f"; {several(world, 'worker')} on {named(device)}, {precision}{unheard(device)}"
     if recipe.optim.freeze_norm:
         learner.origin += f"; {told_of_frozen(learner)}"
     learner.net = distribute(model, world, device, recipe.workers.compile)

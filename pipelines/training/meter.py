@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipelines.feed.batch import Batch
 from pipelines.runs.checkpoint import Progress
+from pipelines.training.gauges import Gauges
 from pipelines.training.learner import Learner
 
 
@@ -22,6 +23,7 @@ class Meter:
     """What is measured between two lines of the record."""
 
     def __init__(self, learner: Learner) -> None:
+        self.gauges = Gauges(learner.device, learner.rank, learner.world)
         job, progress = learner.job, learner.progress
         self.device, self.rank, self.world = learner.device, learner.rank, learner.world
         self.batch, self.rows, self.steps_of_stage = job.recipe.batch, job.rows, job.steps
@@ -38,8 +40,14 @@ class Meter:
     def restart(self) -> None:
         """Begin a new interval, without what validation took."""
         self.began, self.waited, self.steps = time.monotonic(), 0.0, 0
+        self.gauges.restart()
 
     def waiting(self, feed: Iterator[Batch]) -> Iterator[Batch]:
+        """As `timed`; meanwhile the GPU is looked at."""
+        with self.gauges:
+            yield from self.timed(feed)
+
+    def timed(self, feed: Iterator[Batch]) -> Iterator[Batch]:
         """The feed, with the time spent in it measured; the first batch's start-up is not the step's wait."""
         first = True
         while True:
@@ -83,16 +91,16 @@ class Meter:
         named, epoch = dict(zip(self.terms, terms, strict=True)), done * self.batch / self.rows
         return {"loss": loss, "terms": named, "lr": lr, "epoch": epoch} | self.rates(done)
 
-    def rates(self, done: int) -> dict[str, float]:
-        """images/s over all workers, share of the time spent waiting for data, seconds left, peak GPU memory."""
+    def rates(self, done: int) -> dict[str, Any]:
+        """images/s over all workers, share of the time spent waiting for data, seconds left, what the GPUs did."""
         span = max(time.monotonic() - self.began, 1e-9)
         images = self.steps * self.batch
         self.seconds += span
         self.images += images
-        rates = {"images_per_s": images / span, "data_wait": self.waited / span}
+        rates: dict[str, Any] = {"images_per_s": images / span, "data_wait": self.waited / span}
         rates["eta_s"] = (self.steps_of_stage - done) * span / max(self.steps, 1)
-        if self.device.type == "cuda":
-            rates["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        if gpus := self.gauges.take():
+            rates |= {"gpu_mib": max(gpu["peak_mib"] for gpu in gpus), "gpus": gpus}
         self.restart()
         return rates
 
