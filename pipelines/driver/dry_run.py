@@ -30,6 +30,8 @@ from pipelines.runs.run import check_views, settle
 from segmodels.gpus import STEP, known_gpu
 from segmodels.step_cost import StepCost
 
+ASSUMED = 21  # classes where no shards tell them
+
 
 def dry_run(recipe: Recipe, gpus: Sequence[str] = ()) -> None:
     """Print the plan of a run. Nothing is written, no Ray session starts; a cluster of RAY_ADDRESS is asked, and left.
@@ -156,20 +158,20 @@ def show_workers(
     micro = micro_batch(recipe, world)
     print(f"\nworkers    {in_short(sizes) if sizes.count else 'this process'}, by {room.source}")
     print(f"batch      {recipe.batch} images = {world} x {share}, by {share // micro} forward pass(es) of {micro}")
-    if not classes:
-        return {}
     with reasons.guard():
-        if close := check_memory(recipe, classes, sizes, gpus):
+        if classes and (close := check_memory(recipe, classes, sizes, gpus)):
             print(f"warning    {close}")
     on_gpu = bool(sizes.gpus)
     beside = "CUDA's own, about 1 GiB, comes" if on_gpu else "the process itself and its data come"
     costs = {}
     for precision in sorted(precisions(recipe, room)):
         with contextlib.suppress(ValueError):  # said by check_share
-            cost = costs[precision] = estimate(recipe, classes, world, precision)
+            cost = costs[precision] = estimate(recipe, classes or ASSUMED, world, precision)
             print(f"memory     {cost.peak / GIB:.2f} GiB at a step's peak for each worker in {precision} "
                   f"({cost.state / GIB:.2f} of them stay); {beside} on top")  # fmt: skip
-            print(f"work       {cost.flops / 1e12:.3g} TFLOP a step for each worker")
+            print(f"work       {cost.flops / 1e9:,.4g} GFLOP a step for each worker")
+    if costs and not classes:
+        print(f"           as for {ASSUMED} classes: there are no shards that tell how many there are")
     return costs
 
 
@@ -199,7 +201,7 @@ def show_times(
         speed = possible_speed(cost, recipe, gpu)
         rows.append([gpu.name, precision, f"{gpu.memory_gib:g}", "yes" if fits(cost, gpu.memory_gib) else "no",
                      f"{1e3 * cost.roofline(gpu):.1f}", f"{1e3 * cost.roofline(gpu) / STEP:.1f}",
-                     f"{speed.images_per_s:.0f}", duration(left / speed.images_per_s)])  # fmt: skip
+                     f"{speed.images_per_s:.0f}", duration(left / speed.images_per_s) if left else "?"])  # fmt: skip
     head = ["GPU", "precision", "GiB", "fits", "roofline ms", "step ms", "images/s", "what is left"]
     if rows:
         print("\n" + "\n".join(lined(head, rows, range(2, 8))))
@@ -217,6 +219,8 @@ def images_left(planned: Sequence[PlannedStage], folder: Path, batch: int) -> in
 
 def expected(speed: Speed | None, left: int) -> str:
     """How long what is left takes at a speed."""
+    if not left:
+        return "nothing is left of the stages whose shards are known"
     if speed is None:
         return "unknown by measurement: no run next to it trained this model with this batch on this hardware"
     return (

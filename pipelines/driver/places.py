@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import filelock
 
 from datasets.shards import default_cache
 from pipelines.base.errors import SetupError
-from pipelines.cluster.folder import own_folder
+from pipelines.cluster.sizes import joins
 from pipelines.driver.planned import PlannedStage
 from pipelines.recipes.model import meta_model
 from pipelines.recipes.recipe import Recipe
@@ -36,8 +37,15 @@ def places(recipe: Recipe, output: Path, planned: Sequence[PlannedStage]) -> lis
     if "://" in weights:
         rows.append(["weights of the backbone", str(output / "weights"), "as the file"])
     if not (recipe.workers.count == 0 and recipe.feed == "torch"):
-        rows.append(["Ray's logs and blocks", own_folder().get("RAY_TMPDIR", "the nodes' own"), "while it runs"])
+        rows.append(["Ray's logs and blocks", place_of_ray(), "while it runs"])
     return rows
+
+
+def place_of_ray() -> str:
+    """Where Ray keeps its own files; a local session's folder is made when it starts."""
+    if joins():
+        return "the nodes' own"
+    return os.environ.get("RAY_TMPDIR") or f"a folder of this user's in {tempfile.gettempdir()}"
 
 
 def told(count: float) -> str:

@@ -28,6 +28,7 @@ def nvml(monkeypatch):
     monkeypatch.setattr(torch.cuda, "pynvml", module, raising=False)
     monkeypatch.setattr(torch.cuda, "_HAS_PYNVML", True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    monkeypatch.setattr(torch._utils, "_get_current_device_index", lambda: 0)  # of a process that has a GPU
     module.peak = 5 << 20
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: module.peak)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(module, "peak", 0))
