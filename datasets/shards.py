@@ -35,6 +35,11 @@ READERS = 8  # threads that read a column of many files: in a bucket each answer
 AHEAD = 64  # files whose columns they read ahead
 
 
+def default_cache() -> Path:
+    """The folder of a machine's copies of shards."""
+    return own_folder("SHARD_CACHE", "shards")
+
+
 class Shards:
     """Random access to a split's rows, in the order of the manifest's files.
 
@@ -52,7 +57,7 @@ class Shards:
 
     def __init__(self, uri: str, cache: Path | None = None) -> None:
         self.uri = uri if "://" in str(uri) else os.path.abspath(uri)
-        self.cache = Path(cache or own_folder("SHARD_CACHE", "shards")).absolute()
+        self.cache = Path(cache or default_cache()).absolute()
         self.manifest = read_manifest(self.uri)
         self._starts = list(accumulate((file["rows"] for file in self.manifest.files), initial=0))
         self._parts: dict[int, _Part] = {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import program, run, version
+from pipelines.base.door import add_plan, program, run, version
 
 if TYPE_CHECKING:
     from pipelines.studies.study import StudyPlan
@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--at-once", type=int, metavar="N", help="trials at the same time (default: as many as the cluster carries)")
     add("--name", help="the study's folder, OUTPUT/studies/NAME (default: from its file and its recipe)")
     add("--print", action="store_true", help="show the study with its trials; end")
+    add_plan(parser)
     add("--list", action="store_true", help="show the bundled studies; end")
     add("--version", action="version", version=version())
     return parser
@@ -63,6 +64,13 @@ def main() -> None:
     plan = load_study(args.study, recipe=args.recipe, benchmark=args.benchmark, seeds=args.seeds, name=args.name,
                       overrides=args.overrides)  # fmt: skip
     check_wishes(args, plan)
+    if args.gpu and not args.dry_run:
+        parser.error("--gpu belongs to --dry-run: a study takes the GPUs that are there")
+    if args.dry_run:
+        from pipelines.studies.dry_run import dry_run_study
+
+        dry_run_study(plan, args.gpu, args.at_once)
+        return
     if args.print:
         show(plan)
         return

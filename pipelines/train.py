@@ -13,7 +13,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import program, run, version
+from pipelines.base.door import add_plan, program, run, version
 
 EXAMPLES = """\
 examples:
@@ -22,6 +22,7 @@ examples:
   python -m pipelines.train reconet/voc12_coco_resnet101s stages.coco_pretrain.epochs=2 workers.count=4
   python -m pipelines.train --copy own/small my.yaml                     # a page of your own
   python -m pipelines.train my.yaml --print
+  python -m pipelines.train my.yaml --dry-run --gpu H200 --gpu L4 workers.count=4     # memory, time, what is wrong
 """
 
 
@@ -39,6 +40,13 @@ def train(description: str | None, default: str | None = None, examples: str = E
     from pipelines.recipes.reading import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
+    if args.gpu and not args.dry_run:
+        parser.error("--gpu belongs to --dry-run: a run takes the GPUs that are there")
+    if args.dry_run:
+        from pipelines.driver.dry_run import dry_run
+
+        dry_run(recipe, args.gpu)
+        return
     if args.print:
         from pipelines.driver.checks import check_model
         from pipelines.recipes.recipe import to_yaml
@@ -64,6 +72,7 @@ def build_parser(description: str | None, default: str | None, examples: str) ->
         + (f" (default: {default})" if default else ""))  # fmt: skip
     add("overrides", nargs="*", default=[], metavar="key=value", help="replaces a key of the recipe: head.rank=32")
     add("--print", action="store_true", help="show the resolved recipe, every default written out; end")
+    add_plan(parser)
     add("--list", action="store_true", help="show the bundled recipes; end")
     add("--keys", action="store_true", help="show every key of a recipe with its type, default and meaning; end")
     add("--copy", nargs=2, metavar=("NAME", "FILE"), help="copy a bundled recipe to a file, to change it there; end")

@@ -84,8 +84,20 @@ def evaluation_peak(model: nn.Module, shapes: Sequence[Sequence[int]]) -> int:
         ValueError: the model does not take them.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        empty: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in model.buffers()}
-        empty |= {id(p): nn.Parameter(torch.empty(p.shape), requires_grad=False) for p in model.parameters()}
-        drawn = copy.deepcopy(model, empty).eval()
+        model = drawn(model).eval()
         inputs = [torch.empty(tuple(shape)) for shape in shapes]
-        return peak_bytes(lambda: drawn(inputs if len(inputs) > 1 else inputs[0]), "cpu")
+        return peak_bytes(lambda: model(inputs if len(inputs) > 1 else inputs[0]), "cpu")
+
+
+def drawn(model: nn.Module, trained: bool = False) -> nn.Module:
+    """A copy whose parameters and buffers hold nothing; within a FakeTensorMode.
+
+    Args:
+        model: stays as it is.
+        trained: whether its parameters want gradients, and lie as on a GPU, channels last.
+    """
+    empty: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in model.buffers()}
+    for p in model.parameters():
+        layout = torch.channels_last if trained and p.ndim == 4 else torch.contiguous_format
+        empty[id(p)] = nn.Parameter(torch.empty(p.shape, memory_format=layout), requires_grad=trained)
+    return copy.deepcopy(model, empty)

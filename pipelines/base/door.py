@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import gc
@@ -112,6 +113,15 @@ def lacks(name: str) -> str:
 def program() -> str:
     """How the door that runs is called on the command line, for its help."""
     return f"python -m pipelines.{Path(sys.argv[0]).stem}"
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of a door that trains the options to show what it would do."""
+    add = parser.add_argument
+    add("--dry-run", action="store_true", help="show what would be done, needed and written, how long it would take, "
+        "and every reason why it would fail (then exit code 2), and start nothing; end")  # fmt: skip
+    add("--gpu", action="append", default=[], metavar="NAME", help="with --dry-run: plan with this GPU instead of "
+        "those that are there, such as H200; may be given again")  # fmt: skip
 
 
 def leave(left: BaseException, resumes: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -36,12 +37,22 @@ def gpu_driver() -> str:
     return next(iter(ask_driver("driver_version")), "")
 
 
-def ask_driver(what: str) -> list[str]:
-    """A fact of each GPU, by the driver's own tool, because PyTorch would take hold of the GPUs to answer."""
+def gpu_memories(ids: str = "") -> list[tuple[str, float]]:
+    """Names and GiB of the NVIDIA GPUs, of all or those that CUDA_VISIBLE_DEVICES would name so."""
+    found = [line.rpartition(",") for line in ask_driver("name,memory.total", ids) if "," in line]
+    return [(name.strip(), float(mib) / 1024 if mib.strip().isdigit() else math.nan) for name, _, mib in found]
+
+
+def ask_driver(what: str, ids: str = "") -> list[str]:
+    """Facts of each GPU, by the driver's own tool, because PyTorch would take hold of the GPUs to answer.
+
+    Args:
+        what: the facts, as the tool names them.
+        ids: only of these GPUs, as CUDA_VISIBLE_DEVICES names them.
+    """
+    asked = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
-        )
+        listed = subprocess.run([*asked, "-i", ids] if ids else asked, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [line.strip() for line in listed.stdout.splitlines() if line.strip()] if listed.returncode == 0 else []
+    return listed.stdout.splitlines() if listed.returncode == 0 else []

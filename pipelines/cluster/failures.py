@@ -18,9 +18,12 @@ from pipelines.runs.record import read_record
 
 # what Ray's memory monitor, CUDA, PyTorch and Python say; Ray's list of possible causes of a crash uses other words
 SHORT = re.compile(
-    r"OutOfMemoryError|running low on memory|memory usage threshold|out of memory|MemoryError|can't allocate memory",
+    r"OutOfMemoryError|running low on memory|memory usage threshold|out of memory|MemoryError|can't allocate memory"
+    r"|STATUS_ALLOC_FAILED",
     re.I,
 )
+GPU = re.compile(r"CUDA out of memory|CUDA error: out of memory|CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED", re.I)
+VALIDATES = re.compile(r"\bin (?:score|score_best|show_best|validate|draw_overlays)\b")
 BLIND = re.compile(r"BlindNode: (\S+) <(\w+)> ([^\n]+)")
 DIED = re.compile(r"ActorDiedError|WorkerCrashedError|NodeDiedError|ActorUnavailableError")
 PARTED = re.compile(
@@ -38,9 +41,9 @@ CGROUP = Path("/sys/fs/cgroup/memory.events")
 class Failure:
     """How an attempt at training ended.
 
-    `kind`: memory, blind (a node that does not see its data), fault (of the input), left (its node was taken away after
-    notice), died, or raised (any other exception). `text` is a sentence, `whole` all that Ray says; `node` and
-    `address` are those of a blind one.
+    `kind`: gpu (its memory), memory (a machine's), blind (a node that does not see its data), fault (of the input),
+    left (its node was taken away after notice), died, or raised (any other exception). `text` is a sentence, `whole`
+    all that Ray says; `node` and `address` are those of a blind one.
     `final`: another attempt of the same kind would end the same way.
     """
 
@@ -123,6 +126,10 @@ def judge(errors: Mapping[int, Exception], killers: Sequence[str], advanced: boo
     if killers:
         text = f"a worker ran out of memory: {' and '.join(killers)} killed processes"
         return Failure("memory", text, final=not advanced)
+    for rank, text in texts.items():
+        if GPU.search(text):  # the next attempt asks for as much
+            where = ", in a validation" if VALIDATES.search(text) else ""
+            return Failure("gpu", memory_text(rank, text) + where, final=True)
     for rank, text in texts.items():
         if SHORT.search(text):
             return Failure("memory", memory_text(rank, text), final=not advanced)

@@ -254,11 +254,17 @@ def explained(error: Exception, jobs: Sequence[Job], run: RunFolder, attempts: A
         minutes = jobs[0].recipe.workers.hang_minutes
         return RunFailed(f"training failed: workers made no progress for {minutes:g} min (workers.hang_minutes), and "
                          f"were ended; where they were: {', '.join(map(str, hung))}. {after}")  # fmt: skip
-    if last:
-        from pipelines.cluster.nodes import LACKS_MEMORY
+    from pipelines.cluster.failures import judge
 
-        cure = f" {LACKS_MEMORY}." if last.kind == "memory" else ""
-        return RunFailed(f"training failed: {last.text}.{cure} {after}")
+    ended = last or judge({0: error}, [], advanced=False)  # without Ray's workers nothing was noted
+    if ended.kind in ("gpu", "memory"):
+        from pipelines.driver.estimate import memory_cure
+
+        job = jobs[0]
+        cure = memory_cure(job.recipe, max(len(job.classes) for job in jobs), job.sizes, ended.kind == "gpu")
+        return RunFailed(f"training failed: {ended.text}. {cure} {after}")
+    if last:
+        return RunFailed(f"training failed: {last.text}. {after}")
     lines = str(error).strip().splitlines()
     return RunFailed(f"training failed: {lines[-1] if lines else type(error).__name__}. {after}")
 

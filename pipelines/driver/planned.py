@@ -5,7 +5,8 @@ What needs no model is checked without importing torch, so that it is found at o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from pipelines.recipes.recipe import Recipe, Stage
 from pipelines.runs.folder import RunFolder, StageFolder
 from pipelines.runs.results import About
 from pipelines.scoring.seen import digests, refuse_seen
+
+Guard = Callable[[], AbstractContextManager[None]]  # around each check: a dry run collects what the checks raise
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,15 @@ class Split:
     manifest: Manifest
 
 
-def plan_stages(recipe: Recipe, root: str, folder: Path | None = None) -> list[PlannedStage]:
+def plan_stages(
+    recipe: Recipe, root: str, folder: Path | None = None, guard: Guard = nullcontext
+) -> list[PlannedStage]:
     """Open the shards of all stages and check them against the recipe and each other.
 
     Args:
         root: of the shards.
         folder: of a run that may have begun.
+        guard: is around each check.
 
     Raises:
         DataError: shards that are missing or of another schema.
@@ -64,13 +70,16 @@ def plan_stages(recipe: Recipe, root: str, folder: Path | None = None) -> list[P
 
     planned: list[PlannedStage] = []
     seen = np.zeros(0, np.int64)
-    for stage, train, val in check_splits(recipe, root):
-        seen = np.union1d(seen, digests(Shards(train.uri)))
+    for stage, train, val in check_splits(recipe, root, guard):
+        with guard():
+            seen = np.union1d(seen, digests(Shards(train.uri)))
         if val:
-            refuse_seen(stage, seen, Shards(val.uri))
-            check_sizes(recipe, recipe.validation or recipe.inference, val.name, Shards(val.uri))
+            with guard():
+                refuse_seen(stage, seen, Shards(val.uri))
+            with guard():
+                check_sizes(recipe, recipe.validation or recipe.inference, val.name, Shards(val.uri))
             for name in recipe.protocols:
-                with of_protocol(name):
+                with guard(), of_protocol(name):
                     check_sizes(recipe, spec_by(name, recipe.inference), val.name, Shards(val.uri))
         planned.append(
             PlannedStage(
@@ -79,12 +88,17 @@ def plan_stages(recipe: Recipe, root: str, folder: Path | None = None) -> list[P
             )
         )  # fmt: skip
         if folder is not None:
-            check_rows(planned[-1], RunFolder(folder).stage(stage.name))
+            with guard():
+                check_rows(planned[-1], RunFolder(folder).stage(stage.name))
     return planned
 
 
-def check_splits(recipe: Recipe, root: str) -> Iterator[tuple[Stage, Split, Split | None]]:
+def check_splits(recipe: Recipe, root: str, guard: Guard = nullcontext) -> Iterator[tuple[Stage, Split, Split | None]]:
     """Each stage with its splits, checked as far as their manifests tell; without torch.
+
+    Args:
+        root: of the shards.
+        guard: is around each check; where it lets a training split be missing, its stage is left out.
 
     Raises:
         DataError: shards that are missing or of another schema.
@@ -92,14 +106,23 @@ def check_splits(recipe: Recipe, root: str) -> Iterator[tuple[Stage, Split, Spli
             loss weighs, or a warmup that is longer than the stage.
     """
     for stage in recipe.stages:
-        train = open_split("train", stage.train, root)
-        val = open_split("val", stage.val, root) if stage.val else None
+        train = val = None
+        with guard():
+            train = open_split("train", stage.train, root)
+        with guard():
+            val = open_split("val", stage.val, root) if stage.val else None
         for split in (train, val):
             if split is not None:
-                check_labels(stage, split)
-        check_classes(stage, train, val)
-        check_class_weights(recipe, train)
-        check_warmup(recipe, stage, train.manifest.rows)
+                with guard():
+                    check_labels(stage, split)
+        if train is None:
+            continue
+        with guard():
+            check_classes(stage, train, val)
+        with guard():
+            check_class_weights(recipe, train)
+        with guard():
+            check_warmup(recipe, stage, train.manifest.rows)
         yield stage, train, val
 
 

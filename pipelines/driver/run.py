@@ -14,12 +14,14 @@ from pipelines.cluster.nodes import check_nodes
 from pipelines.cluster.session import quiet, ray_cluster
 from pipelines.cluster.sizes import Sizes, joins
 from pipelines.driver.checks import check_known_share, check_model, check_share
+from pipelines.driver.estimate import check_gpus
 from pipelines.driver.fit import fit
 from pipelines.driver.gauges import gauged
 from pipelines.driver.guard import check_guard
 from pipelines.driver.jobs import make_jobs
 from pipelines.driver.opening import warn_of_small_shares, warn_without_validation
 from pipelines.driver.packing import pack_last
+from pipelines.driver.places import check_room
 from pipelines.driver.planned import PlannedStage, plan_stages
 from pipelines.driver.weights import Weights, check_weights, localise
 from pipelines.feed.batches import BLOCK_ROWS
@@ -74,8 +76,10 @@ def run_recipe(recipe: Recipe, feed: Feed | None = None) -> list[Result]:
         if planned is None:
             planned = plan_sample(recipe, output, folder, timeline)
         with timeline.part("checks of the cluster"):
+            check_room(recipe, folder, planned)
             check_share(recipe, sizes)
             warn_of_small_shares(recipe, sizes)
+            check_gpus(recipe, max(len(plan.train.classes) for plan in planned), sizes)
             if needs_ray:
                 splits = [uri for plan in planned for uri in (plan.train_uri, plan.val_uri)]
                 bucket = address_of(recipe) if is_bucket(recipe.output) else None

@@ -78,10 +78,32 @@ def fetch(uri: str, path: Path) -> None:
     Raises:
         InputError: it cannot be read; the message has the cure that its bucket's error asks for.
     """
-    try:
+    with readable(uri), replacing(path) as temporary:
         system, inner = locate(uri)
-        with replacing(path) as temporary, system.open_input_stream(inner) as source, temporary.open("wb") as sink:
+        with system.open_input_stream(inner) as source, temporary.open("wb") as sink:
             shutil.copyfileobj(source, sink)
+
+
+def look_at(uri: str) -> None:
+    """Make sure that a remote file can be read, without fetching it.
+
+    Raises:
+        InputError: as `fetch`.
+    """
+    with readable(uri):
+        system, inner = locate(uri)
+        system.open_input_stream(inner).close()
+
+
+@contextlib.contextmanager
+def readable(uri: str) -> Iterator[None]:
+    """Say of a remote file that cannot be read what helps.
+
+    Raises:
+        InputError: for what reading raises in the body.
+    """
+    try:
+        yield
     except (DataError, OSError, ValueError) as error:
         raise InputError(
             f"backbone.weights = {hide_secret(uri)!r} cannot be read: {hide_secret(str(error))}. Allowed: "

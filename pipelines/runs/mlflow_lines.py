@@ -28,6 +28,12 @@ METRICS = {
     "test": {"miou": "mIoU", "accuracy": "pixel_accuracy", "mean_accuracy": "mean_accuracy", "fwiou": "fwIoU",
              "mean_f1": "mF1", "miou_low": "mIoU_low", "miou_high": "mIoU_high"},
 }  # fmt: skip
+GPU = {
+    "utilization": "utilization_percent",
+    "memory_mib": "memory_mib",
+    "power_w": "power_w",
+    "peak_mib": "torch_peak_mib",
+}  # of a worker's GPU, below gpu/RANK
 KINDS = ("confusion", "iou", "iou_table")
 
 CURVES = "curves.png"
@@ -109,6 +115,7 @@ def values_of(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]
         values = {f"system/{k}": v for k, v in line["values"].items()}
     elif line["kind"] == "train":  # up to 0.3.5 a record has no terms
         values |= {f"train/loss/{term}": v for term, v in line.get("terms", {}).items()}
+        values |= {f"gpu/{rank}/{GPU[k]}": v for rank, gpu in enumerate(line.get("gpus", ())) for k, v in gpu.items()}
     elif line["kind"] == "val":
         f1 = f1_of(line["iou"])
         values |= {f"val/IoU/{name}": v for name, v in zip(names, line["iou"], strict=True)}

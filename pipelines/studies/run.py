@@ -18,6 +18,7 @@ from pipelines.cluster.nodes import check_nodes, output_folder
 from pipelines.cluster.session import ray_cluster
 from pipelines.cluster.sizes import joins, machine, placed, possible, totals
 from pipelines.driver.checks import check_known_share, check_share
+from pipelines.driver.estimate import check_gpus
 from pipelines.driver.run import SAMPLE, store_bytes
 from pipelines.driver.weights import check_weights, localise
 from pipelines.recipes.reading import load_recipe, make_recipe
@@ -39,13 +40,14 @@ from pipelines.studies.watch import Watch
 
 @dataclass(frozen=True)
 class Checked:
-    """A study that has passed all checks: its trials (none yet of a search), the root of their shards, and what its
-    table says of it."""
+    """A study that has passed all checks: its trials (none yet of a search), the root of their shards, the most classes
+    of a stage, and what its table says of it."""
 
     plan: StudyPlan
     base: Recipe
     trials: list[Trial]
     root: str
+    classes: int
     protocol: str | Mapping[str, str]
     numbers: Numbers
     caption: str
@@ -98,6 +100,7 @@ def run_study(plan: StudyPlan, at_once: int | None = None, confidence: float = 0
             sizes = placed(sizes, possible(), at_once)
         for trial in checked.trials:
             check_share(trial.recipe, sizes)
+            check_gpus(trial.recipe, checked.classes, sizes)
         splits = [locate(checked.root, uri) for recipe in (base, *(trial.recipe for trial in checked.trials))
                   for stage in recipe.stages for uri in (stage.train, stage.val) if uri]  # fmt: skip
         check_nodes(folder, base.tracking or default_uri(output), splits)
@@ -135,7 +138,8 @@ def check(plan: StudyPlan, base: Recipe, trials: list[Trial], numbers: Numbers, 
     planned, caption = check_samples(plan, seen, root)
     protocols = {trial.variant: protocol_of(planned[trial.variant], trial) for trial in seen}
     protocol = protocols["corner"] if plan.study.search else protocols
-    return Checked(plan, base, trials, root, protocol, numbers, caption)
+    classes = max(len(stage.train.classes) for stages in planned.values() for stage in stages)
+    return Checked(plan, base, trials, root, classes, protocol, numbers, caption)
 
 
 def run_trials(checked: Checked, place: TrialContext, at_once: int, confidence: float) -> list[str]:

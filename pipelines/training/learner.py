@@ -25,6 +25,7 @@ from pipelines.training.copy import Copy
 from pipelines.training.job import Job
 from pipelines.training.saving import Saving
 from pipelines.training.scaling import Scaling
+from pipelines.training.telemetry import unheard
 from segmodels.kernels import settle_kernels
 from segmodels.losses import Objective
 from segmodels.optim import build_sgd, parameter_groups
@@ -155,7 +156,7 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device, copy: Co
         devices=named_together(device, world),
     )  # fmt: skip
     resume(learner)
-    learner.origin += f"; {several(world, 'worker')} on {learner.devices}, {precision}"
+    learner.origin += f"; {several(world, 'worker')} on {learner.devices}, {precision}{unheard(device)}"
     learner.origin += f"; {kernels}" if kernels else ""
     if recipe.optim.freeze_norm:
         learner.origin += f"; {told_of_frozen(learner)}"

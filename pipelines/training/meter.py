@@ -16,6 +16,7 @@ from torch import Tensor
 from pipelines.feed.batch import Batch
 from pipelines.runs.checkpoint import Progress
 from pipelines.training.learner import Learner
+from pipelines.training.telemetry import Telemetry
 from pipelines.training.waits import Waits, clock_of
 
 
@@ -23,6 +24,7 @@ class Meter:
     """What is measured between two lines of the record."""
 
     def __init__(self, learner: Learner) -> None:
+        self.telemetry = Telemetry(learner.device, learner.rank, learner.world)
         job, progress = learner.job, learner.progress
         self.device, self.rank, self.world = learner.device, learner.rank, learner.world
         self.saving = learner.saving
@@ -42,8 +44,14 @@ class Meter:
         """Begin a new interval, without what validation took."""
         self.began, self.steps = time.monotonic(), 0
         self.waits.restart()
+        self.telemetry.restart()
 
     def waiting(self, feed: Iterator[Batch]) -> Iterator[Batch]:
+        """As `timed`; meanwhile the GPU is looked at."""
+        with self.telemetry:
+            yield from self.timed(feed)
+
+    def timed(self, feed: Iterator[Batch]) -> Iterator[Batch]:
         """The feed, with the device's waits for it measured; the first batch's start-up is not the step's wait."""
         first = True
         while True:
@@ -86,17 +94,17 @@ class Meter:
         named, epoch = dict(zip(self.terms, terms, strict=True)), done * self.batch / self.rows
         return {"loss": loss, "terms": named, "lr": lr, "epoch": epoch} | self.rates(done)
 
-    def rates(self, done: int) -> dict[str, float]:
-        """images/s over all workers, shares of the time spent waiting for data and for saving, seconds left, memory."""
+    def rates(self, done: int) -> dict[str, Any]:
+        """images/s over all workers, shares of time spent waiting for data and saving, seconds left, what GPUs did."""
         span = max(time.monotonic() - self.began, 1e-9)
         images = self.steps * self.batch
         self.seconds += span
         self.images += images
-        rates = {"images_per_s": images / span, "data_wait": self.waits.seconds() / span}
+        rates: dict[str, Any] = {"images_per_s": images / span, "data_wait": self.waits.seconds() / span}
         rates["save_wait"] = self.saving.taken() / span
         rates["eta_s"] = (self.steps_of_stage - done) * span / max(self.steps, 1)
-        if self.device.type == "cuda":
-            rates["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        if gpus := self.telemetry.take():
+            rates |= {"gpu_mib": max(gpu["peak_mib"] for gpu in gpus), "gpus": gpus}
         self.restart()
         return rates
 

@@ -594,7 +594,9 @@ MONITOR = "OutOfMemoryError: 1 worker(s) were killed due to the node running low
     [
         ({1: RuntimeError(MONITOR)}, [], True, "memory", "worker 1 ran out of memory: .*23GB used", False),
         ({1: RuntimeError(MONITOR)}, [], False, "memory", "", True),
-        ({0: RuntimeError("CUDA out of memory. Tried to allocate")}, [], False, "memory", "CUDA out of memory", True),
+        ({0: RuntimeError("CUDA out of memory. Tried to allocate")}, [], True, "gpu", "CUDA out of memory", True),
+        ({0: RuntimeError("x\n  File y, line 3, in validate\nOutOfMemoryError: CUDA out of memory. Tried")}, [], True,
+         "gpu", "CUDA out of memory. Tried, in a validation", True),
         ({0: RuntimeError(SUDDEN)}, ["the kernel of 10.0.0.3"], False, "memory", "the kernel of 10.0.0.3 killed", True),
         ({0: RuntimeError(SUDDEN)}, [], False, "died", "worker 0 on 10.0.0.3 died: it crashed, or was killed", False),
         ({0: RuntimeError("gloo: Connection closed by peer [10.0.0.3]"), 1: RuntimeError(SUDDEN)}, [], False, "died",
