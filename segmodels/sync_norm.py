@@ -151,7 +151,8 @@ class NormaliseOnGpu(torch.autograd.Function):
         )
         total = torch.cat(sums)
         dist.all_reduce(total)
-        dx = torch.batch_norm_backward_elemt(grad, x, mean, inverse, weight, *total.chunk(2), counts)
+        of_mean, of_spread = total.chunk(2)
+        dx = torch.batch_norm_backward_elemt(grad, x, mean, inverse, weight, of_mean, of_spread, counts)
         return dx, of_weight if learns else None, of_bias if learns else None, None, None, None, None, None
 
 

@@ -42,7 +42,7 @@ def room_of(recipe: Recipe, gpus: Sequence[str], reasons: Reasons) -> Room:
     cores, here = machine()
     if gpus:
         found, source = [(gpu.name, gpu.memory_gib) for gpu in map(gpu_named, gpus)], "--gpu"
-        here = max(1, workers.count or 1)
+        here = max(1, workers.number or 1)
         cores = max(cores, 2 * here)
     elif joins():
         return room_on_cluster(workers, reasons)

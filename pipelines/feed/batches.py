@@ -179,7 +179,7 @@ def torch_batches(plan: SamplePlan, tasks: int) -> Generator[Batch]:
         get_temp_dir()  # chosen once, by the first who asks
     loader = torch.utils.data.DataLoader(
         Positions(plan),
-        batch_sampler=Steps(plan),
+        batch_sampler=Steps(plan),  # type: ignore[arg-type]  # ranges do as lists
         collate_fn=collate,
         num_workers=tasks,
         **options,

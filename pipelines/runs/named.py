@@ -36,8 +36,8 @@ def named_checkpoint(given: str) -> Path:
         InputError: there is no such checkpoint.
     """
     if "://" not in given:
-        path = Path(given).expanduser().resolve()
-        return path if not path.is_dir() else Path(within(given, *locate(str(path))))
+        here = Path(given).expanduser().resolve()
+        return here if not here.is_dir() else Path(within(given, *locate(str(here))))
     if holds_secret(given):
         raise InputError(f"{hide_secret(given)} holds a user or password, which would be logged. {CURE}")
     system, path = locate(given)
@@ -81,7 +81,7 @@ def cached(given: str, system: Any, path: str) -> Path:
     key = hashlib.sha256(f"{path} {options} {info.size} {info.mtime_ns}".encode()).hexdigest()[:12]
     words = re.sub(r"[^\w.-]", "_", "-".join(posixpath.normpath(path).split("/")[-3:]))
     target = folder / f"{key}-{words}"
-    with FileLock(folder / f".{key}.lock"):
+    with FileLock(folder / f".lock-{key}"):
         if target.exists():
             target.touch()
             return target

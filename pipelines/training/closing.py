@@ -52,7 +52,7 @@ def score_best(learner: Learner, record: Record, beat: Callable[[], None]) -> In
     share = Share(learner.device, learner.rank, learner.world)
     inferences = [dataclasses.replace(inference_by(n, job.recipe), flip_pairs=job.flip_pairs) for n in names]
     fetch = learner.copy.fetch if learner.copy else None
-    with asked_to_stop(RunFolder(job.folder.parent).stop, fetch) as asked:
+    with asked_to_stop(RunFolder(job.folder.parent).stop, fetch=fetch) as asked:
         try:
             counts = count_images(
                 learner.shown, job.val, inferences, share, learner.precision, job.recipe.inference.batch,

@@ -24,6 +24,7 @@ class Meter:
     """What is measured between two lines of the record."""
 
     def __init__(self, learner: Learner) -> None:
+        self.learner = learner
         self.telemetry = Telemetry(learner.device, learner.rank, learner.world)
         job, progress = learner.job, learner.progress
         self.device, self.rank, self.world = learner.device, learner.rank, learner.world
@@ -81,18 +82,19 @@ class Meter:
         self.kept = list(stacked if self.rank == 0 else torch.zeros_like(stacked))
         return stacked.cpu().numpy()
 
-    def line(self, losses: np.ndarray, done: int, lr: float) -> dict[str, Any]:
+    def line(self, losses: np.ndarray, done: int) -> dict[str, Any]:
         """What the record says of the steps since the line before, which ends with them.
 
         Args:
             losses: as `losses` gives them.
             done: steps of the stage that are done.
-            lr: the learning rate of the trunk.
         """
         self.kept = []
         loss, *terms = (float(np.mean(column)) for column in losses.T)
         named, epoch = dict(zip(self.terms, terms, strict=True)), done * self.batch / self.rows
-        return {"loss": loss, "terms": named, "lr": lr, "epoch": epoch} | self.rates(done)
+        line = {"loss": loss, "terms": named, "lr": self.learner.optimizer.param_groups[0]["lr"], "epoch": epoch}
+        scaled = self.learner.scaling.line() if self.learner.scaling else {}
+        return line | self.rates(done) | scaled
 
     def rates(self, done: int) -> dict[str, Any]:
         """images/s over all workers, shares of time spent waiting for data and saving, seconds left, what GPUs did."""

@@ -60,10 +60,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None 
         Record(job.place.record if rank == 0 else None) as record,
         beside(learner, record, pulse) as asked,
     ):
-        origin = learner.origin + told_of_hangs(job)
-        record.add("note", plan.start, text=origin, workers=world, computes=learner.computes)
-        if job.val and plan.start == 0 and learner.progress.before is None:
-            score(learner, 0, record, pulse.beat)
+        begin(learner, record, pulse)
         meter, notice = Meter(learner), Notice(asked, recipe.checkpoint_minutes)
         train_mode(learner.model, learner.frozen)
         for done, batch in enumerate(meter.waiting(batches), start=plan.start + 1):
@@ -81,8 +78,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None 
                 if message := not_finite(plan, done, kept[:, 0]):
                     return Interrupted(failure=message)
             if logs_now:
-                scaled = learner.scaling.line() if learner.scaling else {}
-                record.add("train", done, **meter.line(kept, done, learner.optimizer.param_groups[0]["lr"]), **scaled)
+                record.add("train", done, **meter.line(kept, done))
             if scores_now:
                 score(learner, done, record, pulse.beat)
                 train_mode(learner.model, learner.frozen)
@@ -99,6 +95,14 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None 
         show_best(learner, record, pulse.beat)
     progress = learner.progress
     return Outcome(progress.step, progress.before, progress.after, progress.best, progress.best_step, meter.overall())
+
+
+def begin(learner: Learner, record: Record, pulse: Pulse) -> None:
+    """Note how training begins, or goes on, and score what it begins with."""
+    start, text = learner.progress.step, learner.origin + told_of_hangs(learner.job)
+    record.add("note", start, text=text, workers=learner.world, computes=learner.computes)
+    if learner.job.val and start == 0 and learner.progress.before is None:
+        score(learner, 0, record, pulse.beat)
 
 
 @contextlib.contextmanager
