@@ -81,7 +81,7 @@ def cached(given: str, system: Any, path: str) -> Path:
     key = hashlib.sha256(f"{path} {options} {info.size} {info.mtime_ns}".encode()).hexdigest()[:12]
     words = re.sub(r"[^\w.-]", "_", "-".join(posixpath.normpath(path).split("/")[-3:]))
     target = folder / f"{key}-{words}"
-    with FileLock(folder / f".{key}.lock"):
+    with FileLock(folder / f".{key}.held"):
         if target.exists():
             target.touch()
             return target

@@ -429,7 +429,7 @@ def test_copies_of_killed_processes_are_removed(in_bucket, tmp_path):
     home = in_bucket.machine("three")
     dead = copy_folder("s3://b/runs/x", "worker-dead")
     dead.mkdir(parents=True)
-    (dead.parents[1] / ".lock").touch()
+    (dead.parents[1] / ".held").touch()
     with made_copy("s3://b/runs/y?region=r", "worker-1") as one, made_copy("s3://b/runs/y?region=r", "worker-2") as two:
         assert not dead.exists()
         assert one.name == two.name == "y"
