@@ -36,8 +36,8 @@ def named_checkpoint(given: str) -> Path:
         InputError: there is no such checkpoint.
     """
     if "://" not in given:
-        path = Path(given).expanduser().resolve()
-        return path if not path.is_dir() else Path(within(given, *locate(str(path))))
+        local = Path(given).expanduser().resolve()
+        return local if not local.is_dir() else Path(within(given, *locate(str(local))))
     if holds_secret(given):
         raise InputError(f"{hide_secret(given)} holds a user or password, which would be logged. {CURE}")
     system, path = locate(given)
