@@ -13,7 +13,7 @@ import filelock
 from datasets.owned import own_folder
 from pipelines.runs.folder import HANGS
 
-LOCK = ".copy.lock"  # of a copy, and of all
+LOCK = ".held"  # of a copy, and of all
 
 
 @contextlib.contextmanager

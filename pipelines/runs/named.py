@@ -36,8 +36,8 @@ def named_checkpoint(given: str) -> Path:
         InputError: there is no such checkpoint.
     """
     if "://" not in given:
-        here = Path(given).expanduser().resolve()
-        return here if not here.is_dir() else Path(within(given, *locate(str(here))))
+        local = Path(given).expanduser().resolve()
+        return local if not local.is_dir() else Path(within(given, *locate(str(local))))
     if holds_secret(given):
         raise InputError(f"{hide_secret(given)} holds a user or password, which would be logged. {CURE}")
     system, path = locate(given)
@@ -81,7 +81,7 @@ def cached(given: str, system: Any, path: str) -> Path:
     key = hashlib.sha256(f"{path} {options} {info.size} {info.mtime_ns}".encode()).hexdigest()[:12]
     words = re.sub(r"[^\w.-]", "_", "-".join(posixpath.normpath(path).split("/")[-3:]))
     target = folder / f"{key}-{words}"
-    with FileLock(folder / f".lock-{key}"):
+    with FileLock(folder / f".{key}.held"):
         if target.exists():
             target.touch()
             return target
