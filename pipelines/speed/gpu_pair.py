@@ -103,7 +103,7 @@ class Trained:
         self.wide = wide
 
     def __call__(self, rank: int, device: torch.device) -> dict[str, Tensor]:
-        net = DistributedDataParallel(synchronised(network(self.wide).to(device).train()), broadcast_buffers=False)
+        net = DistributedDataParallel(synchronised(network(self.wide).to(device).train()))
         with exact():
             loss_of(net, drawn(self.wide).chunk(WORLD)[rank].to(device)).backward()
         gradients = {name: p.grad.cpu() for name, p in net.module.named_parameters() if p.grad is not None}
