@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipelines.feed.batch import Batch
 from pipelines.speed.lone import drawn_batch
-from pipelines.speed.rounds import exact
+from pipelines.speed.rounds import difference, exact
 from pipelines.training.learner import Learner
 from pipelines.training.step import train_step
 
@@ -79,8 +79,8 @@ def parity(model: nn.Module, image: Tensor, device: torch.device) -> dict[str, f
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:
-    """The greatest difference, relative to the greatest value of `wanted`."""
-    return ((found.cpu().double() - wanted.cpu().double()).abs().max() / wanted.abs().max().cpu()).item()
+    """As `difference`, of tensors of any devices and types."""
+    return difference(found.cpu().double(), wanted.cpu().double())
 
 
 def after_steps(learner: Learner, steps: int) -> dict[str, Tensor]:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.speed.gpu import Case, Line
-from pipelines.speed.gpu_checks import apart
-from pipelines.speed.rounds import exact
+from pipelines.speed.rounds import difference, exact
 from segmodels.backbone import build_backbone
 from segmodels.sync_norm import synchronised
 
@@ -31,12 +30,8 @@ Work = Callable[[int, torch.device], Any]
 def lines(case: Case) -> Iterator[Line]:
     """What is measured."""
     wide = 8 if case.small else 64
-    for name, distance in gradients_of_two(case.device, wide).items():
-        yield Line(
-            f"two of 4 images against one of 8: {name}", distance, predicted=f"<= {NEAR:g}", good=distance <= NEAR
-        )
-    for name, distance in norms_of_two(case.device, wide).items():
-        yield Line(f"own synchronised norm: {name}", distance, predicted=f"<= {NEAR:g}", good=distance <= NEAR)
+    for name, distance in compared(case.device, wide).items():
+        yield Line(name, distance, predicted=f"<= {NEAR:g}", good=distance <= NEAR)
     distance = xception_kept(case.device)
     yield Line("Xception-65 with synchronised norms", distance, predicted="0", good=distance <= 1e-5)
 
@@ -82,57 +77,57 @@ def drawn(wide: int) -> Tensor:
     return torch.randn(8, 3, 4 * wide, 4 * wide + 1, generator=torch.Generator().manual_seed(1))
 
 
-def gradients_of_two(device: str, wide: int) -> dict[str, float]:
-    """Differences of gradients and running statistics, two processes with synchronised norms against one."""
-    found = in_two(Trained(wide), device)
+def compared(device: str, wide: int) -> dict[str, float]:
+    """Differences: two processes with synchronised norms from one, and the own norm from PyTorch's.
+
+    PyTorch's synchronised norm is for GPUs: on a CPU the other is a plain norm over all images.
+    """
+    found = in_two(Compared(wide), device)
     net, images = network(wide).to(device).train(), drawn(wide).to(device)
     with exact():
         loss_of(net, images).backward()
-    wanted = {name: p.grad for name, p in net.named_parameters()}
-    moving = {name: value for name, value in net.named_buffers() if value.is_floating_point()}
+    wanted = {name: p.grad.cpu() for name, p in net.named_parameters() if p.grad is not None}
+    moving = {name: value.cpu() for name, value in net.named_buffers() if value.is_floating_point()}
     return {
-        "gradients": max(apart(found[name], value) for name, value in wanted.items() if value is not None),
-        "running statistics": max(apart(found[name], value) for name, value in moving.items()),
-    }
+        "two of 4 images against one of 8: gradients": furthest(found["net"], wanted),
+        "two of 4 images against one of 8: running statistics": furthest(found["net"], moving),
+    } | {f"own synchronised norm: {name}": far for name, far in found["norm"].items()}
 
 
-class Trained:
-    """Work of two: a backward pass, each with its half of the images."""
+def furthest(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """The greatest difference of tensors of one name."""
+    return max(difference(found[name], value) for name, value in wanted.items())
+
+
+class Compared:
+    """Work of two: a backward pass, each with its half of the images; and the own norm beside another."""
 
     def __init__(self, wide: int) -> None:
         self.wide = wide
 
-    def __call__(self, rank: int, device: torch.device) -> dict[str, Tensor]:
-        net = DistributedDataParallel(synchronised(network(self.wide).to(device).train()), broadcast_buffers=False)
+    def __call__(self, rank: int, device: torch.device) -> dict[str, Any]:
+        return {"net": self.trained(rank, device), "norm": self.normed(rank, device)}
+
+    def trained(self, rank: int, device: torch.device) -> dict[str, Tensor]:
+        """Gradients and running statistics."""
+        net = DistributedDataParallel(synchronised(network(self.wide).to(device).train()))
         with exact():
             loss_of(net, drawn(self.wide).chunk(WORLD)[rank].to(device)).backward()
         gradients = {name: p.grad.cpu() for name, p in net.module.named_parameters() if p.grad is not None}
         return gradients | {name: value.cpu() for name, value in net.module.named_buffers()}
 
-
-def norms_of_two(device: str, wide: int) -> dict[str, float]:
-    """Differences of the own synchronised norm from PyTorch's, which needs a GPU, or from a norm over all images."""
-    return in_two(Normed(wide), device)
-
-
-class Normed:
-    """Work of two: the own norm, and the other, forward and backward."""
-
-    def __init__(self, wide: int) -> None:
-        self.wide = wide
-
-    def __call__(self, rank: int, device: torch.device) -> dict[str, float]:
+    def normed(self, rank: int, device: torch.device) -> dict[str, float]:
+        """Differences of output and gradient."""
         whole = torch.randn(8, self.wide, 9, 7, generator=torch.Generator().manual_seed(2)).to(device) * 3 + 1
         cotangent = torch.randn(whole.shape, generator=torch.Generator().manual_seed(3)).to(device)
         own, own_x = passed(synchronised(nn.BatchNorm2d(self.wide)), rank, whole, cotangent)
         if device.type == "cuda":
             other, other_x = passed(nn.SyncBatchNorm(self.wide), rank, whole, cotangent)
         else:
-            plain, x = nn.BatchNorm2d(self.wide).train(), whole.clone().requires_grad_()
-            y = plain(x)
-            y.backward(cotangent)
-            other, other_x = y.chunk(WORLD)[rank], (x.grad if x.grad is not None else x).chunk(WORLD)[rank]
-        return {"output": apart(own, other), "gradient": apart(own_x, other_x)}
+            x = whole.clone().requires_grad_()
+            y = nn.BatchNorm2d(self.wide).train()(x)
+            other, other_x = (z.chunk(WORLD)[rank] for z in (y, torch.autograd.grad(y, x, cotangent)[0]))
+        return {"output": difference(own, other), "gradient": difference(own_x, other_x)}
 
 
 def passed(norm: nn.Module, rank: int, whole: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,4 +146,4 @@ def xception_kept(device: str) -> float:
     with torch.no_grad(), exact():
         before = trunk(image)[-1]
         after = synchronised(copy.deepcopy(trunk)).eval()(image)[-1]
-    return apart(after, before)
+    return difference(after, before)

@@ -46,10 +46,10 @@ def model_of(recipe: str, case: Case, device: torch.device) -> Segmentor:
 
 def sizes(model: Segmentor, case: Case, device: torch.device, search: bool) -> Iterator[Line]:
     """Images of eight sizes one after the other, with and without cuDNN's search: the first of each, and again."""
-    shrink = 8 if case.small else 1
+    shrink, met = (8, SIZES[:2]) if case.small else (1, SIZES)
     for turn in ("new", "met"):
         began = time.monotonic()
-        for height, width in SIZES[: 2 if case.small else None]:
+        for height, width in met:
             image = torch.zeros(1, 3, height // shrink, width // shrink, dtype=torch.uint8, device=device)
             with (
                 torch.no_grad(),
@@ -58,7 +58,7 @@ def sizes(model: Segmentor, case: Case, device: torch.device, search: bool) -> I
             ):
                 model(image)
             waited(device)
-        name = f"8 {turn} sizes, {'with' if search else 'without'} a search for algorithms"
+        name = f"{len(met)} {turn} sizes, {'with' if search else 'without'} a search for algorithms"
         yield Line(name, time.monotonic() - began, "s", "a second or more each" if search and turn == "new" else "")
 
 

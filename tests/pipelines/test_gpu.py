@@ -22,7 +22,7 @@ from pipelines.speed.gpu_checks import (
     quiet_step,
     unlike,
 )
-from pipelines.speed.gpu_pair import gradients_of_two, norms_of_two, xception_kept
+from pipelines.speed.gpu_pair import compared, xception_kept
 from pipelines.speed.gpu_timing import peak_gib
 from pipelines.speed.lone import SMALL, drawn_batch, head_words, lone_learner
 from pipelines.training.step import train_step
@@ -117,12 +117,10 @@ def test_a_steps_peak_is_the_estimate(head, device):
     assert peak * 2**30 == pytest.approx(counted.peak, rel=0.1)
 
 
-def test_two_processes_add_up_to_one_with_synchronised_norms(device):
-    assert max(gradients_of_two(device.type, 8).values()) <= 1e-4
-
-
-def test_the_own_synchronised_norm_is_pytorchs(device):
-    assert max(norms_of_two(device.type, 8).values()) <= 1e-4
+def test_two_processes_add_up_to_one_and_the_own_synchronised_norm_is_pytorchs(device):
+    far = compared(device.type, 8)
+    assert len(far) == 4
+    assert max(far.values()) <= 1e-4, far
 
 
 def test_xception_keeps_its_activations_where_norms_are_synchronised(device):
