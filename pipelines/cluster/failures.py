@@ -32,7 +32,7 @@ PARTED = re.compile(
 LOST = re.compile(
     r"node (?:has )?died|node was terminated|raylet (?:has )?died|missed too many heart|node is dead", re.I
 )
-GRACE_S = 20.0  # that nodes have to tell what their kernels did
+GRACE_S = 8.0  # that nodes have to tell what their kernels did: training waits for it
 VMSTAT = Path("/proc/vmstat")
 CGROUP = Path("/sys/fs/cgroup/memory.events")
 

@@ -24,7 +24,8 @@ NOBODY = (
     "http://127.0.0.1:9"  # a tracking server that is away: several nodes ask for one, and its absence costs nothing
 )
 STEPS = 16
-ONES_OWN = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_ENABLE_UV_RUN_RUNTIME_ENV")  # see conftest.py
+# What conftest.py sets, and the token that Ray asks for where its user has made one
+ONES_OWN = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_AUTH")
 
 
 class Nodes:
@@ -102,7 +103,7 @@ def below(pid):
 
 def joining(address):
     """The environment of a driver that joins a cluster: without what a local session of this process has set."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k in ONES_OWN}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith(ONES_OWN)}
     own = {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT), "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"}
     return kept | own
 

@@ -17,7 +17,7 @@ from disturbed import Clock, Driver, Nodes, check_end, slow_page, until
 
 from pipelines.base.door import ROOT
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture
@@ -58,7 +58,6 @@ def test_the_notice_that_a_node_will_be_taken_away_brings_a_checkpoint(disturbed
     ends_well(driver)
 
 
-@pytest.mark.long
 def test_until_its_time_is_over_training_goes_on_and_then_on_other_nodes(disturbed, ends_well, three_nodes):
     driver = disturbed(minutes=60, pause=4.0, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="0.5")
     workers = driver.both()
@@ -86,7 +85,6 @@ def drain(address, node, seconds):
     assert accepted, why
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_train_worker_is_killed(disturbed, ends_well, rank):
     driver = disturbed()
@@ -99,7 +97,6 @@ def test_a_train_worker_is_killed(disturbed, ends_well, rank):
     assert "restart 1 of 6" in driver.text()
 
 
-@pytest.mark.long
 def test_a_data_task_is_killed(disturbed, ends_well):
     driver = disturbed(fault="task")
     ends_well(driver)
@@ -108,7 +105,6 @@ def test_a_data_task_is_killed(disturbed, ends_well):
     assert driver.failures() == []
 
 
-@pytest.mark.long
 def test_the_node_of_rank_0_is_lost(disturbed, ends_well, three_nodes):
     driver = disturbed()
     workers = driver.both()
@@ -119,7 +115,6 @@ def test_the_node_of_rank_0_is_lost(disturbed, ends_well, three_nodes):
     ends_well(driver)
 
 
-@pytest.mark.long
 def test_the_driver_is_killed_and_the_same_command_goes_on(disturbed, ends_well):
     driver = disturbed()
     driver.both()
@@ -131,7 +126,6 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(disturbed, ends_well)
     ends_well(driver)
 
 
-@pytest.mark.long
 def test_a_worker_hangs_in_a_collective(disturbed, ends_well):
     driver = disturbed(hang_minutes=0.75)
     workers = driver.both()
@@ -143,7 +137,6 @@ def test_a_worker_hangs_in_a_collective(disturbed, ends_well):
     assert any("Workers hung and were replaced" in line["text"] for line in driver.lines("note"))
 
 
-@pytest.mark.long
 def test_storage_fails_at_the_third_write(disturbed, ends_well):
     driver = disturbed(fault="third-write", minutes=0)
     driver.until(driver.failures)
@@ -155,7 +148,6 @@ def test_storage_fails_at_the_third_write(disturbed, ends_well):
     assert "Input/output error" in driver.text()
 
 
-@pytest.mark.long
 def test_the_newest_checkpoint_is_cut_off(disturbed, ends_well):
     driver = disturbed(minutes=0)
     workers = driver.both()
@@ -170,7 +162,6 @@ def test_the_newest_checkpoint_is_cut_off(disturbed, ends_well):
     assert any("passed over" in line["text"] for line in driver.lines("note"))
 
 
-@pytest.mark.long
 def test_clocks_differ_by_a_day(disturbed, ends_well):
     """Rank 0's clock is ahead in the first attempt only; and the oldest file has the latest time."""
     driver = disturbed(fault="clock", minutes=0)
@@ -210,7 +201,6 @@ def free_port():
         return server.getsockname()[1]
 
 
-@pytest.mark.long
 def test_a_job_is_stopped_and_submitted_again(disturbed, ends_well, with_jobs):
     """It ends with a checkpoint of its last step, however seldom the recipe wants one."""
     driver, job = disturbed(minutes=60, begin=False), with_jobs[1]
