@@ -84,10 +84,8 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches) -> Outcome | Inter
             if scores_now or ends_now or done == job.end or (logs_now and meter.due(recipe.checkpoint_minutes)):
                 learner.progress = meter.carry(learner.progress, done)
                 learner.keep()
-            if ends_now and int(ending) == OTHERS:
-                make_way(record, notes.resize if rank == 0 else None, done)
             if ends_now:
-                return stopped(record, signal.Signals(int(ending)).name, job.stage.name, done)
+                return stopped(record, int(ending), notes, job.stage.name, done)
         if unscored := score_best(learner, record, pulse.beat):
             return unscored
         show_best(learner, record, pulse.beat)
@@ -119,21 +117,24 @@ def not_finite(plan: SamplePlan, done: int, losses: np.ndarray) -> str:
     )
 
 
-def stopped(record: Record, name: str, stage: str, step: int) -> Interrupted:
-    """Note the end by a signal; returns why the stage did not end."""
-    text = f"stopped in stage {stage} at step {step}, its checkpoint written"
+def stopped(record: Record, asked: int, notes: RunFolder, stage: str, step: int) -> Interrupted:
+    """Note the end by a signal; returns why the stage did not end. Where others are to go on, Ray ends this process."""
+    if asked == OTHERS:
+        make_way(record, notes.resize, step)
+    name, text = signal.Signals(asked).name, f"stopped in stage {stage} at step {step}, its checkpoint written"
     record.add("note", step, text=f"{name}: {text}")
     return Interrupted(signal=name, text=text)
 
 
-def make_way(record: Record, request: Path | None, step: int) -> NoReturn:
+def make_way(record: Record, request: Path, step: int) -> NoReturn:
     """Answer who asked for a checkpoint, so that more workers go on, and wait for Ray to end this process.
 
     Args:
-        request: the file that asked; None for a worker that has written nothing.
+        record: of rank 0, which has written the checkpoint and answers; the others' has no file.
+        request: the file that asked.
     """
     record.add("note", step, text=f"nodes have joined: more workers go on from step {step}, its checkpoint written")
-    if request:
+    if record.file:
         request.unlink(missing_ok=True)
     while True:  # a worker that returns would end the training
         time.sleep(1.0)
