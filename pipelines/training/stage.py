@@ -86,10 +86,8 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None 
             if scores_now or word or done == job.end or (logs_now and meter.due(notice.minutes)):
                 learner.progress = meter.carry(learner.progress, done)
                 learner.keep()
-            if word == OTHERS:
-                make_way(learner, record, done)
             if word and not notice.answer(record, word, done):
-                return stopped(record, signal.Signals(word).name, job.stage.name, done)
+                return stopped(learner, record, word, done)
         if unscored := score_best(learner, record, pulse.beat):
             return unscored
         show_best(learner, record, pulse.beat)
@@ -140,8 +138,11 @@ def not_finite(plan: SamplePlan, done: int, losses: np.ndarray) -> str:
     )
 
 
-def stopped(record: Record, name: str, stage: str, step: int) -> Interrupted:
-    """Note the end by a signal; returns why the stage did not end."""
+def stopped(learner: Learner, record: Record, asked: int, step: int) -> Interrupted:
+    """Note the end by a signal; returns why the stage did not end. Where others are to go on, Ray ends this process."""
+    if asked == OTHERS:
+        make_way(learner, record, step)
+    name, stage = signal.Signals(asked).name, learner.job.stage.name
     text = f"stopped in stage {stage} at step {step}, its checkpoint written"
     record.add("note", step, text=f"{name}: {text}")
     return Interrupted(signal=name, text=text)

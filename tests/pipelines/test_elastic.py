@@ -375,7 +375,7 @@ def test_another_number_of_workers_is_in_the_record(recipe_file, tmp_path, monke
     assert "before that" not in learner.make_learner(job, 0, 2, cpu).origin
     again = learner.make_learner(job, 0, 1, cpu).origin
     assert again.startswith("continues from its checkpoint at step 3; from here on 1 worker, before that 2: the same")
-    assert again.endswith("1 worker on cpu, fp32")
+    assert again.endswith("; 1 worker on CPU, fp32")
 
 
 def test_the_note_says_with_how_many_workers_a_stage_trained(tmp_path):
