@@ -383,12 +383,14 @@ def note(s3, tmp_path, monkeypatch):
     return lambda: Lease(system, f"{root}/lease.json", "s3://bucket/run")
 
 
-def test_a_second_process_is_refused_while_the_first_renews_its_note(note, monkeypatch):
+def test_a_second_process_is_refused_while_the_first_renews_its_note(note, capsys):
     words = rf"another process trains in s3://bucket/run \(process {os.getpid()} on "
     with note().held(), pytest.raises(SetupError, match=words):
         note().held().__enter__()
+    capsys.readouterr()
     with note().held():
         pass
+    assert capsys.readouterr().out == ""  # nothing was left to be watched
 
 
 def test_the_note_of_a_killed_process_lapses_or_is_known_as_dead(note, monkeypatch, capsys):
