@@ -56,7 +56,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None 
         Record(job.place.record if rank == 0 else None) as record,
         beside(learner, record, pulse) as asked,
     ):
-        record.add("note", plan.start, text=learner.origin + told_of_hangs(job))
+        record.add("note", plan.start, text=shown_to(copy, learner.origin + told_of_hangs(job)))
         if job.val and plan.start == 0 and learner.progress.before is None:
             score(learner, 0, record, pulse.beat)
         meter = Meter(learner)
@@ -102,6 +102,11 @@ def beside(learner: Learner, record: Record, pulse: Pulse) -> Iterator[Callable[
         contextlib.nullcontext() if learner.rank else learner.saving.running(pulse.beat, record.add),
     ):
         yield asked
+
+
+def shown_to(copy: Copy | None, text: str) -> str:
+    """A text for people, with the run's address instead of the folder of its copy."""
+    return copy.shown(text) if copy else text
 
 
 def told_of_hangs(job: Job) -> str:
