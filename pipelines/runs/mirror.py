@@ -127,7 +127,7 @@ class Mirror:
             self.upload(name, state, PAUSES)
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         """The URI without its options, for people."""
         return hide_secret(self.uri).partition("?")[0].rstrip("/")
 

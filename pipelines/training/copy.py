@@ -63,7 +63,7 @@ class Copy:
 
     def shown(self, text: str) -> str:
         """A text with the run's address instead of the copy's folder."""
-        return text.replace(str(self.folder), self.mirror.place) if self.mirror else text
+        return text.replace(str(self.folder), self.mirror.address) if self.mirror else text
 
     def name(self, path: Path) -> str:
         """A file's path from the run's folder on."""
