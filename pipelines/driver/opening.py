@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from datasets.storage import locate
+from pipelines.base.errors import InputError
+from pipelines.cluster.nodes import takes_a_file
 from pipelines.cluster.sizes import Sizes
 from pipelines.driver.planned import check_splits
 from pipelines.driver.weights import find_weights
@@ -22,7 +23,8 @@ def open_run(recipe: Recipe) -> None:
     where = address_of(recipe)
     print(f"{recipe.name} in {where}: checks of recipe, weights and shards, then PyTorch is imported", flush=True)
     if is_bucket(recipe.output):
-        locate(where)  # asks it
+        if why := takes_a_file(where):
+            raise InputError(f"output: {why}")
     elif finished(recipe, local_output(recipe.output) / "runs" / str(recipe.name)):
         return
     find_weights(recipe.backbone.weights)

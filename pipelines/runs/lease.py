@@ -54,12 +54,12 @@ class Lease:
         time.sleep(SETTLE_S)
         if (other := self.read()) and other["id"] != self.own["id"]:
             raise self.taken(other)
-        with Polling(self.renew, lambda: RENEW_S, "lease"):
-            try:
+        try:
+            with Polling(self.renew, lambda: RENEW_S, "lease"):
                 yield
-            finally:
-                with contextlib.suppress(StoreFailed, FileNotFoundError):
-                    attempt(lambda: self.system.delete_file(self.path), self.place, ())
+        finally:  # after the last renewal
+            with contextlib.suppress(StoreFailed, FileNotFoundError):
+                attempt(lambda: self.system.delete_file(self.path), self.place, ())
 
     def watch(self, other: dict[str, Any]) -> None:
         """Wait until another's note has lapsed.

@@ -126,6 +126,11 @@ class Mirror:
         if state := state_here(self.folder / name):
             self.upload(name, state, PAUSES)
 
+    @property
+    def address(self) -> str:
+        """The URI without its options, for people."""
+        return hide_secret(self.uri).partition("?")[0].rstrip("/")
+
     def at(self, name: str) -> str:
         """The URI of a file, for people."""
         return hide_secret(below(self.uri, name))

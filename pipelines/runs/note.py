@@ -90,7 +90,7 @@ def write_up(
         pictures(told, runs, run),
     ]
     text = "\n\n".join(part for part in parts if part)
-    return text.replace(str(folder.path), address_of(recipe)) if is_bucket(recipe.output) else text
+    return text.replace(str(folder.path), address_of(recipe).partition("?")[0]) if is_bucket(recipe.output) else text
 
 
 def what(recipe: Recipe, stages: Sequence[Stage]) -> str:

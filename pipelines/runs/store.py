@@ -135,7 +135,7 @@ def in_bucket(uri: str) -> Iterator[Place]:
         mirror = Mirror(folder, uri)
         place, run = Place(output, folder, mirror), RunFolder(folder)
         lease = Lease(mirror.system, f"{mirror.root}/{run.lease.name}", hide_secret(uri))
-        with as_input(lease.held()), shown_as(folder, hide_secret(uri)):
+        with as_input(lease.held()), shown_as(folder, mirror.address):
             begin(place)
             try:
                 yield place

@@ -61,6 +61,10 @@ class Copy:
             if path.stat().st_size:
                 self.send(path)
 
+    def shown(self, text: str) -> str:
+        """A text with the run's address instead of the copy's folder."""
+        return text.replace(str(self.folder), self.mirror.address) if self.mirror else text
+
     def name(self, path: Path) -> str:
         """A file's path from the run's folder on."""
         return path.relative_to(self.folder).as_posix()

@@ -97,7 +97,7 @@ def train(job: Job, pulse: Pulse, feed: Feed = train_batches, copy: Copy | None 
 
 def begin(learner: Learner, record: Record, pulse: Pulse) -> None:
     """Note how training begins, or goes on, and score what it begins with."""
-    start, text = learner.progress.step, learner.origin + told_of_hangs(learner.job)
+    start, text = learner.progress.step, shown_to(learner.copy, learner.origin + told_of_hangs(learner.job))
     record.add("note", start, text=text, workers=learner.world, computes=learner.computes)
     if learner.job.val and start == 0 and learner.progress.before is None:
         score(learner, 0, record, pulse.beat)
@@ -112,6 +112,11 @@ def beside(learner: Learner, record: Record, pulse: Pulse) -> Iterator[Callable[
         contextlib.nullcontext() if learner.rank else learner.saving.running(pulse.beat, record.add),
     ):
         yield asked
+
+
+def shown_to(copy: Copy | None, text: str) -> str:
+    """A text for people, with the run's address instead of the folder of its copy."""
+    return copy.shown(text) if copy else text
 
 
 def told_of_hangs(job: Job) -> str:

@@ -75,7 +75,7 @@ def train_stage(job: Job, note: Path, feed: Feed, copy: Copy) -> Interrupted | N
     except Exception as error:
         if message := users_message(error):
             with contextlib.suppress(OSError):  # a full disk, perhaps
-                write_text(note, f"stage {job.stage.name}: {message}")
+                write_text(note, copy.shown(f"stage {job.stage.name}: {message}"))
                 copy.send(note)
         raise
     if isinstance(ended, Interrupted):

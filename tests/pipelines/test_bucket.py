@@ -79,10 +79,11 @@ def local(path):
 
 
 def damage(uri, name):
-    """Turn over a bit of a file."""
+    """Turn over bits in the middle of a file, more than the archive's padding between two tensors."""
     system, root = locate(uri)
     data = bytearray(read_bytes(system, f"{root}/{name}"))
-    data[len(data) // 2] ^= 1
+    for place in range(len(data) // 2, len(data) // 2 + 512):
+        data[place] ^= 1
     with system.open_output_stream(f"{root}/{name}") as stream:
         stream.write(bytes(data))
 
@@ -383,12 +384,14 @@ def note(s3, tmp_path, monkeypatch):
     return lambda: Lease(system, f"{root}/lease.json", "s3://bucket/run")
 
 
-def test_a_second_process_is_refused_while_the_first_renews_its_note(note, monkeypatch):
+def test_a_second_process_is_refused_while_the_first_renews_its_note(note, capsys):
     words = rf"another process trains in s3://bucket/run \(process {os.getpid()} on "
     with note().held(), pytest.raises(SetupError, match=words):
         note().held().__enter__()
+    capsys.readouterr()
     with note().held():
         pass
+    assert capsys.readouterr().out == ""  # nothing was left to be watched
 
 
 def test_the_note_of_a_killed_process_lapses_or_is_known_as_dead(note, monkeypatch, capsys):
