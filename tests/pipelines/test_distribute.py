@@ -237,8 +237,11 @@ def norms_agree(rank, world):
             torch.testing.assert_close(mine.grad, theirs.grad)
         for mine, theirs in zip(own.buffers(), whole.buffers(), strict=True):
             torch.testing.assert_close(mine, theirs)
-    narrow = synchronised(nn.BatchNorm2d(3))(torch.randn(2, 3, 4, 4).bfloat16())  # as autocast gives it
-    assert narrow.dtype == torch.bfloat16
+    x = torch.randn(2, 3, 4, 4).bfloat16().requires_grad_()  # as autocast gives it
+    narrow = synchronised(nn.BatchNorm2d(3))(x)
+    narrow.sum().backward()
+    assert narrow.dtype == x.grad.dtype == torch.bfloat16
+    assert float(x.grad.abs().max()) < 0.05  # the output's sum is 0 whatever x is
 
 
 def resumed_steps_agree(rank, world):
