@@ -304,16 +304,7 @@ def check(recipe: Recipe) -> None:
     check_split(recipe.batch, recipe.workers.number or 1)
     check_range(recipe)
     demand((recipe.workers.micro_batch or 1) >= 1, "workers.micro_batch: 1 or more, or null")
-    demand(
-        not recipe.workers.graphs or (recipe.workers.compile and recipe.workers.gpus != 0),
-        "workers.graphs = true: CUDA graphs are made of what is compiled, on GPUs; give workers.compile=true, and not "
-        "workers.gpus=0",
-    )
-    demand(
-        not recipe.workers.graphs or recipe.workers.micro_batch is None,
-        "workers.graphs = true with a micro_batch: a CUDA graph's gradients are gone with its next pass; give "
-        "workers.micro_batch=null",
-    )
+    check_graphs(recipe.workers)
     demand(recipe.workers.hang_minutes > 0, f"workers.hang_minutes = {recipe.workers.hang_minutes}: above 0")
     demand(recipe.workers.wait_minutes > 0, f"workers.wait_minutes = {recipe.workers.wait_minutes}: above 0")
     places = [recipe.data, recipe.output, recipe.tracking, recipe.backbone.weights]
@@ -324,6 +315,24 @@ def check(recipe: Recipe) -> None:
             f"{hide_secret(str(place))} holds a user or password, which would be logged. {CURE}",
         )
     demand(recipe.log_every >= 1 and recipe.keep_last >= 1, "log_every and keep_last must be 1 or more")
+
+
+def check_graphs(workers: Workers) -> None:
+    """CUDA graphs are made of what is compiled, and of whole steps.
+
+    Raises:
+        InputError: there is no such thing.
+    """
+    if workers.graphs and not (workers.compile and workers.gpus != 0):
+        raise InputError(
+            "workers.graphs = true: CUDA graphs are made of what is compiled, on GPUs; give workers.compile=true, and "
+            "not workers.gpus=0"
+        )
+    if workers.graphs and workers.micro_batch is not None:
+        raise InputError(
+            "workers.graphs = true with a micro_batch: a CUDA graph's gradients are gone with its next pass; give "
+            "workers.micro_batch=null"
+        )
 
 
 def check_split(batch: int, workers: int) -> None:

@@ -19,9 +19,9 @@ class Scaling:
         self.scaler = torch.amp.GradScaler(device.type)
         self.left_out = torch.zeros((), device=device)
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of the scaled loss."""
-        self.scaler.scale(loss).backward()
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss whose gradients fp16 can hold."""
+        return self.scaler.scale(loss)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """One update by the gradients as they are without the scale, or none; the scale follows."""

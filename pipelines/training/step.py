@@ -41,9 +41,13 @@ def train_step(learner: Learner, batch: Batch, step: int, asked: int = 0) -> tup
         pixels, images = count_labelled(part.mask) / labelled * world, len(part.mask) / recipe.batch * world
         with synchronise(learner.net, last):
             loss, terms = learner.losses(part.image, part.mask, pixels, images)
-        learner.scaling.backward(loss) if learner.scaling else loss.backward()
+        scaled = learner.scaling.scaled(loss) if learner.scaling else loss
+        scaled.backward()
         losses.append(torch.stack([loss.detach(), *terms.values()]) / world)
-    learner.scaling.step(learner.optimizer) if learner.scaling else learner.optimizer.step()
+    if learner.scaling:
+        learner.scaling.step(learner.optimizer)
+    else:
+        learner.optimizer.step()
     after_step(learner.model)
     if learner.average:
         learner.average.update(learner.model, step=step + 1)

@@ -211,7 +211,7 @@ def test_a_step_that_is_left_out_moves_nothing_the_first_one_too():
     torch.full_like(weight, torch.nan)  # what the next allocation finds
     for factor, left, at in ((torch.inf, 1, 0.0), (1.0, 1, -1.0), (torch.inf, 2, -1.0), (1.0, 2, -2.5)):
         sgd.zero_grad()
-        found.backward((weight * factor).sum())
+        found.scaled((weight * factor).sum()).backward()
         found.step(sgd)
         assert found.line()["left_out"] == left
         assert bool((weight == at).all())
