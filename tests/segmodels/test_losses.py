@@ -327,12 +327,11 @@ def test_of_large_maps_only_the_gradient_is_a_second_copy(monkeypatch):
     size = 4 * 8 * 30 * 16 * 16
 
     def step():
-        logits = (torch.zeros(8, 30, 16, 16, requires_grad=True) * 1.0).requires_grad_()
-        cross_entropy(logits, mask).backward()
+        cross_entropy(torch.zeros(8, 30, 16, 16, requires_grad=True), mask).backward()
 
     before = peak_bytes(step, "cpu") / size
     monkeypatch.setattr(entropy, "LARGE_BYTES", size - 1)
     monkeypatch.setattr(entropy, "PART_BYTES", size // 8)
     after = peak_bytes(step, "cpu") / size
-    assert before > after + 0.9, (before, after)
-    assert after < 3.5, after
+    assert before > 3.9, before
+    assert after < 2.6, after
