@@ -122,10 +122,10 @@ def cure(recipe: Recipe, classes: int, world: int, precision: str, cost: StepCos
         except ValueError:  # a single image, which a norm of the head refuses
             break
         if fits(smaller, gib):
-            more = f", or share the batch among {recipe.batch // micro} workers (workers.count)" if world > 0 else ""
             return (
                 f"Give workers.micro_batch={micro}: {smaller.peak / GIB:.1f} GiB, gradients add up to the same batch, "
-                f"and norms see {micro} image(s) at a time{more}, or lower view.crop"
+                f"and norms see {micro} image(s) of a worker at a time; or share the batch among "
+                f"{recipe.batch // micro} workers (workers.count), or lower view.crop"
             )
     return "No number of images fits: lower view.crop, take a smaller trunk, or GPUs with more memory"
 

@@ -41,9 +41,10 @@ def dry_run_study(plan: StudyPlan, gpus: Sequence[str] = (), at_once: int | None
         InputError: a trial would fail; the message has every reason.
     """
     check_gpus_named(gpus)
-    trials = trials_of(plan)
+    reasons = Reasons()
+    trials = trials_of(plan, reasons)
     base = make_recipe(plan.page | {"seed": plan.study.seeds[0], "name": "base"})
-    output, reasons = output_folder(base.output), Reasons()
+    output = output_folder(base.output)
     folder = output / "studies" / plan.name
     print(f"{plan.name}: what it would do; nothing is started, nothing is written", flush=True)
     look(plan, trials, base, output, reasons)
@@ -74,13 +75,16 @@ def dry_run_study(plan: StudyPlan, gpus: Sequence[str] = (), at_once: int | None
     print("\nnothing speaks against it")
 
 
-def trials_of(plan: StudyPlan) -> list[Trial]:
+def trials_of(plan: StudyPlan, reasons: Reasons) -> list[Trial]:
     """The trials, or one for each corner of a search's space."""
     if not plan.study.search:
-        return expand(plan)
-    seed = plan.study.seeds[0]
-    named = {", ".join(f"{key}={value}" for key, value in point.items()): point for point in corners(plan.study.search)}
-    return [Trial(name, name, seed, plan.recipe("corner", point, seed)) for name, point in named.items()]
+        return expand(plan, reasons.guard)
+    seed, trials = plan.study.seeds[0], dict[str, Trial]()
+    for point in corners(plan.study.search):
+        name = ", ".join(f"{key}={value}" for key, value in point.items())
+        with reasons.guard():
+            trials[name] = Trial(name, name, seed, plan.recipe("corner", point, seed))
+    return list(trials.values())
 
 
 def look(plan: StudyPlan, trials: Sequence[Trial], base: Recipe, output: Path, reasons: Reasons) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from pipelines.base.errors import InputError, users_message
 from pipelines.driver.checks import check_model
-from pipelines.driver.planned import PlannedStage, plan_stages
+from pipelines.driver.planned import Guard, PlannedStage, plan_stages
 from pipelines.recipes.recipe import Recipe, flatten, to_page
 from pipelines.studies.study import Search, StudyPlan, Trial, ablated
 
@@ -16,21 +17,26 @@ from pipelines.studies.study import Search, StudyPlan, Trial, ablated
 SAMPLES = ("batch", "data", "stages", "view")
 
 
-def expand(plan: StudyPlan) -> list[Trial]:
+def expand(plan: StudyPlan, guard: Guard = nullcontext) -> list[Trial]:
     """Variants x seeds, the seeds of a variant one after the other; nothing for a search, whose points come later.
+
+    Args:
+        plan: the study.
+        guard: is around each variant.
 
     Raises:
         InputError: a variant with a key or a value that the recipe refuses.
     """
     trials = []
     for variant, spec in plan.study.variants.items():
-        for seed in plan.study.seeds:
-            name = f"{variant}-seed{seed}"
-            try:
-                recipe = plan.recipe(name, spec.set, seed)
-            except InputError as error:
-                raise InputError(f"variant {variant!r}: {error}") from None
-            trials.append(Trial(name, variant, seed, recipe))
+        with guard():
+            for seed in plan.study.seeds:
+                name = f"{variant}-seed{seed}"
+                try:
+                    recipe = plan.recipe(name, spec.set, seed)
+                except InputError as error:
+                    raise InputError(f"variant {variant!r}: {error}") from None
+                trials.append(Trial(name, variant, seed, recipe))
     return trials
 
 

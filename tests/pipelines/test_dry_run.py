@@ -93,7 +93,7 @@ def test_named_gpus_are_set_side_by_side_and_the_first_is_planned_with(plan):
 def test_gpus_that_are_not_in_the_table_are_refused_at_once(plan):
     told, reasons = plan(gpus=("H2",))
     assert (told, reasons) == ("", "--gpu: GPU 'H2' is not in the table; allowed: T4, L4, A10, L40S, A100-80GB, "
-                               "A100-40GB, H100, H200, B200.; did you mean 'H200'?")  # fmt: skip
+                               "A100-40GB, H100, H200, B200. Did you mean 'H200'?")  # fmt: skip
 
 
 def test_time_is_by_the_runs_own_speed_or_that_of_one_next_to_it(plan, tmp_path):
@@ -298,3 +298,28 @@ def test_memory_that_ran_out_in_a_validation_is_said_so():
     failure = failures.judge({2: RuntimeError(text)}, [], advanced=True)
     assert (failure.kind, failure.final) == ("gpu", True)
     assert failure.text.endswith("torch.OutOfMemoryError: CUDA out of memory. Tried, in a validation")
+
+
+# ---- studies
+
+
+def test_a_study_shows_its_trials_and_all_that_speaks_against_them(no_ray, shards, tmp_path, capsys):
+    from pipelines.studies.dry_run import dry_run_study
+    from pipelines.studies.study import load_study
+
+    given = [f"data={shards}", f"output={tmp_path / 'out'}", "workers.gpus=null"]
+    dry_run_study(load_study("sample/rank", seeds=2, overrides=given), ["L4"])
+    told = capsys.readouterr().out
+    lines = {line.split()[0]: line.split() for line in told.splitlines() if line.strip()}
+    assert lines["rank1"][1:4] == ["0", "of", "2"]
+    assert float(lines["rank16"][4]) >= float(lines["rank1"][4])
+    assert "nothing speaks against it" in told
+    assert not (tmp_path / "out").exists()
+    page = tmp_path / "mine.yaml"
+    page.write_text(
+        "title: T\nrecipe: sample_small\nbaseline: a\nvariants: {a: {set: {head.rank: 1}}, b: {set: {head.rank: 0}}}\n"
+    )
+    with pytest.raises(InputError) as reasons:
+        dry_run_study(load_study(page, overrides=[*given, "stages.aug.train=voc12/gone"]))
+    assert "variant 'b'" in str(reasons.value)
+    assert "voc12/gone" in str(reasons.value)

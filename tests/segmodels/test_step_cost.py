@@ -119,7 +119,7 @@ def test_gpus_by_the_names_of_their_drivers(name, found):
 
 
 def test_an_unknown_gpu_is_refused_with_those_that_are_known():
-    with pytest.raises(ValueError, match=r"'H20' is not in the table; allowed: T4.*did you mean 'H200'"):
+    with pytest.raises(ValueError, match=r"'H20' is not in the table; allowed: T4.*Did you mean 'H200'"):
         gpu_named("H20")
 
 
