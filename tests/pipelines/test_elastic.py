@@ -464,6 +464,7 @@ def losses(folder):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group("commands")
 def test_while_a_node_comes_and_goes_the_curve_is_that_of_one_worker(recipe_file, tmp_path):
     """1 -> 2 -> 1 workers on a real cluster of two nodes: no step is lost to the growth, and none is seen twice."""
