@@ -64,7 +64,7 @@ def test_bundled_recipe_builds_and_survives_a_round_trip(name, tmp_path, hollow)
         ("overlays=-1", "overlays = -1: 0"),
         ("view.crop=[512]", "view.crop = [512]: give a list of 2"),
         ("backbone.output_stride=7", "allowed are 8, 16, 32"),
-        ("workers.precision=fp8", "allowed are 'auto', 'bf16', 'fp32'"),
+        ("workers.precision=fp8", "allowed are 'auto', 'bf16', 'fp16', 'fp32'"),
         ("optim.lr=.nan", "give a number"),
         ("stages.3.lr=1", "no entry '3'"),
         ("stages.coco_pretran.lr=1", "no entry 'coco_pretran'"),

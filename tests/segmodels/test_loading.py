@@ -95,7 +95,7 @@ def test_the_recipes_way_to_predict_can_be_changed_and_a_wrong_one_is_named(best
     assert segmodels.load(best, inference=given).inference == Inference(flip_pairs=((1, 2),))
     with pytest.raises(ValueError, match=r"inference has no windows; allowed: .*flip"):
         segmodels.load(best, inference={"windows": [8, 8]})
-    with pytest.raises(ValueError, match="precision is 'fp8'; allowed: auto, bf16, fp32"):
+    with pytest.raises(ValueError, match="precision is 'fp8'; allowed: auto, bf16, fp16, fp32"):
         segmodels.load(best, precision="fp8")
     assert inference_of({"mode": "slide", "window": [16, 16]}, [32, 32]).window == (16, 16)
     assert settle_precision("auto", CPU) == "fp32"
