@@ -39,7 +39,7 @@ FLAGS: dict[str, tuple[float, str, str]] = {
     "epochs": (30, "of the training", "RecoNet's pretraining"),
     "stream-mb-s": (90, "MB/s of one download", "Amazon's guidelines for S3: 85 to 90 a request"),
     "store-gb-s": (100, "GB/s of the storage to all nodes", "an assumption; S3 states no bound"),
-    "tasks-per-s": (300, "tasks that Ray starts in a second", "two cores here gave more, see RESULTS.md"),
+    "tasks-per-s": (300, "tasks that Ray starts in a second", "an assumption; --validate measures this machine"),
 }
 
 
