@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,7 +35,8 @@ def many_shards(folder: Path, rows: int, per_file: int, group: int = ROW_GROUP) 
     from datasets.readers.voc import CLASSES, PALETTE
 
     folder.mkdir(parents=True)
-    row, files, content = one_row(len(CLASSES)), [], hashlib.sha256()
+    row, content = one_row(len(CLASSES)), hashlib.sha256()
+    files: list[dict[str, Any]] = []
     same, numbers = shared(row, min(rows, per_file)), np.random.default_rng(0).permutation(rows)
     for first in range(0, rows, per_file):
         path = folder / f"part-{len(files):07d}.parquet"
