@@ -138,10 +138,11 @@ class OverWorkers(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the images of several workers, of which this one's are counted."""
 
     def forward(self, input: Tensor) -> Tensor:
+        # of a single value there is no variance by which running statistics could move
+        running = (None, None) if self.training else (self.running_mean, self.running_var)
         return torch.batch_norm(
-            input, self.weight, self.bias, self.running_mean, self.running_var, self.training,
-            self.momentum or 0.0, self.eps, torch.backends.cudnn.enabled,
-        )  # fmt: skip
+            input, self.weight, self.bias, *running, self.training, self.momentum or 0.0, self.eps, False
+        )
 
 
 class Fused(TorchFunctionMode):

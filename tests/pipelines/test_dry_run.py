@@ -175,15 +175,13 @@ def test_a_disk_without_room_and_a_folder_that_is_held_are_reasons(plan, tmp_pat
         check_places(recipe, tmp_path / "out", folder, planned)
 
 
-def test_checkpoints_take_what_they_were_planned_to(plan, tmp_path):
-    plan()
-    recipe = load_recipe(tmp_path / "tiny.yaml", ["overlays=0", "explain=0"])
+def test_checkpoints_take_what_they_were_planned_to(recipe_file, tmp_path):
+    stages = [{"name": "first", "train": "voc12/train", "steps": 1}]
+    recipe = load_recipe(recipe_file(stages=stages, optim={"ema": 0.9}, keep_last=1))
     planned = plan_stages(recipe, recipe.data)
     run_recipe(recipe)
-    written = list((tmp_path / "out/runs/tiny").rglob("*.pt"))
-    assert sum(path.stat().st_size for path in written) == pytest.approx(
-        checkpoint_bytes(dataclasses.replace(recipe, keep_last=len(written) - 1), planned), rel=0.1
-    )
+    (written,) = (tmp_path / "out/runs/tiny").rglob("*.pt")
+    assert written.stat().st_size == pytest.approx(checkpoint_bytes(recipe, planned), rel=0.2)  # and names, seen rows
 
 
 # ---- room on a GPU
@@ -191,20 +189,18 @@ def test_checkpoints_take_what_they_were_planned_to(plan, tmp_path):
 
 @pytest.fixture
 def whole():
-    """A bundled recipe, whose step holds 18 GiB."""
-    return load_recipe("reconet/voc12_resnet50s", ["workers.gpus=1"])
+    """A small model on large crops, whose step holds about a GiB."""
+    return load_recipe("sample_small", ["view.crop=[512,512]", "workers.gpus=1"])
 
 
 def test_what_has_no_room_is_refused_with_the_micro_batch_that_has(whole):
+    small = 1.0 + 0.3 * estimate(whole, 21, 1, "bf16").peak / GIB  # CUDA's own beside a third of the step
     with pytest.raises(InputError) as told:
-        check_memory(whole, 21, ONE, [("NVIDIA Small", 6.0), ("H200", 140.4)])
-    micro = int(str(told.value).split("workers.micro_batch=")[1].split(":")[0])
-    assert "NVIDIA Small has 6.0 GiB" in str(told.value)
-    parts = dataclasses.replace(whole, workers=dataclasses.replace(whole.workers, micro_batch=micro))
-    assert not check_memory(parts, 21, ONE, [("NVIDIA Small", 6.0)]).startswith("NVIDIA")
-    doubled = dataclasses.replace(whole, workers=dataclasses.replace(whole.workers, micro_batch=2 * micro))
-    with pytest.raises(InputError):
-        check_memory(doubled, 21, ONE, [("NVIDIA Small", 6.0)])
+        check_memory(whole, 21, ONE, [("H200", 140.4), ("NVIDIA Small", small)])
+    assert "workers.micro_batch=4: " in str(told.value)
+    assert f"NVIDIA Small has {small:.1f} GiB" in str(told.value)
+    parts = dataclasses.replace(whole, workers=dataclasses.replace(whole.workers, micro_batch=4))
+    check_memory(parts, 21, ONE, [("NVIDIA Small", small)])
 
 
 def test_room_is_asked_only_of_gpus_whose_memory_is_known(whole):
@@ -219,14 +215,14 @@ def test_room_is_asked_only_of_gpus_whose_memory_is_known(whole):
 def test_gpus_are_asked_of_the_drivers_tool(monkeypatch, tmp_path):
     tool = tmp_path / "nvidia-smi"
     tool.write_text('#!/bin/sh\necho "NVIDIA H200, 143771"\necho "NVIDIA L4, 23034"\necho "NVIDIA H200, 143771"\n'
-                    '[ "$4" = -i ] && echo "Only, $5" || true\n')  # fmt: skip
+                    '[ "$3" = -i ] && echo "Only, $4" || true\n')  # fmt: skip
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert machine.gpus() == ["NVIDIA H200", "NVIDIA L4", "NVIDIA H200"]
     assert gpus.gpus_here() == [("NVIDIA L4", 23034 / 1024), ("NVIDIA H200", 143771 / 1024)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert ("Only", 3 / 1024) in gpus.gpus_here()
+    assert gpus.gpus_here()[0] == ("Only", 3 / 1024)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus.gpus_here() == []
 

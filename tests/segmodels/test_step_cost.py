@@ -151,9 +151,8 @@ def compare(head, trunk):
         assert 1e3 * cost.roofline(GPUS["H200"]) == pytest.approx(float(fact["roofline_ms"]), rel=0.1)
 
 
-@pytest.mark.parametrize("head", ["reconet", "danet"])
-def test_steps_of_two_heads_are_as_cudas_allocator_counted_them(head):
-    compare(head, "resnet50s")
+def test_a_heads_step_is_as_cudas_allocator_counted_it():
+    compare("danet", "resnet50s")
 
 
 @pytest.mark.long
