@@ -92,12 +92,13 @@ def gauged(run: str, jobs: Sequence[Job], before: int = 0) -> Iterator[None]:
     from ray.util.metrics import Gauge
 
     gauges = {name: Gauge(PREFIX + name, text, ("run",)) for name, text in GAUGES.items()}
-    watch = Watch(jobs, before)
+    watch, known = Watch(jobs, before), dict[str, float]()
 
     def look() -> None:
         with contextlib.suppress(OSError):  # a file system that is away for a moment ends no training
-            for name, value in watch.new().items():
-                gauges[name].set(value, {"run": run})
+            known.update(watch.new())
+        for name, value in known.items():  # all of them: Ray reports what was set since its last report
+            gauges[name].set(value, {"run": run})
 
     with Polling(look, lambda: LOOK_S, "gauges", last=True):
         yield

@@ -79,6 +79,29 @@ def test_without_a_session_there_are_no_gauges(stages, monkeypatch):
         pass
 
 
+def test_every_gauge_is_set_at_each_look(stages, monkeypatch):
+    """Ray forgets one that was not set since its last report, and a line of the record may be minutes old."""
+    told = []
+
+    class Gauge:
+        def __init__(self, name, text, labels):
+            self.name = name
+
+        def set(self, value, labels):
+            told.append((self.name, value, labels["run"]))
+
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.util.metrics.Gauge", Gauge)
+    monkeypatch.setattr(gauges, "LOOK_S", 0.01)
+    with gauges.gauged("x", [SimpleNamespace(place=stages[0])]):
+        with Record(stages[0].record) as record:
+            record.add("train", 2, **TRAIN)
+        until = time.monotonic() + 10
+        while told.count(("context_heads_loss", 1.5, "x")) < 3:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
 def test_workers_of_a_node_are_told_together():
     other = replace(NODE, address="10.0.0.6", host="two", ranks=(1,))
     nodes = together([replace(NODE, ranks=(2,), devices=("NVIDIA H200",)), other, NODE])
