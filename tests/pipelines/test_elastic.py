@@ -434,6 +434,7 @@ def disturb():
         flag.write_text("")
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster._shutdown_at_exit = False  # a node that a thread adds can set no handler of signals; `finally` ends all
 try:
     os.environ["RAY_ADDRESS"] = cluster.address
     recipe = load_recipe(page)
