@@ -29,7 +29,7 @@ def memory_gib() -> float:
 
 def gpus() -> list[str]:
     """Names of the NVIDIA GPUs."""
-    return ask_driver("name")
+    return [name for name, _ in gpu_memories()]
 
 
 def gpu_driver() -> str:

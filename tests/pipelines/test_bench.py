@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from datasets.shards import Shards
 from datasets.transforms import TrainView
 from pipelines.base.door import run
 from pipelines.bench import COMMANDS, build_parser, main
@@ -281,9 +282,15 @@ def test_parts_of_an_image_are_told_apart(shards):
 
 def test_of_large_pngs_the_kept_pixels_are_a_part(shards, monkeypatch):
     plan = SamplePlan(str(shards / "voc12/train"), 18, TrainView((32, 32), (1, 1)), seed=0, batch=2, steps=1)
-    kept = np.zeros((40, 56, 3), np.uint8)
-    kept.flags.writeable = False
-    monkeypatch.setattr("datasets.pixels.Pixels.find", lambda self, sha256: kept)
+    split = Shards(plan.uri)
+    sizes = dict(zip(split.sha256, split.sizes.tolist(), strict=True))
+
+    def kept(pixels, sha256):
+        found = np.zeros((*sizes[sha256], 3), np.uint8)
+        found.flags.writeable = False
+        return found
+
+    monkeypatch.setattr("datasets.pixels.Pixels.find", kept)
     assert len(parts_of(plan, 1)["kept pixels: read and transform"]) == 1
 
 

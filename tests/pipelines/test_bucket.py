@@ -104,6 +104,7 @@ def ends_after(steps):
     return feed
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_the_bucket_alone_past_a_damaged_checkpoint_and_ends_as_in_a_folder(
     in_bucket, recipe_file, tmp_path, capsys
 ):
@@ -142,6 +143,7 @@ def test_a_killed_run_goes_on_from_the_bucket_alone_past_a_damaged_checkpoint_an
         run_recipe(in_bucket(**changes, seed=4))
 
 
+@pytest.mark.slow
 def test_a_signal_ends_with_the_checkpoint_in_the_bucket(in_bucket):
     def feed(plan, kind, tasks, cpus):
         for done, batch in enumerate(train_batches(plan, kind, tasks, cpus), start=plan.start):
@@ -204,6 +206,7 @@ def test_doors_take_the_uri_of_a_run_of_its_stage_and_of_a_file(trained, shards,
         named_checkpoint("s3://me:secret@b/x")
 
 
+@pytest.mark.slow
 def test_prepare_train_and_evaluate_with_shards_of_a_bucket(release, s3, recipe_file, tmp_path, opened, shards):
     out = s3(f"{tmp_path.name}/shards/voc12")
     opened("prepare", "voc12", "--source", release, "--out", out, "--workers", "0", "--partial")

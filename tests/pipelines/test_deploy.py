@@ -46,8 +46,10 @@ def test_heads_ask_for_a_token_listen_on_loopback_and_bound_their_logs(name):
     assert "--dashboard-host=127.0.0.1" in starts["head"]
     assert "mlflow server --host 127.0.0.1" in starts["head"]
     first = page(CLUSTERS[0])
-    for key in ("setup_commands", "head_start_ray_commands", "worker_start_ray_commands", "file_mounts"):
+    for key in ("setup_commands", "head_start_ray_commands", "file_mounts"):
         assert page(name)[key] == first[key]
+    common = page(name)["worker_start_ray_commands"][:2]
+    assert common == first["worker_start_ray_commands"][:2]  # Amazon's nodes look out for its notice, too
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "cluster-gcp.yaml"])

@@ -122,6 +122,7 @@ def two_that_do_not_talk():
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_norms_over_all_workers_compile_without_a_break(two_that_do_not_talk):
     """Forward and backward; PyTorch's own break the graph at each norm."""
     net = synchronised(model("encnet"))
@@ -327,5 +328,5 @@ def test_the_conversion_keeps_what_a_trunk_computes(name):
     assert list(built.state_dict()) == keys
     assert {key for key, m in built.named_modules() if isinstance(m, SyncBatchNorm)} == before
     for one, other in zip(found, expected, strict=True):
-        assert 1e-3 < float(other.std()) < 1e3
+        assert 1e-3 < float(other.std()) < 1e6  # neither dead nor drowned
         assert torch.equal(one, other)

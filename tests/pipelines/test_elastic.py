@@ -55,8 +55,13 @@ def test_a_page_with_a_range_is_read_back_as_it_was():
 @pytest.mark.parametrize(
     ("overrides", "gpus", "message"),
     [
-        ([], 0, r"see 16 with 1 worker, 8 with 2 workers, .*workers.micro_batch=4: then each sees 4; or one number"),
-        (["workers.micro_batch=4"], 0, None),
+        (
+            ["norm=local"],
+            0,
+            r"see 16 with 1 worker, 8 with 2 workers, .*workers.micro_batch=4: then each sees 4; or one",
+        ),
+        (["norm=local", "workers.micro_batch=4"], 0, None),
+        ([], 0, None),  # synchronised
         ([], 1, None),  # synchronised
         (["workers.micro_batch=4"], 1, r"see 4 with 1 worker, 8 with 2 workers.*Give workers.micro_batch=null"),
         (["workers.micro_batch=1"], 0, r"workers.micro_batch"),  # a single image cannot be normalised
@@ -74,7 +79,9 @@ def test_a_range_in_which_norms_would_see_other_numbers_of_images_is_refused(ove
 
 def test_frozen_norms_see_none(monkeypatch):
     """Of a head without norms, behind a pretrained trunk whose norms are frozen."""
-    recipe = load_recipe("sample", ["workers.count=[1, 4]", "backbone.weights=hub:", "optim.freeze_norm=true"])
+    recipe = load_recipe(
+        "sample", ["workers.count=[1, 4]", "norm=local", "backbone.weights=hub:", "optim.freeze_norm=true"]
+    )
     sizes = Sizes(1, 0, 1.0, 1, 1.0, counts_of(recipe))
     with pytest.raises(InputError, match="a batch norm would see"):
         check_share(recipe, sizes)  # the head's are fresh
@@ -96,7 +103,7 @@ def count_trunk(model):
     ],
 )
 def test_a_run_goes_on_with_a_range_or_another_number_where_norms_see_the_same(tmp_path, count, before, message):
-    recipe = load_recipe("sample", [f"workers.count={count}", "workers.micro_batch=4"])
+    recipe = load_recipe("sample", [f"workers.count={count}", "norm=local", "workers.micro_batch=4"])
     if message is None:
         check_wishes(recipe, before, {}, tmp_path)
         return
@@ -156,7 +163,7 @@ def test_as_many_workers_as_find_a_place_and_divide_the_batch(there, tmp_path, n
     [
         (Sizes(1, 0, 1.0, 1, 1.0), [Node(4)], 2),  # and a spare place
         (Sizes(2, 0, 0.33, 1, 0.33), [Node(1), Node(1)], 1),
-        (Sizes(4, 1, 1.0, 1, 1.0), [Node(4), Node(48, 4)], 8),
+        (Sizes(4, 1, 1.0, 1, 1.0), [Node(4), Node(48, 4)], 11),
         (Sizes(1, 0, 1.0, 1, 1.0), [Node(1)], 1),  # one is there even where it waits
     ],
 )
@@ -365,7 +372,7 @@ def test_a_range_is_told_to_people():
 
 def test_another_number_of_workers_is_in_the_record(recipe_file, tmp_path, monkeypatch):
     monkeypatch.setattr(learner, "distribute", lambda model, world, device, compiled: model)
-    recipe = load_recipe(recipe_file(), ["workers.micro_batch=2"])
+    recipe = load_recipe(recipe_file(), ["norm=local", "workers.micro_batch=2"])
     job = Job(recipe, recipe.stages[0], tmp_path / "first", "unused", None, ("a",), ((0, 0, 0),), 4, 5,
               Sizes(2, 0, 1.0, 0, 1.0), 1)  # fmt: skip
     cpu = torch.device("cpu")

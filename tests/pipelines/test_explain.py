@@ -177,7 +177,7 @@ BAD = {
     "no row": (refused("{path}", "{val}", "--row", "2007_9", "--out", "o"), r"no row '2007_9'.*nearest ids"),
     "nothing": (refused("{path}", "{val}", "--out", "o"), r"nothing to do: --row ID"),
     "no out": (refused("{path}", "{val}", "--row", "{row}"), r"--out is missing"),
-    "no checkpoint": (refused("none.pt", "{val}", "--row", "{row}", "--out", "o"), r"no checkpoint none.pt"),
+    "no checkpoint": (refused("none.pt", "{val}", "--row", "{row}", "--out", "o"), r"no checkpoint .*none.pt"),
     "outside": (
         refused("{path}", "{val}", "--row", "{row}", "--pixel", "99", "3", "--out", "o"),
         r"--pixel 99 3: outside of the image, \d\dx\d\d pixels.*allowed: 0 to \d\d and 0 to \d\d",

@@ -440,6 +440,8 @@ def meter_of(progress, rank):
             rank=rank,
             world=2,
             saving=SimpleNamespace(taken=float),
+            optimizer=SimpleNamespace(param_groups=[{"lr": 0.1}]),
+            scaling=None,
         )
     )
 
@@ -460,7 +462,7 @@ def test_losses_that_a_checkpoint_carries_are_counted_once_whatever_the_number_o
     assert (kept.losses, kept.terms) == ((0.625, 1.25), ((6.0,), (6.5,)))
     resumed = [meter_of(kept, rank) for rank in (0, 1)]
     assert sum(torch.stack(meter.kept) for meter in resumed).tolist() == both
-    line = resumed[0].line(np.array(both), 2, 0.1)
+    line = resumed[0].line(np.array(both), 2)
     assert (line["loss"], line["terms"]) == (0.9375, {"logits.cross_entropy": 6.25})
     old = meter_of(dataclasses.replace(kept, terms=()), 0)  # 0.3.5 kept no terms
     assert [entry[0].item() for entry in old.kept] == [0.625, 1.25]
