@@ -282,7 +282,7 @@ def test_parts_of_an_image_are_told_apart(shards):
 
 def test_of_large_pngs_the_kept_pixels_are_a_part(shards, monkeypatch):
     plan = SamplePlan(str(shards / "voc12/train"), 18, TrainView((32, 32), (1, 1)), seed=0, batch=2, steps=1)
-    split = Shards(plan.uri)
+    split = Shards(plan.shards)
     sizes = dict(zip(split.sha256, split.sizes.tolist(), strict=True))
 
     def kept(pixels, sha256):
