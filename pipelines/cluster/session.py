@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -19,7 +18,7 @@ from pipelines.cluster.growing import settled
 from pipelines.cluster.inside_ray import start_actors
 from pipelines.cluster.joining import join
 from pipelines.cluster.nodes import check_workers
-from pipelines.cluster.sizes import Sizes, joins, largest, machine, size_workers
+from pipelines.cluster.sizes import Sizes, joins, machine, sized
 from pipelines.recipes.recipe import Workers
 
 # Defaults that a user's own environment overrules. All must be set before ray is imported.
@@ -65,8 +64,7 @@ def ray_cluster(
     cores, gpus = machine()
     if not joins():
         there: dict[str, Any] = {"cores": max(1, cores // slots), "gpus": gpus // slots, "logical": None}
-        fewest = replace(workers, count=counts[0]) if counts else workers
-        sizes = largest(workers, counts, **there) or size_workers(fewest, **there)  # the latter says what is missing
+        sizes = sized(workers, counts, **there)
         os.environ.update({k: v for k, v in (LOCAL | own_folder()).items() if k not in os.environ})
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     import ray

@@ -142,6 +142,20 @@ def largest(workers: Workers, counts: Sequence[int], **there: Any) -> Sizes | No
     return None
 
 
+def sized(workers: Workers, counts: Sequence[int], **there: Any) -> Sizes:
+    """The size of a run on one machine: of a range the most workers that fit.
+
+    Args:
+        counts: the numbers of workers that the recipe's range allows; empty where it has none.
+        there: as `size_workers` takes it.
+
+    Raises:
+        InputError: not even the fewest fit.
+    """
+    fewest = replace(workers, count=counts[0]) if counts else workers
+    return largest(workers, counts, **there) or size_workers(fewest, **there)  # the latter says what is missing
+
+
 def placed(sizes: Sizes, nodes: Sequence[Node], copies: int = 1, fixed: bool = False) -> Sizes:
     """The same on these nodes: with fewer feeding tasks where some find no place, then with parts of a CPU for each.
 

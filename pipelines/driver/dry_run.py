@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pipelines.base.text import duration
 from pipelines.cluster.gpus import Found
-from pipelines.cluster.nodes import output_folder
 from pipelines.cluster.sizes import in_short, joins
 from pipelines.driver.checks import check_model, check_share
 from pipelines.driver.estimate import GIB, check_memory, estimate, fits, precision_on
@@ -27,9 +26,11 @@ from pipelines.runs.mlflow_client import default_uri
 from pipelines.runs.mlflow_faults import check_address
 from pipelines.runs.results import finished, lined
 from pipelines.runs.run import check_views, settle
+from pipelines.runs.where import is_bucket, local_output
 from segmodels.gpus import STEP, known_gpu
 from segmodels.step_cost import StepCost
 
+NOWHERE = Path(tempfile.gettempdir()) / "no run is here"  # one in a bucket is not looked at
 ASSUMED = 21  # classes where no shards tell them
 
 
@@ -44,8 +45,8 @@ def dry_run(recipe: Recipe, gpus: Sequence[str] = ()) -> None:
     """
     check_gpus_named(gpus)
     reasons = Reasons()
-    output = output_folder(recipe.output)
-    folder = output / "runs" / str(recipe.name)
+    output = local_output(recipe.output)
+    folder = (NOWHERE if is_bucket(recipe.output) else output / "runs") / str(recipe.name)
     print(f"{recipe.name}: what it would do; nothing is started, nothing is written", flush=True)
     warn_without_validation(recipe)
     planned = look(recipe, output, folder, reasons)
@@ -59,12 +60,19 @@ def dry_run(recipe: Recipe, gpus: Sequence[str] = ()) -> None:
     if finished(recipe, folder):
         print(f"\n{recipe.name} is finished: there is nothing to do. `name=OTHER` trains again")
     reasons.refuse(str(recipe.name))
-    print("\nnothing speaks against it" + told_of_nodes())
+    print("\nnothing speaks against it" + told_of_nodes() + told_of_bucket(recipe))
 
 
 def told_of_nodes() -> str:
     """What no dry run can know."""
     return "; what only its nodes can tell (whether each sees shards and output) is looked at when it starts" * joins()
+
+
+def told_of_bucket(recipe: Recipe) -> str:
+    """That a run which is in its bucket already was not looked at."""
+    return "; whether the bucket takes files, and holds a part of this run, is seen at the start" * is_bucket(
+        recipe.output
+    )
 
 
 def look(recipe: Recipe, output: Path, folder: Path, reasons: Reasons) -> list[PlannedStage]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import filelock
 
 from datasets.shards import default_cache
+from datasets.storage import locate
 from pipelines.base.errors import SetupError
 from pipelines.cluster.sizes import joins
 from pipelines.driver.planned import PlannedStage
@@ -19,16 +20,17 @@ from pipelines.recipes.recipe import Recipe
 from pipelines.runs.folder import CHECKPOINTS, RunFolder
 from pipelines.runs.mlflow_client import default_uri
 from pipelines.runs.run import unwritable
+from pipelines.runs.where import address_of, is_bucket
 
 GIB = 2**30
 
 
 def places(recipe: Recipe, output: Path, planned: Sequence[PlannedStage]) -> list[list[str]]:
     """Rows for people: what is written, where, and how many bytes where that is known."""
-    folder, weights = output / "runs" / str(recipe.name), recipe.backbone.weights or ""
+    weights = recipe.backbone.weights or ""
     copied = sum(file["bytes"] for plan in planned for split in (plan.train, plan.val) if split for file in split.files)
     rows = [
-        ["checkpoints, record, pictures, results", str(folder), told(checkpoint_bytes(recipe, planned))],
+        ["checkpoints, record, pictures, results", address_of(recipe), told(checkpoint_bytes(recipe, planned))],
         ["numbers and pictures", recipe.tracking or default_uri(output), "grows with the record"],
         ["copies of shards, once per machine", str(default_cache().absolute()), told(copied)],
     ]
@@ -71,7 +73,11 @@ def check_places(recipe: Recipe, output: Path, folder: Path, planned: Sequence[P
 
     Raises:
         SetupError: the folder cannot be written, another process holds it, or the disk has no room.
+        DataError: no bucket answers.
     """
+    if is_bucket(recipe.output):
+        locate(recipe.output)
+        return
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(there, os.W_OK):
         raise unwritable(folder, PermissionError(13, "Permission denied", str(there)))

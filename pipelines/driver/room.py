@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.base.errors import InputError
 from pipelines.cluster.gpus import Found, gpus_by_label, gpus_here
-from pipelines.cluster.sizes import Sizes, joins, machine, size_workers
+from pipelines.cluster.sizes import Sizes, joins, machine, sized
 from pipelines.driver.reasons import Reasons
-from pipelines.recipes.recipe import Recipe, Workers
+from pipelines.recipes.recipe import Recipe, Workers, counts_of
 from segmodels.gpus import gpu_named
 
 
@@ -38,21 +38,21 @@ def check_gpus_named(gpus: Sequence[str]) -> None:
 
 def room_of(recipe: Recipe, gpus: Sequence[str], reasons: Reasons) -> Room:
     """Workers and tasks on the GPUs that are named, on the joined cluster, or on this machine."""
-    workers, sizes = recipe.workers, None
+    workers, counts, sizes = recipe.workers, counts_of(recipe), None
     cores, here = machine()
     if gpus:
         found, source = [(gpu.name, gpu.memory_gib) for gpu in map(gpu_named, gpus)], "--gpu"
-        here = max(1, workers.number or 1)
+        here = max(1, counts[-1] if counts else workers.number or 1)
         cores = max(cores, 2 * here)
     elif joins():
-        return room_on_cluster(workers, reasons)
+        return room_on_cluster(replace(workers, count=counts[0]) if counts else workers, reasons)
     else:
         found, source = gpus_here() if here else [], "this machine"
     if workers.count == 0 and recipe.feed == "torch":
         sizes = Sizes(0, int(here > 0 and workers.gpus != 0), 1.0, workers.feed_tasks or 0, 1.0)
     else:
         with reasons.guard():
-            sizes = size_workers(workers, cores=cores, gpus=here, logical=None)
+            sizes = sized(workers, counts, cores=cores, gpus=here, logical=None)
     return Room(sizes, found, source)
 
 
