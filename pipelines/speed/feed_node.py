@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from pipelines.base.errors import RunFailed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,16 +144,25 @@ def together(plan: SamplePlan, consumers: int, tasks: int, read: Callable[..., I
 
     cpus = int(5000 / (consumers * tasks)) / 10_000  # Ray counts in ten-thousandths; here all tasks are to run
     task = ray.remote(num_cpus=0, max_retries=0)(consume)
-    asked = [task.remote(dataclasses.replace(plan, rank=rank), tasks, cpus, read) for rank in range(consumers)]
-    came = ray.get(asked)
+    with tempfile.TemporaryDirectory() as gate:
+        shares = [dataclasses.replace(plan, rank=rank) for rank in range(consumers)]
+        came = ray.get([task.remote(share, tasks, cpus, read, Path(gate), consumers) for share in shares])
     begun = max(times[len(times) // TURNS] for times in came)
     ended = min(times[-1] for times in came)
+    if ended <= begun:
+        raise RunFailed(f"{consumers} consumers were never at work together in {plan.steps} steps; give more of them")
     steps = sum(sum(begun < moment <= ended for moment in times) for times in came)
     return steps * plan.share / (ended - begun)
 
 
-def consume(plan: SamplePlan, tasks: int, cpus: float, read: Callable[..., Iterator[pa.Table]]) -> list[float]:
-    """A consumer: when each batch had been copied, as to page-locked memory that is used again."""
+def consume(
+    plan: SamplePlan, tasks: int, cpus: float, read: Callable[..., Iterator[pa.Table]], gate: Path, consumers: int
+) -> list[float]:
+    """A consumer: when each batch had been copied, as to page-locked memory that is used again.
+
+    Args:
+        gate: a folder in which each says that it has its first batch; none goes on before all `consumers` have.
+    """
     import torch
 
     from pipelines.feed.batches import ray_batches
@@ -162,6 +175,10 @@ def consume(plan: SamplePlan, tasks: int, cpus: float, read: Callable[..., Itera
         images.copy_(batch.image.permute(0, 2, 3, 1))
         masks.copy_(batch.mask)
         came.append(time.time())
+        if len(came) == 1:
+            (gate / str(plan.rank)).touch()
+            while sum(1 for _ in gate.iterdir()) < consumers:
+                time.sleep(0.005)
     return came
 
 

@@ -5,9 +5,11 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from pipelines.base import machine
 from pipelines.base.errors import InputError, RunFailed, SetupError
@@ -281,6 +283,9 @@ def exhausted(plan, kind, tasks, cpus):
 def test_out_of_memory_is_said_with_the_cure_and_not_tried_again(changes, request, recipe_file, tmp_path, capsys):
     if changes:
         request.getfixturevalue("ray_session")
+        own = sys.modules[exhausted.__module__]  # which no worker can import
+        ray.cloudpickle.register_pickle_by_value(own)
+        request.addfinalizer(lambda: ray.cloudpickle.unregister_pickle_by_value(own))
     stages = [{"name": "first", "train": "voc12/train", "steps": 4}]
     recipe = load_recipe(recipe_file(stages=stages, **changes))
     with pytest.raises(RunFailed) as failed:

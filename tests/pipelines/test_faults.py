@@ -144,6 +144,7 @@ def test_workers_that_die_or_hang_are_replaced_and_the_run_ends_at_the_same_weig
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_driver_of_workers_that_is_asked_to_end_then_killed_is_continued_to_the_same_weights(
     pair, two_workers, recipe_file, tmp_path
 ):

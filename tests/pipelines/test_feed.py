@@ -321,6 +321,7 @@ cluster.shutdown()
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.xdist_group("two nodes")
 def test_tasks_run_on_their_workers_node_and_elsewhere_only_where_that_is_full(plan, tmp_path):

@@ -79,6 +79,7 @@ def test_without_working_dir_the_job_ends_with_2_and_says_what_to_add(cluster, r
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.long
 def test_a_training_that_fails_ends_with_1(cluster, recipe_file):
     """As a module. Where the code is on every node already, nothing is sent."""
     page = recipe_file(**ON_CPUS, optim={"lr": 1e30})
