@@ -225,6 +225,7 @@ def test_prepare_train_and_evaluate_with_shards_of_a_bucket(release, s3, recipe_
 # ---- what a bucket may answer
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_not_there_or_does_not_answer_is_told_before_anything_starts(in_bucket, s3, recipe_file):
     def refused(output, kind, words):
         with pytest.raises(kind, match=words):

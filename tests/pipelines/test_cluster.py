@@ -242,6 +242,7 @@ def test_an_output_that_cannot_be_written_is_refused(place, recipe_file, tmp_pat
         run_recipe(recipe)
 
 
+@pytest.mark.slow
 def test_doors_set_ray_up_before_it_is_imported():
     """Ray reads on import what keeps its listeners on loopback."""
     code = """

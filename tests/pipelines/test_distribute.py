@@ -98,6 +98,7 @@ def test_one_worker_has_its_model_alone(device):
     assert norms(built) == before
 
 
+@pytest.mark.slow
 def test_network_and_loss_are_compiled_as_one(monkeypatch):
     made, graphs = made_learner(0, 1, compile=True), []
     count = counting(graphs)

@@ -363,6 +363,7 @@ def test_evaluate_refuses_with_one_message(words, message, shards, recipe_file, 
     assert message in refused("evaluate", *[names.get(w, w) for w in words])
 
 
+@pytest.mark.slow
 def test_evaluate_refuses_other_classes_and_wrong_windows(shards, recipe_file, tmp_path, refused):
     inference = {"mode": "slide", "stride": [16, 16]}  # of windows alone: nothing that `--mode whole` would keep
     page = recipe_file(head={"name": "reconet", "channels": 8, "rank": 2}, inference=inference)

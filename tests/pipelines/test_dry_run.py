@@ -196,6 +196,7 @@ def whole():
     return load_recipe("sample_small", ["view.crop=[512,512]", "workers.gpus=1"])
 
 
+@pytest.mark.slow
 def test_what_has_no_room_is_refused_with_the_micro_batch_that_has(whole):
     small = 1.0 + 0.3 * estimate(whole, 21, 1, "bf16").peak / GIB  # CUDA's own beside a third of the step
     with pytest.raises(InputError) as told:
@@ -237,6 +238,7 @@ def test_steps_of_all_recipes_are_as_cudas_allocator_counted_them(fact, monkeypa
     compare(fact, (1, 4, 8))
 
 
+@pytest.mark.slow
 def test_steps_of_one_recipe_are_as_cudas_allocator_counted_them(monkeypatch):
     monkeypatch.setattr(entropy, "LARGE_BYTES", math.inf)  # the facts are of 0.3.5
     compare(next(fact for fact in facts() if fact["recipe"] == "srnet/cityscapes_df2"), (1, 4))
@@ -313,6 +315,7 @@ def test_memory_that_ran_out_in_a_validation_is_said_so():
 # ---- studies
 
 
+@pytest.mark.slow
 def test_a_study_shows_its_trials_and_all_that_speaks_against_them(no_ray, shards, tmp_path, capsys):
     from pipelines.studies.dry_run import dry_run_study
     from pipelines.studies.study import load_study

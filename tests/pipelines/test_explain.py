@@ -213,6 +213,7 @@ def test_heads_without_maps_or_numbers_are_refused_with_the_list_of_those_that_h
         opened(made(HEADS["srnet"][0]), val, "--measure")
 
 
+@pytest.mark.slow
 def test_other_classes_and_rows_trained_on(made, val, opened, tmp_path):
     row, others = open_shards(val).ids[0], tuple(f"class{k}" for k in range(21))
     with pytest.raises(InputError, match=r"knows 21 classes \['class0'.*must be the same"):

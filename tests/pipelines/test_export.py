@@ -34,6 +34,8 @@ from pipelines.serving.images import batched, drawn
 from pipelines.serving.quantised import quantise
 from pipelines.serving.translations import table
 
+pytestmark = pytest.mark.slow  # all but few need a trained run, or an export
+
 AWAY = "http://127.0.0.1:9"
 PAGE = {
     "name": "tiny", "seed": 3, "batch": 4, "backbone": {"name": "test_resnet", "output_stride": 8},

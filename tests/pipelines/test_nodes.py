@@ -799,6 +799,7 @@ def test_an_older_s3_server_gets_the_cure(monkeypatch):
         server.server_close()
 
 
+@pytest.mark.slow
 def test_nobody_behind_an_s3_address_is_one_message(monkeypatch):
     monkeypatch.setattr(storage, "_met", set())
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -271,6 +271,7 @@ def test_shards_lie_below_the_root_or_where_they_say(tmp_path):
     assert locate("/data", "gs://b/val") == "gs://b/val"
 
 
+@pytest.mark.slow
 def test_a_finished_stage_is_not_run_again(recipe_file, tmp_path, capsys):
     stages = [{"name": name, "train": "voc12/train", "steps": 2} for name in ("first", "second")]
     recipe = load_recipe(recipe_file(stages=stages))

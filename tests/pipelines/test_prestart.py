@@ -162,6 +162,7 @@ def test_an_import_that_fails_is_told_where_it_is_needed(kind, without, monkeypa
     ("trial", {"torch", "pipelines.driver.run", "ray.tune"}, {"albumentations"}),
     ("feed", {"cv2", "pipelines.feed.plan", "ray.data"}, {"torch", "albumentations", "mlflow"}),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_each_kind_imports_what_it_needs_and_no_more(kind, least, never):
     """And looks at no GPU: which ones it may see is told to a process with its actor, and CUDA reads it but once.
 

@@ -350,6 +350,7 @@ def test_a_server_that_misses_only_the_end_is_told_by_replay(recipe_file, tmp_pa
         assert {client.get_run(run).info.status for run in [state["parent"], *state["stages"].values()]} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_a_failed_run_carries_its_error_until_it_goes_on(recipe_file, tmp_path, monkeypatch):
     def full(*words):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -419,6 +420,7 @@ def test_the_link_opens_the_runs_own_page(recipe_file, tmp_path):
     assert tracker.ui_command() == "http://127.0.0.1:9"  # no run is there yet
 
 
+@pytest.mark.slow
 def test_chains_of_different_stages_share_metrics_and_classes_are_printed(recipe_file, tmp_path, capsys):
     results = run_recipe(load_recipe(recipe_file(stages=STAGES)))
     shown = capsys.readouterr().out
@@ -494,6 +496,7 @@ def replay(*words):
         importlib.import_module("pipelines.replay").main()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_when_a_run_starts_is_no_reason_not_to_train(recipe_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (result,) = run_recipe(load_recipe(recipe_file(stages=STAGES[:1], tracking="http://127.0.0.1:9")))
@@ -751,6 +754,7 @@ def test_the_environments_address_with_a_secret_is_refused_too(recipe_file, monk
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_no_secret_of_the_environment_is_written(recipe_file, tmp_path):
     run_recipe(load_recipe(recipe_file(stages=STAGES[:1])))
     secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()

@@ -58,6 +58,7 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_a_chain_runs_hands_its_weights_on_and_ends_in_a_table(recipe_file, tmp_path, capsys, monkeypatch):
     page = recipe_file(stages=TWO_STAGES)
     (tmp_path / "here").mkdir()
@@ -80,6 +81,7 @@ def test_a_chain_runs_hands_its_weights_on_and_ends_in_a_table(recipe_file, tmp_
     assert 0 < near < 0.05  # the second stage began at the first one's end
 
 
+@pytest.mark.slow
 def test_what_is_slow_on_a_busy_machine_has_the_whole_time_before_a_worker_hangs_each(recipe_file, monkeypatch):
     """Set-up, reading the record of old, the first batch of a validation, pictures, a step: a beat between any two."""
     heard = []
@@ -100,6 +102,7 @@ def test_what_is_slow_on_a_busy_machine_has_the_whole_time_before_a_worker_hangs
     assert set(followed) <= {("draw_overlays", "predict")}, followed  # an overlay is one image predicted
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_nothing_and_says_so(recipe_file, capsys):
     recipe = load_recipe(recipe_file())
     first = run_recipe(recipe)
@@ -160,6 +163,7 @@ def pretrained(recipe_file, tmp_path, names, batch=4):
     return before
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_gradients_of_the_whole_batch(recipe_file, tmp_path):
     """With frozen norms and no dropout, parts with unlike numbers of labelled pixels add up to the whole."""
     before = pretrained(recipe_file, tmp_path, ("whole", "parts"))
@@ -186,6 +190,7 @@ def test_two_workers_of_4_images_learn_what_one_of_8_does(ray_session, recipe_fi
     assert worst < 1e-5
 
 
+@pytest.mark.slow
 def test_in_fp16_steps_without_finite_gradients_are_left_out_counted_and_the_scale_goes_on_after_a_stop(
     recipe_file, tmp_path
 ):
@@ -233,6 +238,7 @@ def test_an_operation_without_a_fixed_order_ends_a_deterministic_run_at_once(rec
     fix_order(False)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_the_papers_at_every_step(recipe_file, tmp_path):
     """lr (1 - t/T)^0.9, reached from a tenth in a straight line; per stage, with accumulation, stopped and resumed."""
 
@@ -276,6 +282,7 @@ def stop_at(folder, step, number):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_signal_writes_a_checkpoint_and_the_same_command_ends_at_the_same_weights(
     recipe_file, tmp_path, number, code, capsys
 ):
@@ -470,6 +477,7 @@ def test_losses_that_a_checkpoint_carries_are_counted_once_whatever_the_number_o
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_rows(recipe_file, shards, tmp_path, part):
     """Its steps, and its score, would be of both."""
     data = tmp_path / "data"
@@ -535,6 +543,7 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.slow
 def test_the_host_waits_for_no_step_but_those_that_are_logged(recipe_file, monkeypatch, precision):
     """But for a look at the stop note, which is taken on CPUs alone. With all options of the step."""
     waits, reached, original, look = Waits(), [], loop.train_mode, Meter.losses
@@ -577,6 +586,7 @@ def test_bf16_channels_last_and_compiled_steps_learn_what_plain_ones_do(recipe_f
     assert seen["bf16"] != pytest.approx(seen["plain"], rel=1e-6)  # it is another precision
 
 
+@pytest.mark.slow
 def test_only_norms_that_were_pretrained_are_frozen_and_the_record_says_which(recipe_file, tmp_path, capsys):
     """A fresh head's norms would normalise by the statistics of nothing; the backbone's come with its weights."""
     backbone = build_model(load_recipe(recipe_file()), 21).backbone
@@ -599,12 +609,14 @@ def test_only_norms_that_were_pretrained_are_frozen_and_the_record_says_which(re
     assert "no batch norm is frozen, since none is pretrained" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_recipe_under_the_same_name_is_refused(recipe_file):
     run_recipe(load_recipe(recipe_file()))
     with pytest.raises(InputError, match=r"another recipe \(head.channels: 16 -> 8\)"):
         run_recipe(load_recipe(recipe_file(), ["head.channels=8"]))
 
 
+@pytest.mark.slow
 def test_a_run_is_what_it_computes(recipe_file, tmp_path):
     """Precision, and how many images a norm sees at once, are part of a run: finished, or in the middle of a stage."""
     page = recipe_file()
@@ -626,6 +638,7 @@ def test_a_run_is_what_it_computes(recipe_file, tmp_path):
     assert run_recipe(load_recipe(page, ["workers.precision=fp32"]))
 
 
+@pytest.mark.slow
 def test_a_run_of_old_whose_norms_were_local_is_refused_with_the_cure(recipe_file, tmp_path):
     """Up to 0.5 there was no key, and each CPU worker normalised its own share."""
     page, folder = recipe_file(), tmp_path / "out/runs/tiny"
@@ -646,6 +659,7 @@ def test_a_run_of_old_whose_norms_were_local_is_refused_with_the_cure(recipe_fil
         settle(load_recipe(page, ["workers.count=4", "norm=local"]), folder)
 
 
+@pytest.mark.slow
 def test_numerics_that_the_machine_settles_are_compared_where_they_are_known(recipe_file, tmp_path, monkeypatch):
     page = recipe_file()
     run_recipe(load_recipe(page))
@@ -656,6 +670,7 @@ def test_numerics_that_the_machine_settles_are_compared_where_they_are_known(rec
         run_recipe(load_recipe(page))
 
 
+@pytest.mark.slow
 def test_views_of_another_version_are_refused_by_the_driver_while_there_are_steps_to_train(
     recipe_file, tmp_path, monkeypatch
 ):

@@ -165,6 +165,7 @@ def test_dropout_falls_behind_the_pyramid_and_before_the_classifier():
     assert [m for m in head.modules() if isinstance(m, Classifier)] == [head.classify[1]]
 
 
+@pytest.mark.slow
 def test_exports_with_free_sizes():
     free = torch.export.Dim.AUTO
     for keywords in ({}, SR):

@@ -111,6 +111,7 @@ def test_a_file_that_does_not_note_the_sides_is_not_mirrored_in_silence(content,
     assert segmodels.load(tmp_path / "plain.pt").inference.flip
 
 
+@pytest.mark.slow
 def test_neither_ray_nor_mlflow_nor_pipelines_nor_datasets_is_needed(best, image, tmp_path):
     Image.fromarray(image).save(tmp_path / "x.png")
     code = f"""
