@@ -74,6 +74,7 @@ def test_mlflow_holds_what_people_look_at(chain):
     assert len(client.list_artifacts(stage.info.run_id, "overlays")) == 4
 
 
+@pytest.mark.long
 def test_finetuning_from_coco_beats_finetuning_from_scratch_at_equal_steps(chain, tmp_path, capsys):
     out = chain[0]
     finetuned = next(result for result in results(out) if result["stage"] == "aug_finetune")

@@ -39,6 +39,7 @@ def used():
     return stats.store_stats.object_store_bytes_used
 
 
+@pytest.mark.long
 def test_fifty_epochs_leave_memory_threads_files_and_the_object_store_flat(ray_session, recipe_file, tmp_path):
     stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "epochs": 50, "val_every": 5}]
     page = recipe_file(stages=stages, feed="ray", batch=6, workers={"count": 2, "gpus": 0}, log_every=3)
