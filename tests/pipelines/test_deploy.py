@@ -205,8 +205,8 @@ def in_clean_root(folder, script):
 set -eu
 cd {folder}
 for name in usr etc var; do
-    mkdir -p root/$name upper/$name work/$name
-    mount -t overlay overlay -o lowerdir=/$name,upperdir=$PWD/upper/$name,workdir=$PWD/work/$name root/$name
+    mkdir -p root/$name upper/$name scratch/$name
+    mount -t overlay overlay -o lowerdir=/$name,upperdir=$PWD/upper/$name,workdir=$PWD/scratch/$name root/$name
 done
 cd root
 cp -P /bin /sbin /lib /lib64 . && mkdir proc dev home root && mkdir -m 1777 tmp
