@@ -118,9 +118,10 @@ def test_an_evaluation(runs, three_nodes, shards, tmp_path):
 
 
 def test_prepare(three_nodes, release, tmp_path):
-    alone("prepare", "voc12_aug", "--partial", "--source", release, "--out", tmp_path / "one", "--workers", 0)
+    words = ["voc12_aug", "--partial", "--source", release, "--out"]
+    alone("prepare", *words, tmp_path / "one", "--workers", 0)
     with Watch(three_nodes) as watch:
-        door(three_nodes.address, "prepare", "voc12_aug", "--partial", "--source", release, "--out", tmp_path / "several")
+        door(three_nodes.address, "prepare", *words, tmp_path / "several")
     assert watch.seen
     one, several = (
         {
