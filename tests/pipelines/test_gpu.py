@@ -93,7 +93,7 @@ def test_the_same_steps_give_the_same_weights_where_kernels_are_deterministic(de
 def test_auto_is_what_the_device_computes_in(device):
     native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     assert (best_precision(device) == "bf16") == native
-    learner = lone_learner(RECONET, device)
+    learner = lone_learner([*RECONET, "workers.precision=auto"], device)
     assert learner.precision == best_precision(device)
     seen = []
     next(m for m in learner.model.modules() if isinstance(m, nn.Conv2d)).register_forward_hook(
