@@ -21,13 +21,11 @@ def machines(tmp_path_factory):
 
 
 @pytest.fixture
-def training(machines, two_workers, recipe_file):
-    """A slow run whose driver is on the head, and whose two workers are on other machines."""
+def training(machines, two_workers, recipe_file, request):
+    """A slow run whose driver is on the head, and with two workers elsewhere; a second a step, or the parameter's."""
     page = recipe_file(**slow_page(two_workers, 0.05))
-    words = machines.words(0)
-    driver = Driver(
-        page, machines.address, pause=1.0, before=words, **machines.environment, HOME=str(machines.folder / "home0")
-    )
+    environment = machines.environment | {"HOME": str(machines.folder / "home0")}
+    driver = Driver(page, machines.address, getattr(request, "param", 1.0), before=machines.words(0), **environment)
     yield driver
     driver.kill()
 
@@ -57,6 +55,7 @@ def test_a_machine_that_falls_silent_is_given_up_soon(training, machines, pair, 
     machines.boot(place)
 
 
+@pytest.mark.parametrize("training", [6.0], indirect=True)  # `ray drain-node` takes its seconds to start
 def test_a_machine_says_itself_that_it_will_be_taken_away(training, machines, pair):
     """As the watcher of cluster.yaml does; and then it is gone."""
     place = machines.holder(training.both()[0])
