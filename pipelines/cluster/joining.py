@@ -47,8 +47,9 @@ def connect(**options: Any) -> None:
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         text = " ".join(str(error).split()).rstrip(". ") or type(error).__name__
         hint = " Where the cluster asks for a token, set RAY_AUTH_MODE=token." if isinstance(error, OSError) else ""
+        address = os.environ.get("RAY_ADDRESS", "none, in a job")
         raise SetupError(
-            f"RAY_ADDRESS = {os.environ['RAY_ADDRESS']}: Ray could not join this cluster: {text[:600]}.{hint} "
+            f"RAY_ADDRESS = {address}: Ray could not join this cluster: {text[:600]}.{hint} "
             f"Correct that, {ALONE}"
         ) from error
 

@@ -32,11 +32,13 @@ class Nodes:
     """A Ray cluster whose nodes are processes of this one: a head without CPUs, and nodes of two."""
 
     def __init__(self, count, **head):
+        from ray._private import utils
         from ray.cluster_utils import Cluster
 
         self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets lie in it
         own = {"num_cpus": 0, "include_dashboard": False, "temp_dir": self.folder}
-        with mock.patch("ray._private.utils.write_ray_address"):  # nobody else's `auto` is to find it
+        write = utils.write_ray_address  # into its own folder: only its jobs' `auto` is to find it
+        with mock.patch.object(utils, "write_ray_address", lambda address, *_: write(address, self.folder)):
             self.cluster = Cluster(initialize_head=True, head_node_args=own | head)
         for _ in range(count):
             self.add()

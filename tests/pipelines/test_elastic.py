@@ -460,11 +460,11 @@ finally:
 
 
 def page_of(recipe_file, **changes):
-    """Two stages, in the second of which all norms are frozen; images of a norm do not depend on the workers."""
+    """Two stages: in the first norms are synchronised, in the second all of them are frozen."""
     stages = [{"name": "first", "train": "voc12/train", "steps": 2},
               {"name": "second", "train": "voc12/train", "val": "voc12/val", "steps": 100, "val_every": 0}]  # fmt: skip
     optim = {"lr": 0.01, "warmup": 1, "head_lr_scale": 2, "freeze_norm": True}
-    workers = {"gpus": 0, "micro_batch": 2, "feed_tasks": 1, **changes.pop("workers", {})}
+    workers = {"gpus": 0, "feed_tasks": 1, **changes.pop("workers", {})}
     return recipe_file(stages=stages, optim=optim, workers=workers, **changes)
 
 
