@@ -482,8 +482,8 @@ def test_what_a_folder_does_not_use_is_told_and_unpaired_files_are_refused(tmp_p
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("voc12", "--val", "0.1"), "--val and --allow-unpaired are for `folder`"),
-    (("camvid", "--allow-unpaired"), "--val and --allow-unpaired are for `folder`"),
+    (("voc12", "--val", "0.1"), "--val is for `folder`"),
+    (("camvid", "--allow-unpaired"), "--allow-unpaired is for `folder`"),
     (("folder", "--val", "1.5"), "--val 1.5: allowed is a share"),
     (("folder", "--val", "-1"), "--val -1: allowed is a share"),
 ])  # fmt: skip
