@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,10 @@ def bands_of(stream: BinaryIO) -> Bands | None:
     try:
         page = TiffImagePlugin.ImageFileDirectory_v2(head[:16] if b"+" in head[:4] else head[:8])
         stream.seek(page.next)
-        page.load(stream)
+        with warnings.catch_warnings(action="ignore"):  # a damaged file is reported where it is decoded
+            page.load(stream)
+        if BITS not in page and BANDS not in page:
+            return None
         bits, kinds = page.get(BITS, (1,)), page.get(KIND, (1,))
         return Bands(int(page.get(BANDS, 1)), max(bits), KINDS.get(max(kinds), ""))
     except (OSError, SyntaxError, struct.error, ValueError, TypeError, KeyError, IndexError):

@@ -18,6 +18,8 @@ def show_own(own: Own) -> None:
     """
     how = f", recognised: {own.why}" if own.why else ""
     say(f"labels: {own.format}{how}")
+    from datasets.exports.records import BACKGROUND
+
     counts = {tally.name: tally for tally in own.tallies}
     objects = any(tally.objects is not None for tally in own.tallies)
     head = f"{'objects':>9}  {'images':>7}  {'pixels':>15}" if objects else f"{'images':>7}  {'pixels':>15}"
@@ -26,12 +28,15 @@ def show_own(own: Own) -> None:
     names += [("255", name) for name in counts if name not in own.benchmark.classes]
     for number, name in names:
         line = f"{number:>5}  {name:<24}"
-        if tally := counts.get(name):
+        tally = counts.get(name)
+        if tally and not tally.objects and objects and name == BACKGROUND:
+            line += f"{'–':>9}  {'–':>7}  {'unlabelled area':>15}"
+        elif tally:
             line += f"{tally.objects:>9,}  " if tally.objects is not None else ""
             line += f"{tally.images:>7,}  {tally.pixels:>15,}"
         say(line.rstrip())
     if objects:
-        say("       (pixels of objects, before smaller ones hide parts of larger ones; unlabelled area is not counted)")
+        say(f"{'':>7}(pixels of objects, before smaller ones hide parts of larger ones)")
     for line in own.benchmark.notes:
         say(line if line.startswith("WARNING") else f"note  {line}")
     say("")
