@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets.exports import class_masks, coco_json, colours, image_parquet, labelme, supervisely, voc_xml, yolo
 from datasets.exports.masked import counted
-from datasets.exports.records import Export, Format, Own, Told
+from datasets.exports.records import BACKGROUND, Export, Format, Own, Told
 from datasets.readers.bands import check_bands
 from datasets.readers.classes_yaml import PAGE
 from datasets.readers.files import check_folder
@@ -36,6 +36,7 @@ FORMATS: dict[str, Format] = {
     "hf": Format("HuggingFace's image/mask Parquet", image_parquet.TREE, image_parquet.fits, image_parquet.read),
 }
 NAMES = (VALUES, *FORMATS)
+OUTLINES = ("coco", "labelme", "supervisely", "yolo")
 
 
 def own_tree() -> str:
@@ -64,7 +65,15 @@ def own_data(source: Path, labels: str | None, told: Told, tile: int = 0, count:
     if name == "colours" and PAGE in files:  # which names colours too
         name = VALUES
     if name == VALUES:
-        return _values(source, told, tile, why, count)
+        _check_told(name, told, True)
+        try:
+            return _values(source, told, tile, why, count)
+        except DataError as error:
+            if labels or why or PAGE in files:
+                raise
+            raise DataError(f"{error}\nThere are no labels of a known tool ({', '.join(FORMATS)}) either; `prepare "
+                            "folder --tree` shows how each lies, --labels names one") from error  # fmt: skip
+    _check_told(name, told, PAGE in files)
     _export.cache_clear()
     export = _export(source, name, told)
     splits: dict[str, int | None] = dict.fromkeys(export.rows)
@@ -74,16 +83,37 @@ def own_data(source: Path, labels: str | None, told: Told, tile: int = 0, count:
     return Own(tiled(benchmark, tile) if tile else benchmark, name, why, export.tallies)
 
 
+def _check_told(name: str, told: Told, page: bool) -> None:
+    """Refuse decisions that a format has no place for.
+
+    Raises:
+        DataError: there is one.
+    """
+    for option, given in (("--line-width", told.line_width), ("--allow-outside", told.outside)):
+        if given and name not in OUTLINES:
+            raise DataError(
+                f"{option} is for labels of outlines ({', '.join(OUTLINES)}); these are {name}: leave it out"
+            )
+    if told.unlabelled != BACKGROUND and (name == VALUES or (page and name in ("voc_xml", "hf"))):
+        raise DataError(
+            f"--unlabelled {told.unlabelled}: {PAGE} says what values mean; write ignore: [0] there instead"
+        )
+    if told.unannotated != "refuse" and name in (VALUES, "hf"):
+        raise DataError(
+            f"--unannotated is for labels of tools; these are {name}: leave it out, or use --allow-unpaired"
+        )
+
+
 def recognised(source: Path, files: list[str]) -> tuple[str, str]:
     """The format of a folder, and how it was recognised; `values` where its files show none.
 
     Raises:
         DataError: the files fit several formats.
     """
+    both = all(any(path.startswith(f"{kind}/") for path in files) for kind in ("images", "masks"))
+    if PAIRS in files or (PAGE in files and both):  # such a page was written for this project: it decides
+        return VALUES, PAIRS if PAIRS in files else f"{PAGE} beside images/ and masks/"
     reasons = {name: why for name, form in FORMATS.items() if (why := form.fits(source, files))}
-    masks = any(path.startswith("masks/") for path in files) and any(path.startswith("images/") for path in files)
-    if PAIRS in files or (PAGE in files and masks):
-        reasons[VALUES] = f"{PAIRS if PAIRS in files else PAGE} with masks"
     if len(reasons) > 1:
         lines = "\n  ".join(f"--labels {name}: {why}" for name, why in reasons.items())
         raise DataError(f"{source}: its labels may be read in {len(reasons)} ways; choose one:\n  {lines}")

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datasets.exports.drawn import drawn
 from datasets.exports.finding import Finder, images_of, split_in_name, split_of
 from datasets.exports.pages import corners, first_with, in_form, json_files
@@ -124,4 +126,6 @@ def _shape(at: str, note: dict[str, Any], names: dict[int, str]) -> Shape:
         if len(part) % 2:
             raise DataError(f"{at}: a polygon is no list of pairs x, y; export again")
         rings.append(corners([part[i : i + 2] for i in range(0, len(part), 2)], at))
-    return Shape(name, at, tuple(rings), crowd=crowd)
+    rings = [ring for ring in rings if len(ring) > 2]  # exports hold such parts; as COCO's readers do, they are passed
+    nothing = None if rings else (np.zeros((1, 1), bool), 0, 0)
+    return Shape(name, at, tuple(rings), bits=nothing, crowd=crowd)

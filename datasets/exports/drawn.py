@@ -88,7 +88,8 @@ def _paired(
         notes.append(f"{kept}, {len(bare):,} image(s) without an annotation: {named(bare)}")
     left = set(bare) if drop else set()
     images = {path: split for path, split in found.images.items() if path not in left}
-    records = [record for record in found.records if record not in lost] if lost else found.records
+    gone = {record.image for record in lost}
+    records = [record for record in found.records if record.image not in gone]
     return records, images | {record.image: record.split for record in records}
 
 

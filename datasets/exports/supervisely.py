@@ -84,7 +84,7 @@ def _shape(at: str, entry: dict[str, Any]) -> Shape:
         return Shape(name, at, (np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]),))
     if kind in ("line", "polyline"):
         return Shape(name, at, line=outer)
-    return Shape(name, at, (outer,), tuple(corners(hole, at) for hole in entry["points"].get("interior", ())))
+    return Shape(name, at, (outer,), tuple(corners(hole, at) for hole in entry["points"].get("interior") or ()))
 
 
 def _bits(data: str, at: str) -> np.ndarray:

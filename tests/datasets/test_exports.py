@@ -101,7 +101,6 @@ class TestCoco:
             ({"segmentation": []}, r"annotation 0 \(gull\) has no outline, only a box.*Export the project as segm"),
             ({"segmentation": [box(1, 1, 12, 5)]}, r"it reaches from \(1, 1\) to \(12, 5\) .* 8x6 .*outside"),
             ({"segmentation": [box(1, 1, 1200, 5)]}, r"labels of another image, or of this one at another size"),
-            ({"segmentation": [[1, 1, 2, 2]]}, r"annotation 0: a polygon of fewer than three corners"),
             ({"segmentation": {"size": [8, 6], "counts": [48]}}, r"run lengths have the size \[8, 6\].*Export"),
             ({"segmentation": {"size": [6, 8], "counts": "abc"}}, r"run lengths"),
             ({"category_id": 9}, r"annotations are of categories 9, which the file does not list"),
@@ -126,6 +125,16 @@ class TestCoco:
         found = own(tmp_path, outside=True)
         np.testing.assert_array_equal(next(iter(masks(found)["train"].values())), filled(SIZE, (1, 0, 2, 2, 6)))
         assert "cut at the image's edge, 1 outline(s): train/_annotations.coco.json, annotation 0" in notes(found)
+
+    def test_outlines_without_a_pixel_are_counted(self, tmp_path: Path) -> None:
+        path = roboflow(tmp_path) / "train/_annotations.coco.json"
+        page = json.loads(path.read_text())
+        page["annotations"][0]["segmentation"] = [[1, 1, 2, 2]]  # two corners
+        page["annotations"][1]["segmentation"] = [box(2.1, 2.1, 2.2, 2.2), box(4, 4, 5, 5)]
+        write_json(path, page)
+        found = own(tmp_path)
+        np.testing.assert_array_equal(next(iter(masks(found)["train"].values())), filled(SIZE, (2, 4, 4, 5, 5)))
+        assert "no pixel's centre lies inside 1 outline(s): train/_annotations.coco.json, annotation 0" in notes(found)
 
     def test_two_categories_of_one_name(self, tmp_path: Path) -> None:
         path = roboflow(tmp_path) / "valid/_annotations.coco.json"
@@ -432,7 +441,7 @@ class TestRecognition:
 
     def test_no_format_shows_what_is_expected(self, tmp_path: Path) -> None:
         picture(tmp_path / "images/a.jpg")
-        with pytest.raises(DataError, match=r"classes.yaml"):
+        with pytest.raises(DataError, match=r"classes.yaml[\s\S]*no labels of a known tool .coco, [\s\S]*--tree"):
             own(tmp_path)
 
     @pytest.mark.parametrize("name", FORMATS)
@@ -441,6 +450,28 @@ class TestRecognition:
         with pytest.raises(DataError, match=r"Expected is:\nDIR/"):
             own(tmp_path, name)
         assert f"--labels {name}: " in own_tree()
+
+    def test_a_page_that_names_values_decides(self, tmp_path: Path) -> None:
+        root = labelme(tmp_path)
+        (root / "masks").mkdir()
+        (root / "photos").rename(root / "images")
+        Image.fromarray(np.full(SIZE, 1, np.uint8)).save(root / "masks/eins.png")
+        (root / "classes.yaml").write_text("classes: [a, b]\n")
+        found = own(root, count=True)
+        assert (found.format, found.why) == ("values", "classes.yaml beside images/ and masks/")
+        assert tallied(found) == {"a": (None, 0, 0), "b": (None, 1, 48)}
+
+    def test_options_that_a_format_cannot_follow_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"--line-width is for labels of outlines .coco, labelme, supervisely, y"):
+            own(class_masks(tmp_path / "a"), line_width=2)
+        with pytest.raises(DataError, match="--allow-outside is for labels of outlines"):
+            own(parquet(tmp_path / "b"), outside=True)
+        root = voc(tmp_path / "c")
+        (root / "class_names.txt").unlink()
+        (root / "classes.yaml").write_text("classes: {0: table, 1: cup, 2: spoon}\n")
+        with pytest.raises(DataError, match=r"--unlabelled ignore: classes.yaml says what values mean"):
+            own(root, unlabelled="ignore")
+        assert own(root).benchmark.classes == ("table", "cup", "spoon")
 
     def test_val_is_split_off(self, tmp_path: Path) -> None:
         root = tmp_path
