@@ -102,12 +102,17 @@ def check_agrees(image: str, stored: tuple[int, int], turn: int, stated: tuple[i
         DataError: the sizes disagree, or nobody can tell on which picture the labels were drawn.
     """
     height, width = stored
-    if turn > 1 and not (turn >= TURNED and stated == stored and height != width):
+    turned = turn >= TURNED and height != width
+    if turn > 1 and not (turned and stated == stored):
         raise DataError(
-            f"{image}: its EXIF orientation is {turn}, so viewers show another picture than the {width}x{height} "
-            f"pixels (width x height) that are stored, and {file} does not show on which of the two it was labelled. "
-            "If on the picture as shown: turn the pixels (mogrify -auto-orient FILE). If on the pixels as stored: "
-            "remove the mark (exiftool -Orientation= FILE)"
+            f"{image}: its EXIF orientation is {turn}: viewers show another picture than the {width}x{height} pixels "
+            f"(width x height) that are stored. {file} "
+            + (
+                "was made of the picture as shown: turn the pixels (mogrify -auto-orient FILE)"
+                if turned and stated == (width, height)
+                else "does not show which of the two was labelled. If the picture as shown: turn the pixels (mogrify "
+                "-auto-orient FILE). If the pixels as stored: remove the mark (exiftool -Orientation= FILE)"
+            )
         )
     if stated is not None and stated != stored:
         raise DataError(
