@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from datasets.exports.catalog import own_tree
 from datasets.readers.ade20k import ade20k
 from datasets.readers.camvid import camvid
 from datasets.readers.camvid_full import camvid_full
@@ -11,7 +12,7 @@ from datasets.readers.coco import coco_voc
 from datasets.readers.coco_instances import coco_instances
 from datasets.readers.coco_panoptic import coco_panoptic
 from datasets.readers.cocostuff import cocostuff10k, cocostuff164k
-from datasets.readers.folder import TREE, folder
+from datasets.readers.folder import folder
 from datasets.readers.lip import lip
 from datasets.readers.pascal_context import pascal_context59, pascal_context60
 from datasets.readers.siftflow import siftflow
@@ -41,6 +42,6 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
 def tree_of(name: str) -> str:
     """The text that tells what the source of a benchmark must hold, and where it is published."""
     if name == "folder":  # its reader asks for the classes in the folder
-        return TREE
+        return own_tree()
     benchmark = BENCHMARKS[name](Path())
     return f"{benchmark.tree}\n\npublished at {benchmark.home}"

@@ -55,11 +55,56 @@ class Item:
         id: unique within its split.
         image: absolute path of an image file.
         label: what the benchmark's `read` needs (a path, run lengths), picklable; None in a split without labels.
+        bytes: of the image, where it is only a part of that file; 0 where it is the file.
     """
 
     id: str
     image: str
     label: object
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A label of several masks, one per class.
+
+    Args:
+        masks: class or 255, and the path of its mask.
+        unlabelled: the class of pixels that are in no mask, or 255.
+    """
+
+    masks: tuple[tuple[int, str], ...]
+    unlabelled: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The label of a row that is a part of an image.
+
+    Args:
+        item: the whole image.
+        box: top, left, bottom and right, pixels.
+    """
+
+    item: Item
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The label of a row whose image and mask are in a row of a table, the item's file.
+
+    Args:
+        group: number of the table's row group.
+        row: number of the row in it.
+        height: of the image, pixels.
+        width: of the image, pixels.
+    """
+
+    group: int
+    row: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -188,7 +233,8 @@ def check_size(height: int, width: int) -> None:
     if height * width > MOST_PIXELS or max(height, width) > MOST_SIDE:
         raise DataError(
             f"{width:,}x{height:,} pixels (width x height); allowed are {MOST_PIXELS:,} pixels, and sides of "
-            f"{MOST_SIDE:,}. Cut image and mask into tiles"
+            f"{MOST_SIDE:,}. Cut image and mask into parts first (gdal_retile.py -ps 16384 16384); what fits is cut "
+            "further by --tile N"
         )
 
 

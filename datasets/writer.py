@@ -16,7 +16,7 @@ from pyarrow import fs
 from datasets.manifest import COLUMNS, SCHEMA_VERSION
 from datasets.parquet import open_parquet
 from datasets.rows import make_row, row_problems
-from datasets.sample import DAMAGED, Benchmark, DataError, Item
+from datasets.sample import DAMAGED, Benchmark, DataError, Item, Layers, Tile
 from datasets.storage import Hashed, exists, locate, read_bytes, written_whole
 from datasets.text import named
 
@@ -44,8 +44,13 @@ def plan_files(items: Sequence[Item], target_bytes: int | None = None) -> list[l
     Returns:
         The rows of each file.
     """
-    sizes = [os.path.getsize(item.image) for item in items]
+    sizes = list(map(_bytes, items))
     return _cut(items, sizes, target_bytes or min(TARGET_BYTES, max(LEAST_BYTES, -(-sum(sizes) // FILES))), len(items))
+
+
+def _bytes(item: Item) -> int:
+    """Of an item's image."""
+    return item.bytes or os.path.getsize(item.image)
 
 
 def _cut(items: Sequence[Item], sizes: Sequence[int], most_bytes: int, most_rows: int) -> list[list[Item]]:
@@ -152,7 +157,7 @@ def _groups(
     faults: list[str] = []
     rows = size = 0
     told = time.monotonic()
-    for group in _cut(items, [os.path.getsize(item.image) for item in items], GROUP_BYTES, ROW_GROUP):
+    for group in _cut(items, list(map(_bytes, items)), GROUP_BYTES, ROW_GROUP):
         done = []
         for item in group:
             try:
@@ -184,7 +189,7 @@ def _row(item: Item, benchmark: Benchmark) -> dict[str, Any]:
     try:
         return make_row(benchmark.read(item), len(benchmark.classes))
     except MemoryError as error:
-        raise DataError(f"{item.image}: too large for the free memory ({error}); cut image and mask into tiles, "
+        raise DataError(f"{item.image}: too large for the free memory ({error}); cut it into tiles with --tile N, "
                         "or write fewer files at once with --workers")  from error  # fmt: skip
 
 
@@ -194,9 +199,19 @@ def fingerprint(items: Sequence[Item], benchmark: Benchmark, split: str) -> str:
     parts.append(hashlib.sha256(pickle.dumps(benchmark.read, protocol=4)).hexdigest())  # holds the table of values
     for item in items:
         image = os.stat(item.image)
-        label = os.stat(item.label).st_mtime_ns if isinstance(item.label, str) else item.label
-        parts += [item.id, image.st_size, image.st_mtime_ns, label]
+        parts += [item.id, image.st_size, image.st_mtime_ns, _mark(item.label)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _mark(label: object) -> object:
+    """What a label's row depends on: of files, when they were changed."""
+    if isinstance(label, str):
+        return os.stat(label).st_mtime_ns
+    if isinstance(label, Tile):
+        return label.box, label.item.id, _mark(label.item.label)
+    if isinstance(label, Layers):
+        return label.unlabelled, [(number, _mark(path)) for number, path in label.masks]
+    return label
 
 
 def _is_done(system: fs.FileSystem, path: str, mark: str, skip_damaged: bool) -> bool:

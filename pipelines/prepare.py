@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -21,21 +22,30 @@ if not __package__:
 from pipelines.base.door import run, writable
 from pipelines.shards.splits import check_replaced, index_splits, say, summarise
 
+if TYPE_CHECKING:
+    from datasets.exports.records import Own
+
 EXAMPLES = """\
 examples:
   python -m pipelines.prepare voc12 --source /data/VOCdevkit --out data/voc12
   python -m pipelines.prepare coco_voc --source /data/coco --out s3://bucket/coco_voc --splits train
   python -m pipelines.prepare camvid --source s3://bucket/releases/camvid --out data/camvid   # fetched first
   python -m pipelines.prepare folder --source /data/mine --out data/mine --val 0.1   # images/, masks/, classes.yaml
+  python -m pipelines.prepare folder --source /data/export --dry-run             # which classes labels of a tool hold
+  python -m pipelines.prepare folder --source /data/aerial --out data/aerial --tile 1024    # cut large images
   python -m pipelines.prepare camvid --tree                                     # the tree that it expects
 """
 ACCEPT = {
     "--partial": "a row count that is not the official one, and with it classes without a pixel",
     "--allow-unpaired": "folder: images without a mask and masks without an image; they are left out and named",
+    "--allow-outside": "folder: outlines that reach beyond their image; they are cut at its edge",
     "--allow-unseen": "classes without a pixel in train",
     "--allow-ignored": "a split of which more than half of the pixels are ignored",
     "--skip-damaged": "rows whose image or mask is damaged; they are left out and named",
 }
+
+OWN = ("labels", "unlabelled", "unannotated", "line_width", "val", "tile", "dry_run", "allow_unpaired", "allow_outside")
+"""The options of `folder`."""
 
 
 def main() -> None:
@@ -53,11 +63,31 @@ def main() -> None:
     parser.add_argument("--stage", type=Path, metavar="DIR", help="where the release of a bucket is kept (default: "
                         "$RELEASE_CACHE, else ~/.cache/context-heads/releases); all nodes must see it")  # fmt: skip
     accepting(parser.add_argument_group("accept what is otherwise an error; report and manifest say so"))
-    parser.add_argument("--val", type=float, default=0.0, metavar="SHARE", help="folder: make a split val of this "
-                        "share of the images, such as 0.1; their ids' hashes decide, the same each time")  # fmt: skip
+    own_options(parser.add_argument_group("your own folder, whatever tool labelled it (`folder --tree` shows formats)"))
     parser.add_argument("--tree", action="store_true", help="show the tree that --source must hold; end")
     args = parser.parse_args()
     prepare_door(args)
+
+
+def own_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of the benchmark `folder`."""
+    from datasets.exports.catalog import NAMES
+    from datasets.exports.records import UNANNOTATED, UNLABELLED
+
+    group.add_argument("--labels", choices=NAMES, help="the format of the labels (default: recognised by the files)")
+    group.add_argument("--unlabelled", choices=UNLABELLED, help="pixels without a label are a class background "
+                       "(default), or ignored")  # fmt: skip
+    group.add_argument("--unannotated", choices=UNANNOTATED, help="images without an annotation are refused (default), "
+                       "kept as images without an object (empty), or left out (drop)")  # fmt: skip
+    group.add_argument(
+        "--line-width", type=int, metavar="PIXELS", help="draw lines so wide (default: they are refused)"
+    )
+    group.add_argument("--val", type=float, default=0.0, metavar="SHARE", help="make a split val of this share of the "
+                       "images, such as 0.1; their ids' hashes decide, the same each time")  # fmt: skip
+    group.add_argument("--tile", type=int, metavar="N", help="cut images of more than N pixels a side into equal parts "
+                       "of at most N, without overlap")  # fmt: skip
+    group.add_argument("--dry-run", action="store_true", help="read all labels, list classes, splits and what was "
+                       "decided; write nothing")  # fmt: skip
 
 
 def accepting(group: argparse._ArgumentGroup) -> None:
@@ -73,8 +103,8 @@ def prepare_door(args: argparse.Namespace) -> None:
         InputError, DataError, SetupError: bad input.
     """
     from datasets.catalog import BENCHMARKS, tree_of
-    from datasets.readers.folder import folder
     from pipelines.cluster.nodes import check_shared
+    from pipelines.shards.listing import show_own
     from pipelines.shards.release import drawn_tree, local_release
     from pipelines.shards.report import reported
     from pipelines.shards.writing import Rules, write_split
@@ -84,20 +114,40 @@ def prepare_door(args: argparse.Namespace) -> None:
         print(tree_of(args.dataset))
         return
     source = local_release(args.source, args.stage)
-    own = args.dataset == "folder"
-    benchmark = folder(source, args.val, args.allow_unpaired) if own else BENCHMARKS[args.dataset](source)
+    own = own_folder(args, source) if args.dataset == "folder" else None
+    benchmark = own.benchmark if own else BENCHMARKS[args.dataset](source)
     print(f"{benchmark.name}: expects\n{benchmark.tree}\n\nfound\n{drawn_tree(source)}\n", flush=True)
+    if own:
+        show_own(own)
     found, absent = index_splits(benchmark, args.splits, args.partial)
+    if args.dry_run:
+        print("nothing was written (--dry-run)")
+        return
     check_replaced(benchmark.name, found, args.out)
     if "://" not in args.out:
         writable("--out", Path(args.out))
-    rules = Rules(args.allow_unseen or args.partial, args.allow_ignored, args.skip_damaged)
+    ignored = args.allow_ignored or args.unlabelled == "ignore"  # who asks for it knows
+    rules = Rules(args.allow_unseen or args.partial, ignored, args.skip_damaged)
     with started(args.workers) as workers:
         if workers:
             check_shared(source, args.out)
         for split, items in found.items():
             write_split(benchmark, split, items, args.out, workers, say, rules)
     summarise(reported(benchmark, args.out), absent)
+
+
+def own_folder(args: argparse.Namespace, source: Path) -> Own:
+    """The user's own folder, read as the command line says.
+
+    Raises:
+        DataError: labels of no known format, or that do not fit their images.
+    """
+    from datasets.exports.catalog import own_data
+    from datasets.exports.records import Told
+
+    told = Told(args.unlabelled or "background", args.unannotated or "refuse", args.allow_unpaired, args.allow_outside,
+                args.line_width or 0, args.skip_damaged, args.val)  # fmt: skip
+    return own_data(source, args.labels, told, args.tile or 0, count=args.dry_run)
 
 
 def check_words(args: argparse.Namespace) -> None:
@@ -115,12 +165,16 @@ def check_words(args: argparse.Namespace) -> None:
         raise InputError(f"no benchmark {args.dataset!r}{hint} Known: {', '.join(BENCHMARKS)}")
     if args.tree:
         return
-    if args.source is None or args.out is None:
+    if args.source is None or (args.out is None and not args.dry_run):
         raise InputError("--source DIR and --out URI are needed; --tree shows what DIR must hold")
     if args.workers is not None and args.workers < 0:
         raise InputError(f"--workers {args.workers}: 1 or more, or 0 for only this process")
-    if args.dataset != "folder" and (args.val or args.allow_unpaired):
-        raise InputError(f"--val and --allow-unpaired are for `folder`: the splits of {args.dataset} are published")
+    if args.dataset != "folder" and (given := [option for option in OWN if vars(args)[option]]):
+        option = f"--{given[0].replace('_', '-')}"
+        raise InputError(f"{option} is for `folder`: the splits and labels of {args.dataset} are published")
+    for option, least in (("tile", 64), ("line_width", 1)):
+        if (value := vars(args)[option]) is not None and value < least:
+            raise InputError(f"--{option.replace('_', '-')} {value}: allowed are {least} pixels or more")
     if not 0 <= args.val < 1:
         raise InputError(f"--val {args.val:g}: allowed is a share of the images between 0 and 1, such as 0.1")
 

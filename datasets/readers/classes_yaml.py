@@ -62,7 +62,7 @@ def read_settings(path: Path, tree: str) -> Settings:
     names, values = _classes(page["classes"])
     ignored = _ignored(page["ignore"], values) if "ignore" in page else [v for v in [IGNORE] if v not in values]
     table = {**{value: k for k, value in enumerate(values)}, **dict.fromkeys(ignored, IGNORE)}
-    palette = _palette(page.get("palette"), len(names)) or colour_map(len(names))
+    palette = given_palette(page.get("palette"), len(names)) or colour_map(len(names))
     told = f"mask value{'s' if len(ignored) > 1 else ''} {named(ignored)}" if ignored else ""
     told += ", by default because no class has it" if ignored and "ignore" not in page else ""
     binary = isinstance(page["classes"], list) and len(names) == 2 and "ignore" not in page
@@ -85,7 +85,7 @@ def _of_colours(page: dict[str, Any]) -> Settings:
     if not isinstance(given, dict) or not given or len(given) > UNKNOWN:
         raise DataError(f"classes.yaml: colours is {given!r}; allowed is a mapping of at most {UNKNOWN} names to "
                         "[R, G, B] of 0-255, or to a list of such colours")  # fmt: skip
-    names = _names(list(given))
+    names = checked_names(list(given))
     ordered = names if "classes" not in page else _classes(page["classes"])[0]
     if unlike := sorted(set(ordered) ^ set(names)):
         raise DataError(f"classes.yaml: {unlike[0]!r} is in only one of classes and colours; name it in both")
@@ -97,7 +97,7 @@ def _of_colours(page: dict[str, Any]) -> Settings:
     if len(table) < len(pairs):
         twice = next(colour for colour, _ in pairs if [c for c, _ in pairs].count(colour) > 1)
         raise DataError(f"classes.yaml: colour {list(twice)} has two meanings; give each colour one")
-    shown = _palette(page.get("palette"), len(ordered)) or tuple(of_name[name][0] for name in ordered)
+    shown = given_palette(page.get("palette"), len(ordered)) or tuple(of_name[name][0] for name in ordered)
     told = f"mask colours {named(map(list, ignored))}" if ignored else ""
     return Settings(ordered, shown, {}, table, told)
 
@@ -123,10 +123,10 @@ def _classes(classes: object) -> tuple[tuple[str, ...], tuple[int, ...]]:
     if isinstance(classes, dict) and len(pairs) < len(classes):
         raise DataError(f"classes.yaml: a mask value is given twice in {list(classes)}; give each class its own")
     values = tuple(sorted(pairs))
-    return _names([pairs[value] for value in values]), values
+    return checked_names([pairs[value] for value in values]), values
 
 
-def _names(given: list[object]) -> tuple[str, ...]:
+def checked_names(given: list[object]) -> tuple[str, ...]:
     """The names, which must be text, not empty, and unlike each other."""
     for name in given:
         if not isinstance(name, str) or not name.strip() or any(unicodedata.category(c) == "Cc" for c in name):
@@ -147,7 +147,7 @@ def _ignored(ignore: object, values: tuple[int, ...]) -> list[int]:
     return ignored
 
 
-def _palette(palette: object, count: int) -> tuple[Colour, ...]:
+def given_palette(palette: object, count: int) -> tuple[Colour, ...]:
     """The given colours; () where the palette is left out."""
     if palette is None:
         return ()

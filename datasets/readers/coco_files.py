@@ -105,7 +105,7 @@ def run_lengths(note: dict[str, Any], image: dict[str, Any]) -> dict[str, Any] |
         DataError: the outline is not one of this image; pycocotools would show whatever its memory holds.
     """
     segmentation, height, width = note["segmentation"], image["height"], image["width"]
-    fault = _fault(segmentation, height, width)
+    fault = outline_fault(segmentation, height, width)
     if fault:
         raise DataError(
             f"annotation {note['id']} of {image['file_name']}, which has {height}x{width} pixels (height x width): "
@@ -121,8 +121,8 @@ def run_lengths(note: dict[str, Any], image: dict[str, Any]) -> dict[str, Any] |
     return rle_api.merge(rle_api.frPyObjects(polygons, height, width)) if polygons else None
 
 
-def _fault(segmentation: Any, height: int, width: int) -> str:
-    """What is wrong with an outline; "" where nothing is."""
+def outline_fault(segmentation: Any, height: int, width: int) -> str:
+    """What is wrong with a COCO `segmentation` of an image of this size; "" where nothing is."""
     if isinstance(segmentation, dict):
         if list(segmentation["size"]) != [height, width]:
             return f"its run lengths have the size {segmentation['size']}"

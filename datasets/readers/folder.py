@@ -119,7 +119,7 @@ def plan(source: Path, val: float = 0.0, unpaired: bool = False) -> Plan:
         if not rows:
             raise DataError(f"{source}: no image of split {split} ({', '.join(READ)}). Expected is:\n{TREE}")
     if val:
-        _split_off(found, val)
+        split_off(found, val)
     found.used |= {os.path.relpath(p, source) for rows in found.rows.values() for i in rows for p in _paths(i)}
     if found.left:
         found.notes.append(f"left out (images without a mask, masks without an image): {_counted(found.left)}")
@@ -241,7 +241,7 @@ def _of_pairs(source: Path, files: list[str], found: Plan, unpaired: bool) -> No
         found.left += [os.path.relpath(item.image, source) for item in bare]
 
 
-def _split_off(found: Plan, share: float) -> None:
+def split_off(found: Plan, share: float) -> None:
     """Move images of train to a new split val: those whose ids have the least hashes.
 
     The choice depends only on the ids, not on their order or on the machine. When a few images are added or removed,

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from datasets.damage import hearing
+from datasets.readers.bands import of_bytes
 from datasets.sample import DAMAGED, DataError, check_size
 
 READ = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp")
@@ -33,8 +34,8 @@ def as_png(data: bytes) -> bytes:
     with hearing():
         pixels = _decoded(data)
     if pixels is None:
-        raise DataError(f"a {kind} that does not decode: it is damaged, or has more than 16 bits, or other bands than "
-                        f"grey or RGB; {CURE}", DAMAGED)  # fmt: skip
+        raise DataError(f"a {kind} that does not decode: {of_bytes(data)}it is damaged, or has more than 16 bits, or "
+                        f"other bands than grey or RGB; {CURE}, with three bands of 8 bits", DAMAGED)  # fmt: skip
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 

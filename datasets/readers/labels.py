@@ -88,14 +88,32 @@ def read_index_png(path: str) -> np.ndarray:
         DataError: the file is missing, damaged or lossy, has colours, or has a value outside 0-255.
     """
     with opened_mask(path) as image:
-        if image.mode not in ("P", "L", "1", *DEEP):
-            raise DataError(
-                f"{path}: a mask of mode {image.mode}; allowed are grey or palette PNGs whose values are classes. "
-                "Convert each colour to its class number and save that, or, in your own folder, name the classes' "
-                "colours under `colours` in classes.yaml"
-            )
-        step = _step(image)
-        stored = np.asarray(image)
+        return _values(image, path)
+
+
+def mask_values(data: bytes, path: str) -> np.ndarray:
+    """The same as `read_index_png`, of a file's bytes.
+
+    Args:
+        data: the bytes.
+        path: where they are from, for messages.
+
+    Raises:
+        DataError: as `read_index_png`.
+    """
+    with _opened(data, path) as image:
+        return _values(image, path)
+
+
+def _values(image: Image.Image, path: str) -> np.ndarray:
+    if image.mode not in ("P", "L", "1", *DEEP):
+        raise DataError(
+            f"{path}: a mask of mode {image.mode}; allowed are grey or palette PNGs whose values are classes. "
+            "Convert each colour to its class number and save that, or, in your own folder, name the classes' "
+            "colours under `colours` in classes.yaml"
+        )
+    step = _step(image)
+    stored = np.asarray(image)
     if stored.dtype.itemsize > 1 and (wrong := (stored < 0) | (stored > 255)).any():
         row, column = first_place(wrong)
         raise DataError(f"{path}: label value {stored[row, column]} at row {row}, column {column}; a mask of 16 bits "
@@ -112,6 +130,13 @@ def opened_mask(path: str) -> Iterator[Image.Image]:
     """
     with naming_file(path, "the mask does not read", PNG_ERRORS):
         data = Path(path).read_bytes()
+    with _opened(data, path) as image:
+        yield image
+
+
+@contextmanager
+def _opened(data: bytes, path: str) -> Iterator[Image.Image]:
+    with naming_file(path, "the mask does not read", PNG_ERRORS):
         if data.startswith(PNG):
             with of_file(path):
                 check_png(data)
@@ -157,10 +182,19 @@ def read_image(path: str) -> tuple[bytes, tuple[int, int]]:
             data = Path(path).read_bytes()
         except OSError as error:
             raise DataError(f"{error}", DAMAGED) from error
-        if not data.startswith((JPEG, PNG)):
-            data = as_png(data)
-        check_size(*image_size(data))
-        return data, decode_checked(data).shape[:2]
+        return image_of(data)
+
+
+def image_of(data: bytes) -> tuple[bytes, tuple[int, int]]:
+    """The same as `read_image`, of a file's bytes.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    if not data.startswith((JPEG, PNG)):
+        data = as_png(data)
+    check_size(*image_size(data))
+    return data, decode_checked(data).shape[:2]
 
 
 def read_pair(item: Item, mask_of: Callable[[], np.ndarray], noted: str = "") -> Sample:

@@ -92,7 +92,7 @@ def gather(benchmark: Benchmark, splits: Mapping[str, Shards]) -> dict[str, Any]
         "splits": {name: split_facts(shards) for name, shards in splits.items()},
         "not_prepared": {name: rows for name, rows in benchmark.splits.items() if name not in splits},
         "overlaps": overlaps(rows),
-        "notes": [*benchmark.notes, *ignored_notes(benchmark, splits), *undrawn(splits)],
+        "notes": [*benchmark.notes, *ignored_notes(benchmark, splits), *undrawn(splits), *large(benchmark, splits)],
     }
     return facts | {"warnings": warnings(facts)}
 
@@ -102,6 +102,19 @@ def ignored_notes(benchmark: Benchmark, splits: Mapping[str, Shards]) -> list[st
     what = benchmark.ignored
     return [f"{name}: {shards.manifest.histogram[-1]:,} pixels are ignored: {what}" for name, shards in splits.items()
             if what and shards.manifest.labelled and shards.manifest.histogram[-1]]  # fmt: skip
+
+
+def large(benchmark: Benchmark, splits: Mapping[str, Shards]) -> list[str]:
+    """Splits of the user's own folder whose images are better cut into tiles."""
+    from datasets.tiles import LARGE
+
+    lines = []
+    for name, shards in splits.items():
+        sides = [max(size) for size in shards.sizes.tolist()]
+        if benchmark.name == "folder" and (count := sum(side > LARGE for side in sides)):
+            lines.append(f"{name}: {count:,} image(s) have a side of more than {LARGE:,} pixels, up to {max(sides):,}; "
+                         "each crop decodes the whole image. --tile 1024 cuts them")  # fmt: skip
+    return lines
 
 
 def undrawn(splits: Mapping[str, Shards]) -> list[str]:

@@ -200,9 +200,9 @@ class TestSizes:
         Image.fromarray(photo((40, 50))).save(tmp_path / f"x.{kind}")
         Path(item.image).write_bytes((tmp_path / f"x.{kind}").read_bytes())
         monkeypatch.setattr(sample, limit, value)
-        with pytest.raises(DataError, match=r"000\.jpg: 50x40 pixels .*Cut image and mask into tiles"):
+        with pytest.raises(DataError, match=r"000\.jpg: 50x40 pixels .*Cut image and mask .*--tile N"):
             own.read(item)
-        with pytest.raises(DataError, match=r"000\.png: 50x40 pixels .*Cut image and mask into tiles"):
+        with pytest.raises(DataError, match=r"000\.png: 50x40 pixels .*Cut image and mask .*--tile N"):
             read_index_png(str(item.label))
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (3, 20000)])

@@ -17,6 +17,7 @@ from datasets.catalog import BENCHMARKS
 from datasets.manifest import read_manifest
 from datasets.sample import DataError
 from datasets.shapes import write_sample
+from datasets.shards import verify
 from pipelines.base.door import run
 from pipelines.base.errors import InputError, SetupError
 from pipelines.base.text import duration
@@ -482,8 +483,8 @@ def test_what_a_folder_does_not_use_is_told_and_unpaired_files_are_refused(tmp_p
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("voc12", "--val", "0.1"), "--val and --allow-unpaired are for `folder`"),
-    (("camvid", "--allow-unpaired"), "--val and --allow-unpaired are for `folder`"),
+    (("voc12", "--val", "0.1"), "--val is for `folder`"),
+    (("camvid", "--allow-unpaired"), "--allow-unpaired is for `folder`"),
     (("folder", "--val", "1.5"), "--val 1.5: allowed is a share"),
     (("folder", "--val", "-1"), "--val -1: allowed is a share"),
 ])  # fmt: skip
@@ -539,3 +540,55 @@ def test_a_split_without_labels_is_reported(tmp_path, prepare):
     assert "test has no labels" in prepare("folder", "--source", source, "--out", tmp_path / "out", "--workers", 0)
     assert "No labels." in Page((tmp_path / "out/report.html").read_text()).text
     assert os.listdir(tmp_path / "out/test")
+
+
+def test_an_export_is_listed_before_it_is_written(prepare, tmp_path):
+    """COCO of Roboflow's layout: shown on a dry run, then written, then read back as audit does."""
+    root = tmp_path / "birds"
+    for split in ("train", "valid"):
+        (root / split).mkdir(parents=True)
+        cv2.imwrite(str(root / split / f"{split}.jpg"), np.full((60, 80, 3), 90, np.uint8))
+        page = {
+            "images": [{"id": 0, "file_name": f"{split}.jpg", "height": 60, "width": 80}],
+            "categories": [{"id": 1, "name": "gull"}],
+            "annotations": [{"id": 5, "image_id": 0, "category_id": 1, "bbox": [10, 10, 30, 20],
+                             "segmentation": [[10, 10, 40, 10, 40, 30, 10, 30]]}],
+        }  # fmt: skip
+        (root / split / "_annotations.coco.json").write_text(json.dumps(page))
+    out = tmp_path / "out"
+    shown = prepare("folder", "--source", root, "--dry-run")
+    assert "labels: coco, recognised: train/_annotations.coco.json" in shown
+    assert re.search(r"0  background +– +– +unlabelled area\n +1  gull +2 +2 +1,200\n", shown)
+    assert "nothing was written" in shown
+    assert not out.exists()
+    shown = prepare("folder", "--source", root, "--out", out, "--workers", 0, "--tile", 64)
+    assert shown.index("gull") < shown.index("1/1 rows" if "1/1 rows" in shown else "2/2 rows")
+    manifest = read_manifest(str(out / "train"))
+    assert (manifest.rows, manifest.histogram) == (2, (60 * 80 - 600, 600, 0))  # an 80 becomes 40 and 40
+    assert verify(str(out / "train")) == []
+    page["annotations"][0]["segmentation"] = []
+    (root / "valid/_annotations.coco.json").write_text(json.dumps(page))
+    told = prepare("folder", "--source", root, "--out", tmp_path / "other", "--workers", 0, code=2)
+    assert "valid/_annotations.coco.json: annotation 5 (gull) has no outline, only a box" in told
+    assert not (tmp_path / "other").exists()
+
+
+def test_options_of_the_own_folder_are_not_for_releases(prepare, tmp_path):
+    camvid = ("camvid", "--source", tmp_path, "--out", tmp_path)
+    for option in (("--labels", "coco"), ("--tile", 512), ("--unlabelled", "ignore"), ("--dry-run",)):
+        assert f"{option[0]} is for `folder`" in prepare(*camvid, *option, code=2)
+    told = prepare("folder", "--source", tmp_path, "--out", tmp_path, "--tile", 8, code=2)
+    assert "--tile 8: allowed are 64 pixels or more" in told
+
+
+def test_unlabelled_area_that_is_to_be_ignored_needs_no_further_option(prepare, tmp_path):
+    root = tmp_path / "own"
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+    cv2.imwrite(str(root / "images/a.png"), np.zeros((20, 20, 3), np.uint8))
+    mask = np.zeros((20, 20), np.uint8)
+    mask[:5, :5] = 255
+    cv2.imwrite(str(root / "masks/a.wound.png"), mask)
+    shown = prepare("folder", "--source", root, "--out", tmp_path / "out", "--workers", 0, "--unlabelled", "ignore")
+    assert "labels: masks, recognised: masks/a.wound.png" in shown
+    assert read_manifest(str(tmp_path / "out/train")).histogram == (25, 375)
