@@ -122,12 +122,14 @@ def check_weights(recipe: Recipe, weights: Weights) -> None:
     elif weights.path is not None:
         from pipelines.driver.misfit import misfit, unreadable
         from pipelines.recipes.model import meta_model
-        from segmodels.backbone import load_weights
+        from segmodels.backbone import BACKBONES
+        from segmodels.weights import load_weights
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # onto the meta device nothing is copied
             try:
-                load_weights(meta_model(recipe, 2).backbone, weights.path)
+                name = recipe.backbone.name
+                load_weights(meta_model(recipe, 2).backbone.trunk, weights.path, name, BACKBONES[name].classifier)
             except ValueError as error:
                 raise InputError(misfit(recipe, weights.path, str(error))) from None
             except Exception as error:  # whatever a file that is none of PyTorch's raises

@@ -165,7 +165,7 @@ def test_weights_of_our_own_trunk_round_trip(tmp_path):
     torch.save(source.trunk.state_dict() | {"fc.weight": torch.zeros(9, 512)}, path)
     loaded = build_backbone("df1", 32, weights=path).trunk.state_dict()
     assert all(torch.equal(v, loaded[k]) for k, v in source.trunk.state_dict().items())
-    with pytest.raises(ValueError, match="give the file of our df2, or name the backbone"):
+    with pytest.raises(ValueError, match="give the file of df2, or name the backbone"):
         build_backbone("df2", 32, weights=path)
 
 
