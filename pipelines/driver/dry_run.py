@@ -19,6 +19,7 @@ from pipelines.driver.places import check_places, places
 from pipelines.driver.planned import PlannedStage, plan_stages
 from pipelines.driver.reasons import Reasons
 from pipelines.driver.room import Room, check_gpus_named, room_of
+from pipelines.driver.run import say_taken
 from pipelines.driver.weights import HUB, check_weights, find_weights, localise, look_at
 from pipelines.recipes.recipe import Recipe, micro_batch
 from pipelines.runs.folder import RunFolder
@@ -107,7 +108,7 @@ def check_start(recipe: Recipe, output: Path) -> None:
         look_at(weights)
         return
     find_weights(weights)
-    check_weights(recipe, localise(weights, output))
+    say_taken(check_weights(recipe, localise(weights, output)))
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def make_jobs(
         initial = run.stage(before.stage.name).checkpoint(before.steps) if before else None
         given = Weights() if before else weights
         jobs.append(make_job(recipe, plan, place.path, sizes, given.path, initial))
-        about = about_stage(recipe, plan, given.sha256)
+        about = about_stage(recipe, plan, given)
         about.write(place.about)
         finish = partial(finish_stage, recipe, plan, place)
         followed.append(FollowedStage(place, about, finish, partial(sample, place.system)))
@@ -90,7 +90,7 @@ def finish_stage(recipe: Recipe, plan: PlannedStage, place: StageFolder) -> None
     ).write(place.result)  # fmt: skip
 
 
-def about_stage(recipe: Recipe, plan: PlannedStage, digest: str | None) -> About:
+def about_stage(recipe: Recipe, plan: PlannedStage, weights: Weights) -> About:
     """What MLflow is told of a stage: parameters, cost card, origin of rows and weights, the machines of a cluster."""
     train, val = plan.train, plan.val
     cost = measure(meta_model(recipe, len(train.classes)), recipe.view.crop)
@@ -99,7 +99,8 @@ def about_stage(recipe: Recipe, plan: PlannedStage, digest: str | None) -> About
     if val:
         params |= {"shards.val": plan.val_uri, "shards.val.hash": val.hash, "shards.val.rows": val.rows}
         params |= {"shards.val.official_rows": val.official_rows, "protocol": how(recipe)}
-    params |= {"classes": len(train.classes), "steps": plan.steps, "backbone.weights.sha256": digest}
+    params |= {"classes": len(train.classes), "steps": plan.steps, "backbone.weights.sha256": weights.sha256}
+    params |= {f"backbone.weights.{what}": text for what, text in weights.taken.items()}
     shards = {part: shard_facts(split) for part, split in (("train", train), ("val", val)) if split}
     costs = cost_metrics(recipe, len(train.classes), cost)
     return About(params, nodes_tag(), list(train.classes), how(recipe), plan.steps, shards, costs)

@@ -140,9 +140,15 @@ def find_start(recipe: Recipe, output: Path) -> Weights:
     """
     if recipe.backbone.weights is not None:
         say("weights", f"{recipe.backbone.weights} are compared with {recipe.backbone.name}")
-    weights = localise(recipe.backbone.weights, output)
-    check_weights(recipe, weights)
+    weights = check_weights(recipe, localise(recipe.backbone.weights, output))
+    say_taken(weights)
     return weights
+
+
+def say_taken(weights: Weights) -> None:
+    """Tell what of a file of weights is taken, what is left, and what it lacks."""
+    for what, text in weights.taken.items():
+        say("weights", f"{what}: {text}")
 
 
 def ray_for(recipe: Recipe) -> contextlib.AbstractContextManager[Sizes]:

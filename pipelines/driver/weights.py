@@ -9,9 +9,8 @@ import shutil
 import socket
 import urllib.parse
 import urllib.request
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from datasets.sample import DataError
@@ -28,10 +27,15 @@ PROBE_S = 5.0
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a backbone: a local path, or `hub`, and the sha256 of the file; None for random ones."""
+    """Weights of a backbone: a local path, or `hub`, and the sha256 of the file; None for random ones.
+
+    `taken` says what of the file is `taken` and `left`, and what of the trunk is `missing` in it, once they are
+    compared.
+    """
 
     path: str | None = None
     sha256: str | None = None
+    taken: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_weights(weights: str | None) -> None:
@@ -111,29 +115,34 @@ def readable(uri: str) -> Iterator[None]:
         ) from None
 
 
-def check_weights(recipe: Recipe, weights: Weights) -> None:
+def check_weights(recipe: Recipe, weights: Weights) -> Weights:
     """Make sure that weights fit the recipe's trunk; those of `hub:` are downloaded to this machine's cache.
+
+    Returns:
+        The same, with what is taken of the file.
 
     Raises:
         InputError: they do not fit, or cannot be read.
     """
+    if weights.path is None:
+        return weights
     if weights.path == "hub":
         download(recipe)
-    elif weights.path is not None:
-        from pipelines.driver.misfit import misfit, unreadable
-        from pipelines.recipes.model import meta_model
-        from segmodels.backbone import BACKBONES
-        from segmodels.weights import load_weights
+        return weights
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # onto the meta device nothing is copied
-            try:
-                name = recipe.backbone.name
-                load_weights(meta_model(recipe, 2).backbone.trunk, weights.path, name, BACKBONES[name].classifier)
-            except ValueError as error:
-                raise InputError(misfit(recipe, weights.path, str(error))) from None
-            except Exception as error:  # whatever a file that is none of PyTorch's raises
-                raise InputError(unreadable(weights.path, error)) from None
+    from pipelines.driver.misfit import misfit
+    from pipelines.recipes.model import meta_model
+    from segmodels.backbone import BACKBONES
+    from segmodels.weights import Unreadable, load_weights
+
+    try:
+        name = recipe.backbone.name
+        taken = load_weights(meta_model(recipe, 2).backbone.trunk, weights.path, name, BACKBONES[name].classifier)
+    except Unreadable as error:
+        raise InputError(f"backbone.weights: {error}") from None
+    except ValueError as error:
+        raise InputError(misfit(recipe, weights.path, str(error))) from None
+    return dataclasses.replace(weights, taken=asdict(taken))
 
 
 def download(recipe: Recipe) -> None:

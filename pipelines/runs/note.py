@@ -77,6 +77,7 @@ def write_up(
         f"**Failed:** {error}" if error else "",
         headline(told),
         what(recipe, stages),
+        weights(recipe, told),
         scores(told),
         tests(told),
         classes_of(told),
@@ -106,6 +107,16 @@ def what(recipe: Recipe, stages: Sequence[Stage]) -> str:
         return f"{text} Stages, each from the weights of the one before: {' → '.join(names)}."
     at = names.index(stages[0].name)
     return text + (f" Stage {at + 1} of {len(names)}, from the weights of {names[at - 1]}." if at else "")
+
+
+def weights(recipe: Recipe, told: Sequence[Told]) -> str:
+    """What of the file of the trunk's weights was taken; empty where there was none, and up to 0.6."""
+    params = next((t.about.params for t in told if t.about), {})
+    given = {what: params.get(f"backbone.weights.{what}") for what in ("taken", "left", "missing")}
+    if not given["taken"]:
+        return ""
+    parts = "; ".join(f"{what}: {plain(str(text))}" for what, text in given.items())
+    return f"**Weights** of `{recipe.backbone.weights}`: {parts}."
 
 
 def headline(told: Sequence[Told]) -> str:

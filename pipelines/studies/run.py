@@ -19,7 +19,7 @@ from pipelines.cluster.session import ray_cluster
 from pipelines.cluster.sizes import joins, machine, placed, possible, totals
 from pipelines.driver.checks import check_known_share, check_share
 from pipelines.driver.estimate import check_gpus
-from pipelines.driver.run import SAMPLE, store_bytes
+from pipelines.driver.run import SAMPLE, say_taken, store_bytes
 from pipelines.driver.weights import check_weights, localise
 from pipelines.recipes.reading import load_recipe, make_recipe
 from pipelines.recipes.recipe import Recipe
@@ -81,7 +81,7 @@ def run_study(plan: StudyPlan, at_once: int | None = None, confidence: float = 0
             settle(trial.recipe, StudyFolder(folder).trial(trial.name).path)
         check_trials(folder)
         for recipe in {repr(trial.backbone): trial for trial in (base, *(trial.recipe for trial in trials))}.values():
-            check_weights(recipe, localise(recipe.backbone.weights, output))
+            say_taken(check_weights(recipe, localise(recipe.backbone.weights, output)))
         for recipe in (base, *(trial.recipe for trial in trials)):
             check_known_share(recipe)
         checked = None if base.data == SAMPLE else check(plan, base, trials, numbers, base.data)

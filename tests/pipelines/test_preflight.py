@@ -55,17 +55,21 @@ def trunk():
     ("change", "message"),
     [
         (
-            lambda s: {f"encoder.{k}": v for k, v in s.items()},
-            "0 of the 75 entries.*Without the prefix 'encoder.'.* 75",
+            lambda s: {f"net.{k}": v for k, v in list(s.items())[:20]},
+            r"17 of the 75 entries.*lacks 'layer\d",
         ),
         (lambda s: dict(list(s.items())[:20]), r"17 of the 75 entries.*lacks 'layer\d.*; did you mean 'layer"),
         (lambda s: s | {"conv1.0.weight": torch.zeros(1)}, r"74 of the 75.*'conv1.0.weight' has the shape \[1\]"),
-        (lambda s: s | {"decoder.weight": torch.zeros(1)}, r"75 of the 75.*1 more, such as \['decoder.weight'\]"),
+        (lambda s: s | {"layer1.9.w": torch.zeros(1)}, r"75 of the 75.*1 more, such as \['layer1.9.w'\]"),
+        (
+            lambda s: s | {"conv1.0.weight": torch.zeros(len(s["conv1.0.weight"]), 4, 3, 3)},
+            r"74 of the 75.*has the shape \[\d+, 4, 3, 3\].*It reads images of 4 channels, and models here read RGB",
+        ),
         (
             lambda s: build_backbone("resnet18", 32).trunk.state_dict(),
-            "resnet18 fits best, with 100 of 100: set backbone",
+            "All of resnet18 is in it: set backbone.name=resnet18",
         ),
-        (lambda s: [1, 2], "no state dict that PyTorch reads: 'list' object"),
+        (lambda s: [1, 2], "no state dict that PyTorch reads: a list without tensors"),
     ],
 )
 def test_weights_that_do_not_fit_are_compared_with_the_trunk(change, message, trunk, recipe_file, refused, tmp_path):
