@@ -290,7 +290,7 @@ def account(match: Match, own: Shapes, entries: Entries, name: str) -> Taken:
     )
 
 
-def parts_of(names: list[str]) -> dict[str, int]:
+def parts_of(names: Sequence[str]) -> dict[str, int]:
     """How many entries each part of a model has, by the first of its names that tells parts apart."""
     shared = "module." if all(name.startswith("module.") for name in names) else ""
     return dict(Counter(name.removeprefix(shared).split(".")[0] for name in names))

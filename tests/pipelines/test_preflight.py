@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 
 from datasets import storage
 from datasets.sample import DataError
@@ -24,6 +25,8 @@ from pipelines.driver.opening import warn_of_small_shares
 from pipelines.driver.run import run_recipe
 from pipelines.driver.weights import Weights, check_weights, localise
 from pipelines.recipes.reading import load_recipe
+from pipelines.recipes.recipe import LATER, to_page
+from pipelines.runs.run import settle
 from segmodels.backbone import build_backbone
 
 
@@ -129,6 +132,17 @@ def test_a_download_that_timm_cannot_make_is_refused_at_once(recipe_file, monkey
     message = refused(recipe_file(), "backbone.weights=hub:")
     assert "timm cannot download the weights of test_resnet" in message
     assert "Give a file, or null" in message
+
+
+def test_a_run_of_before_other_optimizers_goes_on_and_with_another_is_another(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file())
+    page = to_page(recipe)
+    page["optim"] = {key: value for key, value in page["optim"].items() if key not in LATER}
+    assert len(page["optim"]) == len(to_page(recipe)["optim"]) - 7
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(page))
+    settle(recipe, tmp_path)
+    with pytest.raises(InputError, match=r"another recipe \(optim\.name: 'sgd' -> 'adamw'"):
+        settle(load_recipe(recipe_file(), ["optim.name=adamw"]), tmp_path)
 
 
 @pytest.fixture
