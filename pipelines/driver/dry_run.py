@@ -20,7 +20,8 @@ from pipelines.driver.planned import PlannedStage, plan_stages
 from pipelines.driver.reasons import Reasons
 from pipelines.driver.room import Room, check_gpus_named, room_of
 from pipelines.driver.run import say_taken
-from pipelines.driver.weights import HUB, TRUNK, WHOLE, Weights, look_at, start_of
+from pipelines.driver.start import start_of
+from pipelines.driver.weights import HUB, TRUNK, WHOLE, Weights, look_at
 from pipelines.recipes.recipe import Recipe, micro_batch
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.mlflow_client import default_uri

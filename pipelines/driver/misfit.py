@@ -8,7 +8,8 @@ from pipelines.base.text import nearest
 from pipelines.recipes.model import meta_model
 from pipelines.recipes.recipe import Recipe
 from segmodels.backbone import BACKBONES, build_backbone
-from segmodels.weights import Entries, Match, Shapes, counts, match_entries, read_entries, shapes
+from segmodels.weight_files import Entries, Shapes, read_entries, shapes
+from segmodels.weights import Match, counts, match_entries
 
 
 def misfit(recipe: Recipe, path: str, why: str) -> str:

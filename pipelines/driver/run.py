@@ -23,7 +23,8 @@ from pipelines.driver.opening import warn_of_small_shares, warn_without_validati
 from pipelines.driver.packing import pack_last
 from pipelines.driver.places import check_room
 from pipelines.driver.planned import PlannedStage, plan_stages
-from pipelines.driver.weights import Weights, start_of
+from pipelines.driver.start import start_of
+from pipelines.driver.weights import Weights
 from pipelines.feed.batches import BLOCK_ROWS
 from pipelines.recipes.recipe import Recipe, counts_of
 from pipelines.runs.folder import RunFolder

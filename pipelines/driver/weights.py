@@ -1,16 +1,12 @@
-"""Weights that a recipe starts from: brought to this machine, and compared with the model before anything starts."""
+"""Weights that a recipe starts from: found, and brought to this machine."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import shutil
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +16,10 @@ from datasets.storage import locate
 from pipelines.base.addresses import hide_secret
 from pipelines.base.errors import InputError
 from pipelines.base.files import replacing
-from pipelines.base.text import first_sentence, nearest
-from pipelines.recipes.recipe import Recipe
+from pipelines.base.text import nearest
 
 HUB = "hub:"
 TRUNK, WHOLE = "backbone.weights", "weights"  # the recipe's keys
-PROBE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -57,17 +51,6 @@ class Weights:
     def start(self) -> Path | None:
         """The checkpoint of a whole model."""
         return Path(self.path) if self.whole and self.path else None
-
-
-def start_of(recipe: Recipe, output: Path) -> Weights:
-    """The weights that a recipe starts from, brought to this machine and compared with its model.
-
-    Raises:
-        InputError: there are none, or they do not fit.
-    """
-    if recipe.weights is None:
-        return check_weights(recipe, localise(recipe.backbone.weights, output))
-    return check_checkpoint(recipe, localise(recipe.weights, output, WHOLE))
 
 
 def find_weights(weights: str | None, key: str = TRUNK) -> None:
@@ -159,108 +142,3 @@ def readable(uri: str, key: str) -> Iterator[None]:
         raise InputError(
             f"{key} = {hide_secret(uri)!r} cannot be read: {hide_secret(str(error))}. Allowed: {allowed(key)}."
         ) from None
-
-
-def check_weights(recipe: Recipe, weights: Weights) -> Weights:
-    """Make sure that weights fit the recipe's trunk; those of `hub:` are downloaded to this machine's cache.
-
-    Returns:
-        The same, with what is taken of the file.
-
-    Raises:
-        InputError: they do not fit, or cannot be read.
-    """
-    if weights.path is None:
-        return weights
-    if weights.path == "hub":
-        download(recipe)
-        return weights
-
-    from pipelines.driver.misfit import misfit
-    from pipelines.recipes.model import meta_model
-    from segmodels.backbone import BACKBONES
-    from segmodels.weights import Unreadable, load_weights
-
-    try:
-        name = recipe.backbone.name
-        taken = load_weights(meta_model(recipe, 2).backbone.trunk, weights.path, name, BACKBONES[name].classifier)
-    except Unreadable as error:
-        raise InputError(f"backbone.weights: {error}") from None
-    except ValueError as error:
-        raise InputError(misfit(recipe, weights.path, str(error))) from None
-    return dataclasses.replace(weights, taken=asdict(taken), seen=seen_by(weights.path))
-
-
-def check_checkpoint(recipe: Recipe, weights: Weights) -> Weights:
-    """Make sure that a checkpoint fits the recipe's model; the classes of the first stage may be others.
-
-    Returns:
-        The same, with what is taken of the file where the classes are its own.
-
-    Raises:
-        InputError: it is none of this project, or of another model.
-    """
-    from pipelines.recipes.model import meta_model
-    from segmodels.files import read
-    from segmodels.starting import start_from
-
-    path = str(weights.path)
-    try:
-        content = read(Path(path), mapped=True)
-        classes = content["classes"]
-        taken = start_from(meta_model(recipe, len(classes)), content, classes)
-    except ValueError as error:  # FileError too
-        raise InputError(f"weights = {recipe.weights!r}: {error}") from None
-    told = asdict(taken) | {"left": f"{taken.left}; where a class of its {len(classes)} is another, classifiers too"}
-    return dataclasses.replace(weights, taken=told, seen=seen_by(path))
-
-
-def seen_by(path: str) -> np.ndarray:
-    """Digests of the rows that a checkpoint of this project was trained on; none of any other file."""
-    from segmodels.files import FileError, read
-
-    try:
-        content = read(Path(path), mapped=True, verified=False)
-    except FileError:
-        return np.zeros(0, np.int64)
-    return content["seen"].numpy() if "seen" in content else np.zeros(0, np.int64)
-
-
-def download(recipe: Recipe) -> None:
-    """Let timm download the trunk's weights.
-
-    Raises:
-        InputError: timm has none, or cannot be reached.
-    """
-    from segmodels.backbone import build_backbone
-
-    parts = dataclasses.asdict(recipe.backbone) | {"weights": "hub"}
-    del parts["neck"]
-    try:
-        with hub():
-            build_backbone(**parts)
-    except ValueError as error:
-        raise InputError(f"backbone.weights = {HUB!r}: {error}") from None
-    except Exception as error:  # of the network, of the hub
-        raise InputError(
-            f"backbone.weights = {HUB!r}: timm cannot download the weights of {recipe.backbone.name}: "
-            f"{first_sentence(error)}. Give a file, or null for random weights."
-        ) from None
-
-
-@contextlib.contextmanager
-def hub() -> Iterator[None]:
-    """Where HuggingFace's hub cannot be reached, its client looks only into its cache, without a minute of retries."""
-    from huggingface_hub import constants
-
-    place = urllib.parse.urlsplit(constants.ENDPOINT)
-    before = constants.HF_HUB_OFFLINE
-    if not urllib.request.getproxies():
-        try:
-            socket.create_connection((place.hostname or "", place.port or 443), PROBE_S).close()
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before

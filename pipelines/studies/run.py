@@ -20,7 +20,7 @@ from pipelines.cluster.sizes import joins, machine, placed, possible, totals
 from pipelines.driver.checks import check_known_share, check_share
 from pipelines.driver.estimate import check_gpus
 from pipelines.driver.run import SAMPLE, say_taken, store_bytes
-from pipelines.driver.weights import start_of
+from pipelines.driver.start import start_of
 from pipelines.recipes.reading import load_recipe, make_recipe
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.folder import StudyFolder

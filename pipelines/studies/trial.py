@@ -128,7 +128,7 @@ def follow(recipe: Recipe, place: TrialContext, folder: Path, followed: bool) ->
     from pipelines.driver.gauges import gauged
     from pipelines.driver.jobs import make_jobs
     from pipelines.driver.planned import plan_stages
-    from pipelines.driver.weights import start_of
+    from pipelines.driver.start import start_of
     from pipelines.runs.run import locked
     from pipelines.runs.screen import shown
 

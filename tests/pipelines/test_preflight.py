@@ -23,7 +23,8 @@ from pipelines.driver import weights
 from pipelines.driver.checks import check_known_share
 from pipelines.driver.opening import warn_of_small_shares
 from pipelines.driver.run import run_recipe
-from pipelines.driver.weights import Weights, check_weights, localise
+from pipelines.driver.start import check_weights
+from pipelines.driver.weights import Weights, localise
 from pipelines.recipes.reading import load_recipe
 from pipelines.recipes.recipe import LATER, to_page
 from pipelines.runs.run import settle
@@ -130,7 +131,8 @@ def test_a_download_that_timm_cannot_make_is_refused_at_once(recipe_file, monkey
     monkeypatch.setenv("HF_HUB_CACHE", "/nonexistent")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     message = refused(recipe_file(), "backbone.weights=hub:")
-    assert "timm cannot download the weights of test_resnet" in message
+    assert "timm cannot download the weights of test_resnet: http://127.0.0.1:9 cannot be reached (" in message
+    assert "and this machine's cache has none of them. Give a file, or null" in message
     assert "Give a file, or null" in message
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from segmodels import weights
 from segmodels.backbone import build_backbone
 from segmodels.segmentor import build_segmentor
-from segmodels.weights import COUNTER, SUFFIXES, Unreadable, load_weights, match_entries, shapes
+from segmodels.weight_files import SUFFIXES, Unreadable, shapes
+from segmodels.weights import COUNTER, load_weights, match_entries
 
 SMALL = "test_resnet"  # 75 entries of a few dozen channels; a plain ResNet with a stem of three convolutions
 
