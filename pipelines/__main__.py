@@ -15,7 +15,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import PROJECT, ROOT, run, version
+from pipelines.base.door import PROJECT, ROOT, VERSION, run
 from pipelines.base.errors import InputError
 from pipelines.base.text import nearest
 from pipelines.recipes.bundled import listing
@@ -59,7 +59,7 @@ def overview() -> str:
     """All that there is, a line each."""
     width = max(map(len, doors()))
     opened = "\n".join(f"  {name:<{width}}  {summary(HERE / f'{name}.py')}" for name in doors())
-    return f"""{PROJECT} {version()}: training of context-head semantic segmentation on Ray
+    return f"""{PROJECT} {VERSION}: training of context-head semantic segmentation on Ray
 
 Doors: python -m pipelines.DOOR --help
 {opened}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import add_plan, program, run, version
+from pipelines.base.door import VERSION, add_plan, program, run
 
 if TYPE_CHECKING:
     from pipelines.studies.study import StudyPlan
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--print", action="store_true", help="show the study with its trials; end")
     add_plan(parser)
     add("--list", action="store_true", help="show the bundled studies; end")
-    add("--version", action="version", version=version())
+    add("--version", action="version", version=VERSION)
     return parser
 
 

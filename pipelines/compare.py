@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import program, run, version, writable
+from pipelines.base.door import VERSION, program, run, writable
 from pipelines.base.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         program(), description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action="version", version=version())
+    parser.add_argument("--version", action="version", version=VERSION)
     doors = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     costs = doors.add_parser("costs", help="FLOPs, parameters and memory, counted again")
     results = doors.add_parser("results", help="tables of results, with what was measured here beside each row")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import check_local, program, run, version, writable
+from pipelines.base.door import VERSION, check_local, program, run, writable
 from pipelines.base.errors import InputError
 from pipelines.base.text import Progress
 from pipelines.recipes.protocols import check_names, describe
@@ -80,7 +80,7 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--allow-seen", action="store_true", help="score on training rows all the same, and say so")
     parser.add_argument("--out", type=Path, help="folder for scores.json, scores.csv, confusion.png and iou.png")
-    parser.add_argument("--version", action="version", version=version())
+    parser.add_argument("--version", action="version", version=VERSION)
     return parser.parse_args()
 
 

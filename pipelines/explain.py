@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import program, run, version, writable
+from pipelines.base.door import VERSION, program, run, writable
 from pipelines.base.errors import InputError
 from pipelines.base.files import replacing, write_json
 from pipelines.base.text import Progress
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, metavar="N", help="--measure so many rows, evenly spread (default: all)")
     parser.add_argument("--allow-seen", action="store_true", help="--measure on training rows all the same, and say so")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for pictures, maps and numbers")
-    parser.add_argument("--version", action="version", version=version())
+    parser.add_argument("--version", action="version", version=VERSION)
     return parser.parse_args()
 
 

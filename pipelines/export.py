@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import program, run, version, writable
+from pipelines.base.door import VERSION, program, run, writable
 from pipelines.base.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--alias", action="append", default=[], help="an alias that moves to that version; repeatable")
     parser.add_argument("--tracking", help="MLflow's address (default: the one that the run logged to)")
     parser.add_argument("--allow-seen", action="store_true", help="with --int8: score on training rows all the same")
-    parser.add_argument("--version", action="version", version=version())
+    parser.add_argument("--version", action="version", version=VERSION)
     return parser.parse_args()
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import check_local, program, run, version, writable
+from pipelines.base.door import VERSION, check_local, program, run, writable
 from pipelines.base.errors import InputError, RunFailed
 from pipelines.base.text import Progress, duration
 
@@ -80,7 +80,7 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--workers", type=int, help="Ray workers, on CPUs a core each (default: this process)")
     parser.add_argument("--gpus", type=int, choices=[0, 1], help="GPUs of each worker (default: 1 where there are any)")
-    parser.add_argument("--version", action="version", version=version())
+    parser.add_argument("--version", action="version", version=VERSION)
     return parser.parse_args()
 
 

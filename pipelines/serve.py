@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import program, run, version
+from pipelines.base.door import VERSION, program, run
 from pipelines.base.errors import InputError, SetupError
 from pipelines.serving.limits import TOKEN, Limits, read_token
 from pipelines.serving.listening import address_of, answer, is_loopback, listener
@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
         "--timeout", type=float, default=limits.answer_s, metavar="S", help="of an answer (default %(default)g)"
     )
     parser.add_argument("--log", action="store_true", help="print a line for each request")
-    parser.add_argument("--version", action="version", version=version())
+    parser.add_argument("--version", action="version", version=VERSION)
     return parser.parse_args()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.base.door import add_plan, program, run, version
+from pipelines.base.door import VERSION, add_plan, program, run
 
 EXAMPLES = """\
 examples:
@@ -76,7 +76,7 @@ def build_parser(description: str | None, default: str | None, examples: str) ->
     add("--list", action="store_true", help="show the bundled recipes; end")
     add("--keys", action="store_true", help="show every key of a recipe with its type, default and meaning; end")
     add("--copy", nargs=2, metavar=("NAME", "FILE"), help="copy a bundled recipe to a file, to change it there; end")
-    add("--version", action="version", version=version())
+    add("--version", action="version", version=VERSION)
     return parser
 
 

@@ -6,7 +6,6 @@ import argparse
 import atexit
 import contextlib
 import gc
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -14,7 +13,6 @@ import signal
 import sys
 import tempfile
 import threading
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -25,6 +23,7 @@ from pipelines.base.text import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "context-heads"
+VERSION = "0.6.0"  # travels with the code, to machines that have only that; pyproject.toml takes it from here
 OURS = ("datasets", "pipelines", "segmodels")
 FOREIGN = "arrow_dataset.py"  # a file of HuggingFace's `datasets`; ours has none of that name
 TERMINATED = threading.Event()  # SIGTERM came where nothing had to be saved first
@@ -56,14 +55,6 @@ def check_names() -> None:
         )
 
 
-def version() -> str:
-    """The version of this checkout, or of the installed package."""
-    page = ROOT / "pyproject.toml"
-    if page.is_file():
-        return str(tomllib.loads(page.read_text())["project"]["version"])
-    return importlib.metadata.version(PROJECT)
-
-
 def run(main: Callable[[], None], *, resumes: bool = False) -> None:
     """Open a door: bad input ends in one message on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143.
 
@@ -80,7 +71,7 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
         signal.signal(signal.SIGTERM, terminate)
     with forgiving_output():
         if sys.argv[1:] == ["--version"]:
-            print(PROJECT, version())
+            print(PROJECT, VERSION)
             return
         try:
             check_names()

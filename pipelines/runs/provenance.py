@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pipelines.base import machine
 from pipelines.base.addresses import hide_secret
-from pipelines.base.door import ROOT, version
+from pipelines.base.door import ROOT, VERSION
 from pipelines.base.files import write_json
 
 PACKAGES = ("ray", "timm", "mlflow")
@@ -28,7 +28,7 @@ PACKAGES = ("ray", "timm", "mlflow")
 def provenance() -> dict[str, str]:
     """All tags; the same ones for every run of this process."""
     names = {"mlflow.user": user(), "mlflow.source.name": source(), "mlflow.source.type": "LOCAL"}
-    return names | {"version": version()} | hardware() | {"command": command()} | versions() | git()
+    return names | {"version": VERSION} | hardware() | {"command": command()} | versions() | git()
 
 
 def note_origin(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from pipelines.base.door import PROJECT, version
+from pipelines.base.door import PROJECT, VERSION
 from pipelines.serving.answers import KINDS, MEDIA, About, Kind, Model
 from pipelines.serving.counted import Counting, Meters
 from pipelines.serving.limits import Limits, Refusal, check_bytes, check_token
@@ -48,7 +48,7 @@ class Front:
     def app(self) -> FastAPI:
         """The application, for any ASGI server."""
         made = FastAPI(
-            title=PROJECT, version=version(), docs_url=None, redoc_url=None,  # those load scripts from other places
+            title=PROJECT, version=VERSION, docs_url=None, redoc_url=None,  # those load scripts from other places
             description="Semantic segmentation of images. Errors are JSON: what was given, what is allowed, a cure.",
         )  # fmt: skip
         closed = [Depends(self.allow)]

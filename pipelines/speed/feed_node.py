@@ -11,8 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pipelines.base.errors import RunFailed
-
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -144,25 +142,27 @@ def together(plan: SamplePlan, consumers: int, tasks: int, read: Callable[..., I
 
     cpus = int(5000 / (consumers * tasks)) / 10_000  # Ray counts in ten-thousandths; here all tasks are to run
     task = ray.remote(num_cpus=0, max_retries=0)(consume)
-    with tempfile.TemporaryDirectory() as gate:
+    with tempfile.TemporaryDirectory() as folder:
+        counts = Path(folder) / "steps"
+        counts.write_bytes(bytes(8 * consumers))
         shares = [dataclasses.replace(plan, rank=rank) for rank in range(consumers)]
-        came = ray.get([task.remote(share, tasks, cpus, read, Path(gate), consumers) for share in shares])
-    begun = max(times[len(times) // TURNS] for times in came)
-    ended = min(times[-1] for times in came)
-    if ended <= begun:
-        raise RunFailed(f"{consumers} consumers were never at work together in {plan.steps} steps; give more of them")
+        came = ray.get([task.remote(share, tasks, cpus, read, counts) for share in shares])
+    begun = max(times[plan.steps // TURNS] for times in came)
+    ended = min(times[-1] for times in came)  # after `begun`: nobody is further ahead than a turn
     steps = sum(sum(begun < moment <= ended for moment in times) for times in came)
     return steps * plan.share / (ended - begun)
 
 
 def consume(
-    plan: SamplePlan, tasks: int, cpus: float, read: Callable[..., Iterator[pa.Table]], gate: Path, consumers: int
+    plan: SamplePlan, tasks: int, cpus: float, read: Callable[..., Iterator[pa.Table]], counts: Path
 ) -> list[float]:
     """A consumer: when each batch had been copied, as to page-locked memory that is used again.
 
     Args:
-        gate: a folder in which each says that it has its first batch; none goes on before all `consumers` have.
+        counts: a file of a 64-bit integer for each consumer, its steps so far. None goes on while it is a turn ahead
+            of the last one (workers of a training wait for each other at every step), so that all are at work together.
     """
+    import numpy as np
     import torch
 
     from pipelines.feed.batches import ray_batches
@@ -170,15 +170,15 @@ def consume(
     torch.set_num_threads(1)
     height, width = plan.view.crop
     images, masks = (torch.empty(plan.share, height, width, *more, dtype=torch.uint8) for more in ((3,), ()))
+    steps = np.memmap(counts, np.int64, "r+")
     came = []
     for batch in ray_batches(plan, tasks, cpus, read):
         images.copy_(batch.image.permute(0, 2, 3, 1))
         masks.copy_(batch.mask)
         came.append(time.time())
-        if len(came) == 1:
-            (gate / str(plan.rank)).touch()
-            while sum(1 for _ in gate.iterdir()) < consumers:
-                time.sleep(0.005)
+        steps[plan.rank] = len(came)
+        while len(came) - steps.min() >= plan.steps // TURNS:
+            time.sleep(0.005)
     return came
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pipelines.base import machine
-from pipelines.base.door import version
+from pipelines.base.door import VERSION
 from pipelines.cluster.device import device_of, named
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.provenance import versions
@@ -75,7 +75,7 @@ def own_machine(rank: int, gpus: int, first: bool) -> Machine:
     return Machine(
         address=ray.util.get_node_ip_address(), host=socket.gethostname(), ranks=(rank,), devices=(named(device),),
         cpu=machine.cpu_model(), cores=machine.cores(), memory_gib=round(machine.memory_gib()),
-        driver=driver, versions={"context-heads": version()} | facts,
+        driver=driver, versions={"context-heads": VERSION} | facts,
     )  # fmt: skip
 
 

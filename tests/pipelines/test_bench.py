@@ -297,5 +297,5 @@ def test_of_large_pngs_the_kept_pixels_are_a_part(shards, monkeypatch):
 @pytest.mark.ray
 @pytest.mark.parametrize("read", [read_blocks, blank_blocks])
 def test_consumers_get_all_their_batches_at_once(ray_session, shards, read):
-    plan = SamplePlan(str(shards / "voc12/train"), 18, TrainView((32, 32), (1, 1)), seed=0, batch=4, steps=600, world=2)
+    plan = SamplePlan(str(shards / "voc12/train"), 18, TrainView((32, 32), (1, 1)), seed=0, batch=4, steps=150, world=2)
     assert 0 < together(plan, 2, 1, read) < 1e5

@@ -55,15 +55,19 @@ def test_a_page_with_a_range_is_read_back_as_it_was():
 @pytest.mark.parametrize(
     ("overrides", "gpus", "message"),
     [
-        (
-            ["norm=local"],
+        (  # the sample recipe has norm: local
+            [],
             0,
             r"see 16 with 1 worker, 8 with 2 workers, .*workers.micro_batch=4: then each sees 4; or one",
         ),
-        (["norm=local", "workers.micro_batch=4"], 0, None),
-        ([], 0, None),  # synchronised
-        ([], 1, None),  # synchronised
-        (["workers.micro_batch=4"], 1, r"see 4 with 1 worker, 8 with 2 workers.*Give workers.micro_batch=null"),
+        (["workers.micro_batch=4"], 0, None),
+        (["norm=sync"], 0, None),
+        (["norm=sync"], 1, None),
+        (
+            ["norm=sync", "workers.micro_batch=4"],
+            1,
+            r"see 4 with 1 worker, 8 with 2.*Give workers.micro_batch=null",
+        ),
         (["workers.micro_batch=1"], 0, r"workers.micro_batch"),  # a single image cannot be normalised
     ],
 )

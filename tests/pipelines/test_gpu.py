@@ -29,6 +29,7 @@ from pipelines.training.step import train_step
 from segmodels.heads.attention import attention
 from segmodels.heads.catalog import HEADS
 from segmodels.precision import settle_precision
+from segmodels.step_cost import step_cost
 
 pytestmark = pytest.mark.gpu
 RECONET = [*SMALL, "head.channels=32", "head.rank=4", "batch=4"]
@@ -92,7 +93,7 @@ def test_the_same_steps_give_the_same_weights_where_kernels_are_deterministic(de
 def test_auto_is_what_the_device_computes_in(device):
     native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     assert (best_precision(device) == "bf16") == native
-    learner = lone_learner(RECONET, device)
+    learner = lone_learner([*RECONET, "workers.precision=auto"], device)
     assert learner.precision == best_precision(device)
     seen = []
     next(m for m in learner.model.modules() if isinstance(m, nn.Conv2d)).register_forward_hook(
@@ -105,7 +106,6 @@ def test_auto_is_what_the_device_computes_in(device):
 @pytest.mark.parametrize("head", ["fcn", "reconet", "ocnet", "danet"])
 def test_a_steps_peak_is_the_estimate(head, device):
     """Within 10 % of what is counted without a device."""
-    cost = pytest.importorskip("segmodels.step_cost")
     if device.type == "cpu":
         pytest.skip("a CPU has no allocator that counts")
     words = [*head_words(head, small=False), "backbone.name=resnet50s", "workers.precision=bf16", "batch=4"]
@@ -113,7 +113,7 @@ def test_a_steps_peak_is_the_estimate(head, device):
     batch, recipe = drawn_batch(learner), learner.job.recipe
     train_step(learner, batch, 0)  # momentum is made
     peak, _ = peak_gib(lambda: train_step(learner, batch, 1), device)
-    counted = cost.step_cost(learner.model, learner.objective, recipe.view.crop, 4, precision="bf16")
+    counted = step_cost(learner.model, learner.objective, recipe.view.crop, 4, precision="bf16")
     assert peak * 2**30 == pytest.approx(counted.peak, rel=0.1)
 
 

@@ -27,7 +27,7 @@ from ray._private.runtime_env.packaging import _get_excludes, create_package
 
 from datasets import storage
 from datasets.sample import DataError
-from pipelines.base.door import ROOT
+from pipelines.base.door import ROOT, VERSION
 from pipelines.base.errors import InputError, RunFailed, SetupError, Stopped
 from pipelines.cluster import address, failures, folder, growing, joining, nodes, waiting
 from pipelines.cluster.inside_ray import Cluster, types_in
@@ -209,6 +209,17 @@ def test_only_the_code_is_sent():
     )
     assert [name for name in sent if left_out(ROOT / name)] == []
     assert [name for name in kept if not left_out(ROOT / name)] == []
+
+
+def test_a_machine_that_has_only_what_is_sent_says_what_it_runs(tmp_path):
+    """A worker without the project's other files ended in PackageNotFoundError there."""
+    create_package(str(ROOT), tmp_path / "sent.zip", include_gitignore=True, excludes=joining.excludes())
+    with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
+        archive.extractall(tmp_path)
+    words = "from pipelines.training.machines import own_machine; print(own_machine(0, 0, True).versions)"
+    done = subprocess.run([sys.executable, "-c", words], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert f"'context-heads': '{VERSION}'" in done.stdout
 
 
 def test_a_submitted_working_directory_holds_the_three_packages_only(tmp_path):

@@ -1,5 +1,6 @@
 """Workers spread over nodes compute what those of one node compute, to the last digit."""
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -23,7 +24,7 @@ STAGES = [
     {"name": "first", "train": "voc12_aug/train", "val": "voc12/val", "steps": 6, "val_every": 0.5},
     {"name": "second", "train": "voc12/train", "val": "voc12/val", "steps": 4, "val_every": 0},
 ]
-MEASURED = ("time", "images_per_s", "data_wait", "eta_s", "gpu_mib", "counts", "overlays")
+MEASURED = ("time", "images_per_s", "data_wait", "save_wait", "eta_s", "gpu_mib", "counts", "overlays")
 
 
 def numbers(run):
@@ -51,9 +52,17 @@ class Watch(threading.Thread):
     def run(self):
         while not self.ending.wait(0.1):
             for pid in map(self.nodes.pid, self.nodes.cluster.worker_nodes):
-                names = [" ".join(p.cmdline()) for p in psutil.Process(pid).children() if p.is_running()]
-                if any(name.startswith("ray::") and "IDLE" not in name for name in names):
+                if any(name.startswith("ray::") and "IDLE" not in name for name in self.names(pid)):
                     self.seen.add(pid)
+
+    def names(self, pid):
+        """What the processes of a node show as theirs: of a worker what it does."""
+        found = []
+        with contextlib.suppress(psutil.Error):  # it may end meanwhile
+            for process in psutil.Process(pid).children():
+                with contextlib.suppress(psutil.Error):
+                    found.append(" ".join(process.cmdline()))
+        return found
 
     def __enter__(self):
         self.start()
@@ -109,9 +118,10 @@ def test_an_evaluation(runs, three_nodes, shards, tmp_path):
 
 
 def test_prepare(three_nodes, release, tmp_path):
-    alone("prepare", "voc12_aug", "--source", release, "--out", tmp_path / "one", "--workers", 0)
+    words = ["voc12_aug", "--partial", "--source", release, "--out"]
+    alone("prepare", *words, tmp_path / "one", "--workers", 0)
     with Watch(three_nodes) as watch:
-        door(three_nodes.address, "prepare", "voc12_aug", "--source", release, "--out", tmp_path / "several")
+        door(three_nodes.address, "prepare", *words, tmp_path / "several")
     assert watch.seen
     one, several = (
         {
