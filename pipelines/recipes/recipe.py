@@ -371,10 +371,11 @@ def check_optim(optim: Optim) -> None:
     for chooser, keys in OWNED.items():
         for name, owner in keys.items():
             default, chosen = getattr(Optim, name), getattr(optim, chooser)
+            cure = f"leave it out, or give optim.{name}={json.dumps(default)}"
             demand(
                 name,
                 chosen == owner or getattr(optim, name) == default,
-                f"of optim.{chooser}={owner}, this recipe has {chosen}; leave it out, or give optim.{name}={default}",
+                f"of optim.{chooser}={owner}, this recipe has {chosen}; {cure}",
             )
     demand("milestones", optim.schedule != "step" or bool(optim.milestones), "step needs some: [0.6, 0.9]")
 
