@@ -10,20 +10,17 @@ they are in no paper, and are for trials without a GPU.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from segmodels.checks import choose, positive
 from segmodels.dfnet import DF1, DF2, DFNet
 from segmodels.hrnet import HRNet
+from segmodels.weights import load_weights
 from segmodels.wideresnet import WiderResNet
 from segmodels.xception import Xception
-
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -181,35 +178,5 @@ def build_backbone(
         raise ValueError(f"weights is 'hub', but timm has no {name} to download; give a file, or null for none")
     backbone = Backbone(name, output_stride, pretrained=weights == "hub", multi_grid=multi_grid)
     if weights is not None and weights != "hub":
-        load_weights(backbone, weights)
+        load_weights(backbone.trunk, weights, name, kind.classifier)
     return backbone
-
-
-def load_weights(backbone: Backbone, path: str) -> None:
-    """Load a file of trunk weights, plain or under "state_dict", with or without the prefix "module.".
-
-    The classifier (`Kind.classifier`) is left out: the trunk has none. All else must match.
-
-    Raises:
-        ValueError: another kind of file, or keys or shapes that are not the trunk's.
-        FileNotFoundError: no such file.
-    """
-    file, kind = Path(path), BACKBONES[backbone.name]
-    if file.suffix not in SUFFIXES:
-        raise ValueError(f"weights is {path!r}; allowed: null, 'hub', or a file ending in {', '.join(SUFFIXES)}")
-    if not file.is_file():
-        raise FileNotFoundError(f"no weights at {path!r}; give an existing file, 'hub' to download, or null for none")
-    state = load_state_dict(path, use_ema=False, device="cpu", weights_only=True)
-    state = {key: value for key, value in state.items() if not key.startswith(kind.classifier)}
-    try:
-        missing, unexpected = backbone.trunk.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # shapes differ; PyTorch lists all of them
-        first = " ".join(str(error).split("\n")[:3])
-        raise ValueError(f"{path} holds another model's weights: {first}; name the backbone they are of") from error
-    if missing or unexpected:
-        source = f"timm's {kind.tag}" if kind.tag else f"our {backbone.name}"
-        raise ValueError(
-            f"{path} holds another model's weights: {len(missing)} keys missing, such as {missing[:3]}, "
-            f"{len(unexpected)} unexpected, such as {unexpected[:3]}; give the file of {source}, "
-            "or name the backbone that these are of"
-        )

@@ -25,11 +25,11 @@ from segmodels.losses import Objective
 from segmodels.memory import LiveStorages, drawn
 
 aten = torch.ops.aten
-VALUE = 4  # bytes of weights, momentum, gradients, and of their running average, a parameter
+VALUE = 4  # bytes of weights, an optimizer's state, gradients, and of their running average, a parameter
 NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit, aten._batch_norm_with_update)
 NORMS_BACK = (aten.native_batch_norm_backward, aten.batch_norm_backward)
 SILENT = (aten.detach, aten.empty, aten.empty_like, aten.empty_strided, aten._unsafe_view, aten.lift_fresh)
-UPDATE_MOVES = 5 * VALUE  # SGD with momentum: reads weight, gradient and momentum, writes weight and momentum
+UPDATE_MOVES = 3 * VALUE  # reads weight and gradient, writes weight; each state is read and written besides
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class StepCost:
         images: of a forward pass.
         passes: forward passes, whose gradients add up to the worker's share of the batch.
         precision: of the network, `bf16`, `fp16` or `fp32`.
-        state: bytes that stay: weights, momentum, buffers, their average, gradients that wait for other parts.
+        state: bytes that stay: weights, the optimizer's state, buffers, their average, gradients that wait for
+            other parts.
         activations: the most bytes that a pass holds beside these.
         flops: of the whole step.
         operators: FLOPs and bytes moved of each operation of a pass.
@@ -78,8 +79,9 @@ def step_cost(
     world: int = 1,
     average: bool = False,
     frozen: Collection[str] = (),
+    states: int = 1,
 ) -> StepCost:
-    """Count a training step: channels_last, SGD with momentum, autocast in 16 bits unless `precision` is fp32.
+    """Count a training step: channels_last, a fused optimizer, autocast in 16 bits unless `precision` is fp32.
 
     What no such count sees comes on top: CUDA's context and cuDNN's workspaces, see `gpus.CONTEXT_BYTES`.
 
@@ -93,6 +95,7 @@ def step_cost(
         world: workers; several synchronise their norms and keep gradients in buckets.
         average: whether a running average of the weights is kept.
         frozen: names of norms in evaluation mode.
+        states: values that the optimizer keeps of each weight, see `optim.STATES`.
 
     Raises:
         ValueError: the model does not take such a batch.
@@ -111,7 +114,7 @@ def step_cost(
             del outputs
         parameters = sum(p.numel() for p in net.parameters())
         buffers = sum(b.nbytes for b in net.buffers())
-    copies = 2 + average + (world > 1 or passes > 1)
+    copies = 1 + states + average + (world > 1 or passes > 1)
     return StepCost(
         images=images,
         passes=passes,
@@ -120,7 +123,7 @@ def step_cost(
         activations=live.peak,
         flops=passes * sum(flops for flops, _ in traffic.operators),
         operators=tuple(traffic.operators),
-        updated=UPDATE_MOVES * parameters,
+        updated=(UPDATE_MOVES + 2 * VALUE * states) * parameters,
     )
 
 

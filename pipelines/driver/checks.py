@@ -8,11 +8,12 @@ import torch
 
 from pipelines.base.errors import InputError
 from pipelines.cluster.sizes import Sizes, joins, machine, several
-from pipelines.recipes.model import count_norms, frozen_norms, meta_model, spec_by, train_mode
+from pipelines.recipes.model import count_norms, frozen_norms, meta_model, pretrained_by, spec_by, train_mode
 from pipelines.recipes.protocols import of_protocol
 from pipelines.recipes.recipe import Recipe, check_split, counts_of, norm_batch
 from pipelines.scoring.checks import check_window
 from segmodels.losses import Objective
+from segmodels.optim import layer_scales
 
 
 def check_model(recipe: Recipe) -> None:
@@ -26,6 +27,7 @@ def check_model(recipe: Recipe) -> None:
         outputs = model.train()(torch.zeros(2, 3, *recipe.view.crop, dtype=torch.uint8, device="meta"))
         objective = Objective(recipe.loss)
         objective.check(outputs)
+        layer_scales(model, recipe.optim.layer_decay)
         for spec in (recipe.inference, recipe.validation or recipe.inference):
             check_window(recipe, spec, model.window)
         for name in recipe.protocols:
@@ -89,7 +91,7 @@ def check_norms(recipe: Recipe, counts: Sequence[int]) -> None:
     if len(set(seen)) < 2:
         return
     model = meta_model(recipe, 2)
-    frozen = frozen_norms(model, recipe, "backbone" if recipe.backbone.weights else "")
+    frozen = frozen_norms(model, recipe, pretrained_by(recipe))
     if len(frozen) == count_norms(model):
         return
     told = ", ".join(f"{images} with {several(world, 'worker')}" for images, world in zip(seen, counts, strict=True))
@@ -110,7 +112,7 @@ def check_parts(recipe: Recipe, world: int, on_gpus: bool) -> None:
     if norm_batch(recipe, world) == 1:
         try:
             model = meta_model(recipe, 2)
-            train_mode(model, frozen_norms(model, recipe, "backbone" if recipe.backbone.weights else ""))
+            train_mode(model, frozen_norms(model, recipe, pretrained_by(recipe)))
             model(torch.zeros(1, 3, *recipe.view.crop, dtype=torch.uint8, device="meta"))
         except ValueError as error:
             raise InputError(f"{error} (batch, workers.count, workers.micro_batch)") from None

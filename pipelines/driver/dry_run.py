@@ -19,7 +19,9 @@ from pipelines.driver.places import check_places, places
 from pipelines.driver.planned import PlannedStage, plan_stages
 from pipelines.driver.reasons import Reasons
 from pipelines.driver.room import Room, check_gpus_named, room_of
-from pipelines.driver.weights import HUB, check_weights, find_weights, localise, look_at
+from pipelines.driver.run import say_taken
+from pipelines.driver.start import start_of
+from pipelines.driver.weights import HUB, TRUNK, WHOLE, Weights, look_at
 from pipelines.recipes.recipe import Recipe, micro_batch
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.mlflow_client import default_uri
@@ -85,29 +87,31 @@ def look(recipe: Recipe, output: Path, folder: Path, reasons: Reasons) -> list[P
         settle(recipe, folder)
     with reasons.guard():
         check_views(folder)
+    start = None
     with reasons.guard():
-        check_start(recipe, output)
+        start = check_start(recipe, output)
     with shards_of(recipe, output) as root:
-        planned = plan_stages(recipe, root, folder, reasons.guard)
+        planned = plan_stages(recipe, root, folder, reasons.guard, start.seen if start else None)
     with reasons.guard():
         check_places(recipe, output, folder, planned)
     return planned
 
 
-def check_start(recipe: Recipe, output: Path) -> None:
-    """The backbone's weights as far as they are on this machine; a file elsewhere is only looked at.
+def check_start(recipe: Recipe, output: Path) -> Weights | None:
+    """The weights that a recipe starts from as far as they are on this machine; a file elsewhere is only looked at.
 
     Raises:
         InputError: they are missing, or do not fit.
     """
-    weights = recipe.backbone.weights
+    weights, key = (recipe.backbone.weights, TRUNK) if recipe.weights is None else (recipe.weights, WHOLE)
     if weights is None or weights == HUB:  # timm would download them
-        return
+        return None
     if "://" in weights:
-        look_at(weights)
-        return
-    find_weights(weights)
-    check_weights(recipe, localise(weights, output))
+        look_at(weights, key)
+        return None
+    found = start_of(recipe, output)
+    say_taken(found)
+    return found
 
 
 @contextlib.contextmanager

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pipelines.base.errors import InputError
 from pipelines.cluster.gpus import Found, gpus_here, gpus_of_nodes
 from pipelines.cluster.sizes import Sizes
-from pipelines.recipes.model import frozen_norms, meta_model
+from pipelines.recipes.model import frozen_norms, meta_model, pretrained_by
 from pipelines.recipes.recipe import Recipe, micro_batch
 from segmodels.gpus import CONTEXT_BYTES, known_gpu
 from segmodels.losses import Objective
+from segmodels.optim import STATES
 from segmodels.step_cost import StepCost, step_cost
 
 GIB = 2**30
@@ -32,16 +33,17 @@ def estimate(recipe: Recipe, classes: int, world: int, precision: str, micro: in
     """
     images = micro or micro_batch(recipe, world)
     passes = max(1, recipe.batch // world // images)
-    parts = (recipe.backbone, recipe.view.crop, recipe.head, recipe.aux, recipe.loss, recipe.optim.ema > 0,
-             recipe.optim.freeze_norm, classes, images, passes, world > 1, precision)  # fmt: skip
+    parts = (recipe.backbone, recipe.weights, recipe.view.crop, recipe.head, recipe.aux, recipe.loss,
+             recipe.optim.ema > 0, recipe.optim.freeze_norm, recipe.optim.name, classes, images, passes, world > 1,
+             precision)  # fmt: skip
     if repr(parts) not in KNOWN:
         if len(KNOWN) > 16:
             KNOWN.clear()
         model = meta_model(recipe, classes)
         KNOWN[repr(parts)] = step_cost(
             model, Objective(recipe.loss), recipe.view.crop, images, precision=precision, passes=passes, world=world,
-            average=recipe.optim.ema > 0,
-            frozen=frozen_norms(model, recipe, "backbone" if recipe.backbone.weights else ""),
+            average=recipe.optim.ema > 0, states=STATES[recipe.optim.name],
+            frozen=frozen_norms(model, recipe, pretrained_by(recipe)),
         )  # fmt: skip
     return KNOWN[repr(parts)]
 

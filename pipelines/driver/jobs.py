@@ -37,7 +37,7 @@ def make_jobs(
     """Jobs for the workers, one for each stage that is not done, and how the driver follows and finishes it.
 
     Args:
-        weights: of the backbone, for the first stage.
+        weights: that the first stage starts from.
         sample: notes how busy the machine is, in a stage's system.jsonl.
     """
     jobs, followed = [], []
@@ -51,8 +51,8 @@ def make_jobs(
         before = planned[index - 1] if index else None
         initial = run.stage(before.stage.name).checkpoint(before.steps) if before else None
         given = Weights() if before else weights
-        jobs.append(make_job(recipe, plan, place.path, sizes, given.path, initial))
-        about = about_stage(recipe, plan, given.sha256)
+        jobs.append(make_job(recipe, plan, place.path, sizes, given, initial))
+        about = about_stage(recipe, plan, given)
         about.write(place.about)
         finish = partial(finish_stage, recipe, plan, place)
         followed.append(FollowedStage(place, about, finish, partial(sample, place.system)))
@@ -60,15 +60,15 @@ def make_jobs(
 
 
 def make_job(
-    recipe: Recipe, plan: PlannedStage, folder: Path, sizes: Sizes, weights: str | None, initial: Path | None
+    recipe: Recipe, plan: PlannedStage, folder: Path, sizes: Sizes, weights: Weights, initial: Path | None
 ) -> Job:
     """What the workers need to know of a stage."""
     train = plan.train
     return Job(
         recipe=recipe, stage=plan.stage, folder=folder, train=plan.train_uri, val=plan.val_uri,
         classes=tuple(train.classes), palette=train.palette, rows=train.rows, steps=plan.steps,
-        sizes=sizes, threads=threads(sizes), weights=weights, initial=initial, flip_pairs=train.flip_pairs,
-        seen=plan.seen,
+        sizes=sizes, threads=threads(sizes), weights=weights.trunk, start=weights.start, initial=initial,
+        flip_pairs=train.flip_pairs, seen=plan.seen,
     )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def finish_stage(recipe: Recipe, plan: PlannedStage, place: StageFolder) -> None
     ).write(place.result)  # fmt: skip
 
 
-def about_stage(recipe: Recipe, plan: PlannedStage, digest: str | None) -> About:
+def about_stage(recipe: Recipe, plan: PlannedStage, weights: Weights) -> About:
     """What MLflow is told of a stage: parameters, cost card, origin of rows and weights, the machines of a cluster."""
     train, val = plan.train, plan.val
     cost = measure(meta_model(recipe, len(train.classes)), recipe.view.crop)
@@ -99,7 +99,8 @@ def about_stage(recipe: Recipe, plan: PlannedStage, digest: str | None) -> About
     if val:
         params |= {"shards.val": plan.val_uri, "shards.val.hash": val.hash, "shards.val.rows": val.rows}
         params |= {"shards.val.official_rows": val.official_rows, "protocol": how(recipe)}
-    params |= {"classes": len(train.classes), "steps": plan.steps, "backbone.weights.sha256": digest}
+    params |= {"classes": len(train.classes), "steps": plan.steps, f"{weights.key}.sha256": weights.sha256}
+    params |= {f"{weights.key}.{what}": text for what, text in weights.taken.items()}
     shards = {part: shard_facts(split) for part, split in (("train", train), ("val", val)) if split}
     costs = cost_metrics(recipe, len(train.classes), cost)
     return About(params, nodes_tag(), list(train.classes), how(recipe), plan.steps, shards, costs)

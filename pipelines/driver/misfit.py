@@ -2,85 +2,59 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import torch
-from timm.models import load_state_dict
 
-from pipelines.base.text import first_sentence, nearest
+from pipelines.base.text import nearest
 from pipelines.recipes.model import meta_model
 from pipelines.recipes.recipe import Recipe
 from segmodels.backbone import BACKBONES, build_backbone
-
-COUNTER = "num_batches_tracked"  # of batch norms: files may lack it
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def unreadable(path: str, error: Exception) -> str:
-    """What to say of a file that PyTorch does not read."""
-    why = "it holds other things than tensors" if "weights_only" in str(error) else first_sentence(error)
-    return (
-        f"backbone.weights = {path!r} ({Path(path).stat().st_size:,} bytes) is no state dict that PyTorch reads: "
-        f"{why}. Download it again, or save the state dict of the trunk alone with torch.save."
-    )
+from segmodels.weight_files import Entries, Shapes, read_entries, shapes
+from segmodels.weights import Match, counts, match_entries
 
 
 def misfit(recipe: Recipe, path: str, why: str) -> str:
     """What to say of weights that are not the trunk's: how many entries fit, and what comes nearest."""
     name = recipe.backbone.name
-    head = f"backbone.weights = {path!r}"
+    head = f"backbone.weights = {recipe.backbone.weights!r}"
     try:
-        state = load_state_dict(path, use_ema=False, device="cpu", weights_only=True)
-        found = shapes({key: value for key, value in state.items() if not key.startswith(BACKBONES[name].classifier)})
-    except Exception:
+        entries = read_entries(path)
+    except ValueError:
         return f"{head}: {why}"
     own = shapes(meta_model(recipe, 2).backbone.trunk.state_dict())
-    fit = fitting(own, found)
-    text = f"{head} holds other weights than {name} takes: {fit} of the {len(own)} entries of {name} fit."
-    if fit == len(own):
-        extra = sorted(set(found) - set(own))
-        return f"{text} But the file has {len(extra)} more, such as {extra[:3]}: name the backbone that they are of."
-    return f"{text} {hint(own, found, fit, name)}"
+    match = match_entries(own, entries.shapes, entries.ordered, BACKBONES[name].classifier)
+    fit, number = match.fit(own, entries.shapes), sum(not counts(key) for key in own)
+    text = f"{head} holds other weights than {name} takes: {fit} of the {number} entries of {name} fit."
+    return f"{text} {hint(own, entries, match, name)}"
 
 
-def hint(own: Shapes, found: Shapes, fit: int, name: str) -> str:
-    """What comes nearest to a trunk's weights: the same without a prefix, another trunk's, or a similar name."""
-    prefix = prefix_of(own, found)
-    without = {key.removeprefix(prefix): shape for key, shape in found.items() if key.startswith(prefix)}
-    if prefix and (many := fitting(own, without)) > fit:
-        return f"Without the prefix {prefix!r} of its keys {many} fit: save the trunk alone, without it."
+def hint(own: Shapes, entries: Entries, match: Match, name: str) -> str:
+    """What comes nearest to a trunk's weights: another trunk's, or a similar name."""
+    found = entries.shapes
     others = {other: shapes_of(other) for other in BACKBONES if other != name}
-    best = max(others, key=lambda other: fitting(others[other], found))
-    if (many := fitting(others[best], found)) > fit:
-        return f"{best} fits best, with {many} of {len(others[best])}: set backbone.name={best} if you mean that."
-    missing = next((key for key in own if found.get(key) != own[key]), "")
-    if missing in found:
-        return f"{missing!r} has the shape {list(found[missing])}, {name} wants {list(own[missing])}."
-    return f"It lacks {missing!r}{nearest(missing, found)} Its first are {list(found)[:3]}."
+    matches = {
+        other: match_entries(theirs, found, entries.ordered, BACKBONES[other].classifier)
+        for other, theirs in others.items()
+    }
+    if whole := [other for other, theirs in matches.items() if theirs.whole(others[other], found)]:
+        return f"All of {' and of '.join(whole)} is in it: set backbone.name={whole[0]} if you mean that."
+    best = max(matches, key=lambda other: matches[other].fit(others[other], found))
+    if (many := matches[best].fit(others[best], found)) > match.fit(own, found):
+        number = sum(not counts(key) for key in others[best])
+        return f"{best} fits best, with {many} of {number}: set backbone.name={best} if you mean that."
+    for key, theirs in match.names.items():
+        if found[theirs] != own[key]:
+            given, wanted = found[theirs], own[key]
+            return f"{theirs!r} has the shape {list(given)}, {name} wants {list(wanted)}.{bands(given, wanted)}"
+    if missing := [key for key in own if key not in match.names and not counts(key)]:
+        return f"It lacks {missing[0]!r}{nearest(missing[0], found)} Its first are {list(found)[:3]}."
+    return f"But the file has {len(match.odd)} more, such as {list(match.odd[:3])}: name the backbone that they are of."
 
 
-def prefix_of(own: Shapes, found: Shapes) -> str:
-    """What most often comes before one of the trunk's keys; empty where nothing does."""
-    prefixes: Counter[str] = Counter()
-    for key in found:
-        parts = key.split(".")
-        ends = (".".join(parts[first:]) for first in range(len(parts)))
-        if end := next((end for end in ends if end in own), ""):
-            prefixes[key.removesuffix(end)] += 1
-    return prefixes.most_common(1)[0][0] if prefixes else ""
-
-
-def shapes(state: Mapping[str, Any]) -> Shapes:
-    """The shapes of a state dict's tensors, without the counters of batch norms."""
-    return {key: tuple(value.shape) for key, value in state.items() if hasattr(value, "shape") and COUNTER not in key}
-
-
-def fitting(own: Shapes, found: Shapes) -> int:
-    """How many entries are there with their shape."""
-    return sum(found.get(key) == shape for key, shape in own.items())
+def bands(theirs: tuple[int, ...], own: tuple[int, ...]) -> str:
+    """That a first convolution reads other images, where that is all that differs."""
+    if len(theirs) != 4 or own[1:2] != (3,) or theirs[:1] + theirs[2:] != own[:1] + own[2:]:
+        return ""
+    return f" It reads images of {theirs[1]} channels, and models here read RGB: give weights of RGB images."
 
 
 def shapes_of(name: str) -> Shapes:

@@ -8,7 +8,7 @@ from pipelines.base.errors import InputError
 from pipelines.cluster.nodes import takes_a_file
 from pipelines.cluster.sizes import Sizes
 from pipelines.driver.planned import check_splits
-from pipelines.driver.weights import find_weights
+from pipelines.driver.weights import WHOLE, find_weights
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.results import finished
 from pipelines.runs.where import address_of, is_bucket, local_output
@@ -28,6 +28,7 @@ def open_run(recipe: Recipe) -> None:
     elif finished(recipe, local_output(recipe.output) / "runs" / str(recipe.name)):
         return
     find_weights(recipe.backbone.weights)
+    find_weights(recipe.weights, WHOLE)
     if recipe.data != Recipe.data:  # the sample is drawn later
         for _ in check_splits(recipe, recipe.data):
             pass

@@ -21,13 +21,14 @@ from pipelines.runs.folder import CHECKPOINTS, RunFolder
 from pipelines.runs.mlflow_client import default_uri
 from pipelines.runs.run import unwritable
 from pipelines.runs.where import address_of, is_bucket
+from segmodels.optim import STATES
 
 GIB = 2**30
 
 
 def places(recipe: Recipe, output: Path, planned: Sequence[PlannedStage]) -> list[list[str]]:
     """Rows for people: what is written, where, and how many bytes where that is known."""
-    weights = recipe.backbone.weights or ""
+    weights = recipe.weights or recipe.backbone.weights or ""
     copied = sum(file["bytes"] for plan in planned for split in (plan.train, plan.val) if split for file in split.files)
     rows = [
         ["checkpoints, record, pictures, results", address_of(recipe), told(checkpoint_bytes(recipe, planned))],
@@ -37,7 +38,7 @@ def places(recipe: Recipe, output: Path, planned: Sequence[PlannedStage]) -> lis
     if recipe.data == Recipe.data:
         rows.append(["the bundled sample", str(output / "sample"), told(copied)])
     if "://" in weights:
-        rows.append(["weights of the backbone", str(output / "weights"), "as the file"])
+        rows.append(["weights to start from", str(output / "weights"), "as the file"])
     if not (recipe.workers.count == 0 and recipe.feed == "torch"):
         rows.append(["Ray's logs and blocks", place_of_ray(), "while it runs"])
     return rows
@@ -56,13 +57,13 @@ def told(count: float) -> str:
 
 
 def checkpoint_bytes(recipe: Recipe, planned: Sequence[PlannedStage]) -> int:
-    """What the checkpoints of all stages come to: the last ones with momentum, the best without, the model for use."""
+    """What all checkpoints come to: the last ones with the optimizer's state, the best without, the model for use."""
     total = weights = 0
     for plan in planned:
         model = meta_model(recipe, len(plan.train.classes))
         weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-        momentum = sum(p.nbytes for p in model.parameters())
-        whole = weights * (2 if recipe.optim.ema else 1) + momentum
+        kept = STATES[recipe.optim.name] * sum(p.nbytes for p in model.parameters())
+        whole = weights * (2 if recipe.optim.ema else 1) + kept
         total += recipe.keep_last * whole + (weights if plan.val else 0)
     last = planned[-1] if planned else None
     return total + (2 * weights if last and last.val and recipe.mlflow_model else 0)

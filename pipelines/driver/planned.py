@@ -51,7 +51,7 @@ class Split:
 
 
 def plan_stages(
-    recipe: Recipe, root: str, folder: Path | None = None, guard: Guard = nullcontext
+    recipe: Recipe, root: str, folder: Path | None = None, guard: Guard = nullcontext, seen: np.ndarray | None = None
 ) -> list[PlannedStage]:
     """Open the shards of all stages and check them against the recipe and each other.
 
@@ -59,6 +59,7 @@ def plan_stages(
         root: of the shards.
         folder: of a run that may have begun.
         guard: is around each check.
+        seen: digests of the rows that the weights were trained on with which the first stage starts.
 
     Raises:
         DataError: shards that are missing or of another schema.
@@ -69,7 +70,7 @@ def plan_stages(
     from pipelines.scoring.checks import check_sizes
 
     planned: list[PlannedStage] = []
-    seen = np.zeros(0, np.int64)
+    seen = np.zeros(0, np.int64) if seen is None else seen
     for stage, train, val in check_splits(recipe, root, guard):
         with guard():
             seen = np.union1d(seen, digests(Shards(train.uri)))

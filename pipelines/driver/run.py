@@ -23,7 +23,8 @@ from pipelines.driver.opening import warn_of_small_shares, warn_without_validati
 from pipelines.driver.packing import pack_last
 from pipelines.driver.places import check_room
 from pipelines.driver.planned import PlannedStage, plan_stages
-from pipelines.driver.weights import Weights, check_weights, localise
+from pipelines.driver.start import start_of
+from pipelines.driver.weights import Weights
 from pipelines.feed.batches import BLOCK_ROWS
 from pipelines.recipes.recipe import Recipe, counts_of
 from pipelines.runs.folder import RunFolder
@@ -74,7 +75,7 @@ def run_recipe(recipe: Recipe, feed: Feed | None = None) -> list[Result]:
         with timeline.part("start of Ray"):
             sizes = session.enter_context(ray_for(recipe) if needs_ray else alone(recipe))
         if planned is None:
-            planned = plan_sample(recipe, output, folder, timeline)
+            planned = plan_sample(recipe, output, folder, timeline, weights)
         with timeline.part("checks of the cluster"):
             check_room(recipe, folder, planned)
             check_share(recipe, sizes)
@@ -116,15 +117,15 @@ def check_files(
         weights = find_start(recipe, output)
     with timeline.part("checks of the shards"):
         say("shards", "are checked")
-        return weights, None if recipe.data == SAMPLE else plan_stages(recipe, recipe.data, folder)
+        return weights, None if recipe.data == SAMPLE else plan_stages(recipe, recipe.data, folder, seen=weights.seen)
 
 
-def plan_sample(recipe: Recipe, output: Path, folder: Path, timeline: Timeline) -> list[PlannedStage]:
+def plan_sample(recipe: Recipe, output: Path, folder: Path, timeline: Timeline, weights: Weights) -> list[PlannedStage]:
     """The stages on the bundled sample, whose shards are written where they are missing."""
     from pipelines.shards.sample import sample_shards
 
     with timeline.part("the sample and its shards"):
-        return plan_stages(recipe, str(sample_shards(output)), folder)
+        return plan_stages(recipe, str(sample_shards(output)), folder, seen=weights.seen)
 
 
 def say(what: str, happens: str) -> None:
@@ -133,16 +134,24 @@ def say(what: str, happens: str) -> None:
 
 
 def find_start(recipe: Recipe, output: Path) -> Weights:
-    """The backbone's weights, brought to this machine and compared with the trunk.
+    """As `start_of`, told on the screen.
 
     Raises:
         InputError: there are none, or they do not fit.
     """
     if recipe.backbone.weights is not None:
         say("weights", f"{recipe.backbone.weights} are compared with {recipe.backbone.name}")
-    weights = localise(recipe.backbone.weights, output)
-    check_weights(recipe, weights)
+    elif recipe.weights is not None:
+        say("weights", f"{recipe.weights} are compared with the model")
+    weights = start_of(recipe, output)
+    say_taken(weights)
     return weights
+
+
+def say_taken(weights: Weights) -> None:
+    """Tell what of a file of weights is taken, what is left, and what it lacks."""
+    for what, text in weights.taken.items():
+        say("weights", f"{what}: {text}")
 
 
 def ray_for(recipe: Recipe) -> contextlib.AbstractContextManager[Sizes]:

@@ -29,11 +29,16 @@ def train_mode(model: Segmentor, frozen: Collection[str] = ()) -> None:
         model.get_submodule(name).eval()
 
 
+def pretrained_by(recipe: Recipe) -> Literal["", "backbone", "all"]:
+    """What of the model begins its first stage with weights of a training."""
+    return "all" if recipe.weights else "backbone" if recipe.backbone.weights else ""
+
+
 def frozen_norms(model: Segmentor, recipe: Recipe, pretrained: Literal["", "backbone", "all"]) -> list[str]:
     """Names of the batch norms that `optim.freeze_norm` freezes: those that come with statistics of a training.
 
     Args:
-        pretrained: what does: nothing, the backbone, or the whole model of a stage before.
+        pretrained: what does: nothing, the backbone, or the whole model, of a stage before or of `weights`.
     """
     if not recipe.optim.freeze_norm or not pretrained:
         return []

@@ -80,16 +80,31 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Optim:
-    """Stochastic gradient descent, its rate decayed to 0 by a power of the steps that are left."""
+    """The optimizer, and how its rate falls in each stage."""
 
+    name: Literal["sgd", "adamw"] = key("sgd with momentum, or adamw; PyTorch's", "sgd")
     lr: float = key("learning rate of the trunk; head and aux learn at lr * head_lr_scale", 0.01)
-    momentum: float = key("of SGD, 0 to below 1", 0.9)
-    nesterov: bool = key("Nesterov's momentum", False)
-    weight_decay: float = key("L2 penalty", 1e-4)
-    decay_norm_and_bias: bool = key("whether the weights of norms and biases decay too", True)
-    power: float = key("of the decay of the rate: lr * (1 - step / steps) ** power", 0.9)
+    momentum: float = key("of sgd, 0 to below 1", 0.9)
+    nesterov: bool = key("of sgd: Nesterov's momentum", False)
+    betas: tuple[float, float] = key("of adamw: decay of its averages of gradients and of their squares", (0.9, 0.999))
+    eps: float = key("of adamw: what is added to the root of the squares", 1e-8)
+    weight_decay: float = key("L2 penalty of sgd; adamw's decay, in units of the rate, 0.01 to 0.05 mostly", 1e-4)
+    decay_norm_and_bias: bool = key(
+        "whether the weights of norms and biases, and what else timm's network spares, decay too", True
+    )
+    schedule: Literal["poly", "cosine", "step"] = key(
+        "how the rate falls: poly to 0 by a power, cosine to 0 by half a wave, step by gamma at milestones", "poly"
+    )
+    power: float = key("of poly: lr * (1 - step / steps) ** power", 0.9)
+    milestones: tuple[float, ...] = key("of step: shares of a stage's steps, such as [0.6, 0.9]", ())
+    gamma: float = key("of step: what the rate is multiplied by at each milestone", 0.1)
     warmup: int = key("steps in which the rate rises to lr", 0)
     head_lr_scale: float = key("rate of head and aux as a multiple of the trunk's", 10.0)
+    layer_decay: float = key(
+        "rate of a layer of the trunk as a multiple of that of the layer after it, such as 0.75 for a ViT; the last "
+        "learns at lr. 1 for one rate; else for trunks whose layers timm names",
+        1.0,
+    )
     freeze_norm: bool = key(
         "pretrained batch norms keep their running statistics and normalise by them; for finetuning with few images",
         False,
@@ -204,6 +219,11 @@ class Recipe:
     seed: int = key("of fresh weights, of the order of images, of their views", 0)
     data: str = key("folder or URI of the shards; `sample:` for the bundled sample", "sample:")
     batch: int = key("images of a step, of all workers together", 16)
+    weights: str | None = key(
+        "a checkpoint of this project from which the whole model starts: path or URI, such as another run's best.pt; "
+        "where its classes are others, classifiers are fresh; null for none",
+        None,
+    )
     backbone: Backbone = key("the trunk, or only its name", Backbone)
     head: dict[str, Any] = key(
         "name and keywords of the head, or only its name; `python -m segmodels NAME` shows them",
@@ -222,7 +242,7 @@ class Recipe:
         "rounding, or only those of their own worker, which costs no talk between workers (local)",
         "sync",
     )
-    optim: Optim = key("the optimizer, SGD", Optim)
+    optim: Optim = key("the optimizer, and how its rate falls", Optim)
     view: View = key("what training sees of an image", View)
     inference: InferenceSpec = key("how `evaluate` predicts", InferenceSpec)
     validation: InferenceSpec | None = key("how the stages predict when they validate; null for the same way", None)
@@ -284,8 +304,7 @@ def check(recipe: Recipe) -> None:
     demand(recipe.batch >= 1, f"batch = {recipe.batch}: must be 1 or more images")
     rates = [rate for rate in (recipe.optim.lr, *(stage.lr for stage in recipe.stages)) if rate is not None]
     demand(min(rates) >= 0, f"lr = {min(rates)}: 0 or more")
-    demand(0 <= recipe.optim.momentum < 1, f"optim.momentum = {recipe.optim.momentum}: 0 to below 1")
-    demand(0 <= recipe.optim.ema < 1, f"optim.ema = {recipe.optim.ema}: a decay, 0 (none) to below 1")
+    check_optim(recipe.optim)
     demand(min(recipe.view.crop) >= 8, f"view.crop = {recipe.view.crop}: at least 8 pixels each way")
     demand(0 < recipe.view.scale[0] <= recipe.view.scale[1], f"view.scale = {recipe.view.scale}: 0 < low <= high")
     demand(0 <= recipe.view.flip <= 1, f"view.flip = {recipe.view.flip}: a probability, 0 to 1")
@@ -301,13 +320,17 @@ def check(recipe: Recipe) -> None:
     demand("name" in recipe.head, "head lacks its name, e.g. {name: fcn}")
     demand(recipe.aux is None or "name" in recipe.aux, "aux lacks its name, e.g. {name: fcn, stage: 3}")
     demand((recipe.workers.number or 0) >= 0, f"workers.count = {recipe.workers.count}: 0 or more, or null")
+    demand(
+        recipe.weights is None or recipe.backbone.weights is None,
+        "weights and backbone.weights are both given: the first is of the whole model, trunk included; give one",
+    )
     check_split(recipe.batch, recipe.workers.number or 1)
     check_range(recipe)
     demand((recipe.workers.micro_batch or 1) >= 1, "workers.micro_batch: 1 or more, or null")
     check_graphs(recipe.workers)
     demand(recipe.workers.hang_minutes > 0, f"workers.hang_minutes = {recipe.workers.hang_minutes}: above 0")
     demand(recipe.workers.wait_minutes > 0, f"workers.wait_minutes = {recipe.workers.wait_minutes}: above 0")
-    places = [recipe.data, recipe.output, recipe.tracking, recipe.backbone.weights]
+    places = [recipe.data, recipe.output, recipe.tracking, recipe.weights, recipe.backbone.weights]
     places += [uri for stage in recipe.stages for uri in (stage.train, stage.val)]
     for place in places:
         demand(
@@ -315,6 +338,46 @@ def check(recipe: Recipe) -> None:
             f"{hide_secret(str(place))} holds a user or password, which would be logged. {CURE}",
         )
     demand(recipe.log_every >= 1 and recipe.keep_last >= 1, "log_every and keep_last must be 1 or more")
+
+
+# Keys that belong to one optimizer or one schedule; with another they may only be what they are by default.
+OWNED = {
+    "name": {"momentum": "sgd", "nesterov": "sgd", "betas": "adamw", "eps": "adamw"},
+    "schedule": {"power": "poly", "milestones": "step", "gamma": "step"},
+}
+
+
+def check_optim(optim: Optim) -> None:
+    """What the types cannot say of the optimizer.
+
+    Raises:
+        InputError: an impossible value, or a key of another optimizer or schedule than the recipe's.
+    """
+
+    def demand(name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise InputError(f"optim.{name} = {getattr(optim, name)}: {allowed}")
+
+    demand("momentum", 0 <= optim.momentum < 1, "0 to below 1")
+    demand("ema", 0 <= optim.ema < 1, "a decay, 0 (none) to below 1")
+    demand("betas", all(0 <= beta < 1 for beta in optim.betas), "two numbers, each 0 to below 1")
+    demand("eps", optim.eps > 0, "above 0")
+    demand("gamma", 0 < optim.gamma <= 1, "above 0, to 1")
+    demand("layer_decay", 0 < optim.layer_decay <= 1, "above 0, to 1 (one rate for all layers)")
+    demand("nesterov", not optim.nesterov or optim.momentum > 0, "Nesterov's momentum needs optim.momentum above 0")
+    rising = sorted(set(optim.milestones)) == list(optim.milestones)
+    inside = all(0 < milestone < 1 for milestone in optim.milestones)
+    demand("milestones", rising and inside, "shares of a stage's steps, above 0 and below 1, rising: [0.6, 0.9]")
+    for chooser, keys in OWNED.items():
+        for name, owner in keys.items():
+            default, chosen = getattr(Optim, name), getattr(optim, chooser)
+            cure = f"leave it out, or give optim.{name}={json.dumps(default)}"
+            demand(
+                name,
+                chosen == owner or getattr(optim, name) == default,
+                f"of optim.{chooser}={owner}, this recipe has {chosen}; {cure}",
+            )
+    demand("milestones", optim.schedule != "step" or bool(optim.milestones), "step needs some: [0.6, 0.9]")
 
 
 def check_graphs(workers: Workers) -> None:
@@ -401,7 +464,17 @@ def fingerprint(recipe: Recipe) -> str:
     content = computed_part(recipe) | kept | unset | given
     if recipe.norm == Recipe.norm:  # up to 0.5 there was no such key
         del content["norm"]
+    if recipe.weights is None:  # up to 0.6, likewise
+        del content["weights"]
+    content["optim"] = {k: v for k, v in content["optim"].items() if k not in LATER or v != LATER[k]}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# Keys of `optim` that came with 0.7, with their defaults as a page has them: without them a run computes what it did.
+LATER = {
+    name: list(value) if isinstance(value := getattr(Optim, name), tuple) else value
+    for name in ("name", "betas", "eps", "schedule", "milestones", "gamma", "layer_decay")
+}
 
 
 def norm_batch(recipe: Recipe, world: int) -> int:

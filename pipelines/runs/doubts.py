@@ -25,7 +25,7 @@ def doubts(recipe: Recipe, stages: Sequence[Ended], origin: Mapping[str, str]) -
             yield from of_rows(stage, about)
         if result.best is not None and chosen(recipe, stage, result):
             yield f"`best.pt` of {result.stage} was chosen by the rows that its score is of: expect less on others"
-    if recipe.backbone.weights is None:
+    if recipe.backbone.weights is None and recipe.weights is None:
         yield "the trunk began with random weights"
     if origin.get("git.uncommitted_changes") == "True":
         yield "the code had changes that no commit has"

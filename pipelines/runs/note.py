@@ -77,6 +77,7 @@ def write_up(
         f"**Failed:** {error}" if error else "",
         headline(told),
         what(recipe, stages),
+        weights(recipe, told),
         scores(told),
         tests(told),
         classes_of(told),
@@ -98,7 +99,8 @@ def what(recipe: Recipe, stages: Sequence[Stage]) -> str:
     tags = subject(recipe, stages[0] if len(stages) == 1 else None)
     options = ", ".join(f"{k}={v}" for k, v in recipe.head.items() if k != "name")
     head = f"head `{tags['head']}`" + (f" ({options})" if options else "") + f", {tags['paper']}" * ("paper" in tags)
-    start = f"weights `{recipe.backbone.weights}`" if recipe.backbone.weights else "random weights"
+    given = recipe.weights or recipe.backbone.weights
+    start = f"weights `{given}`" if given else "random weights"
     trunk = f"trunk `{recipe.backbone.name}` at output stride {recipe.backbone.output_stride} from {start}"
     text = f"**What:** {head}; {trunk}; on **{tags['benchmark']}**, seed {recipe.seed}, batch {recipe.batch}."
     names = [stage.name for stage in recipe.stages]
@@ -106,6 +108,17 @@ def what(recipe: Recipe, stages: Sequence[Stage]) -> str:
         return f"{text} Stages, each from the weights of the one before: {' → '.join(names)}."
     at = names.index(stages[0].name)
     return text + (f" Stage {at + 1} of {len(names)}, from the weights of {names[at - 1]}." if at else "")
+
+
+def weights(recipe: Recipe, told: Sequence[Told]) -> str:
+    """What of the file of weights was taken; empty where there was none, and up to 0.6."""
+    params = next((t.about.params for t in told if t.about), {})
+    key, source = ("weights", recipe.weights) if recipe.weights else ("backbone.weights", recipe.backbone.weights)
+    given = {what: params.get(f"{key}.{what}") for what in ("taken", "left", "missing")}
+    if not given["taken"]:
+        return ""
+    parts = "; ".join(f"{what}: {plain(str(text))}" for what, text in given.items())
+    return f"**Weights** of `{source}`: {parts}."
 
 
 def headline(told: Sequence[Told]) -> str:

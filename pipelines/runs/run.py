@@ -17,7 +17,7 @@ import yaml
 
 from pipelines.base.errors import InputError, SetupError
 from pipelines.base.files import write_json, write_text
-from pipelines.recipes.recipe import Recipe, computed_part, counts_of, flatten, norm_batch, to_yaml
+from pipelines.recipes.recipe import LATER, Recipe, computed_part, counts_of, flatten, norm_batch, to_yaml
 from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import Numerics
 from pipelines.runs.folder import RunFolder
@@ -99,6 +99,7 @@ def settle(recipe: Recipe, folder: Path) -> None:
     page = yaml.safe_load(path.read_text())
     own = computed_part(recipe)
     page.setdefault("norm", recipe.norm)  # up to 0.5 there was no such key; what norms saw is in the checkpoints
+    page["optim"] = LATER | (page.get("optim") or {})  # up to 0.6 there were none of these
     before, now = flatten({k: page.get(k) for k in own}), flatten(own)
     if differ := sorted(k for k in before | now if before.get(k) != now.get(k)):
         shown = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in differ[:5])

@@ -18,7 +18,7 @@ import yaml
 from pipelines.published.results import ResultTable, results_table
 from pipelines.recipes.bundled import names_in
 from pipelines.recipes.reading import RECIPES, load_recipe
-from pipelines.recipes.recipe import flatten, to_page
+from pipelines.recipes.recipe import LATER, flatten, to_page
 from pipelines.runs.folder import StudyFolder
 from pipelines.runs.mlflow_client import PARENT
 from pipelines.runs.mlflow_reading import all_runs, text_of
@@ -30,6 +30,7 @@ MODEL = ("backbone.", "head.")  # keys that make the model of a page
 TRAINING = ("batch", "aux", "loss", "optim.", "view.", "stages.")  # and its training
 WEIGHTS, PLACES = "backbone.weights", (".val", ".val_every")  # of them what only says where or when
 UNSET = "None"
+BEFORE = {f"optim.{key}": str(value) for key, value in LATER.items()}  # of runs up to 0.6
 Row = Mapping[str, Any]
 
 
@@ -162,6 +163,7 @@ def target_of_page(table: ResultTable, params: Mapping[str, str]) -> Target:
 
 def differing(params: Mapping[str, str], page: Mapping[str, str]) -> list[str]:
     """Keys of model and training that a run has otherwise than a page, also those that only one of them has."""
+    params = BEFORE | {**params}
     keys = [key for key in {**page, **params} if key.startswith((*MODEL, *TRAINING)) and not key.startswith(WEIGHTS)]
     return [key for key in keys if not key.endswith(PLACES) and params.get(key, UNSET) != page.get(key, UNSET)]
 

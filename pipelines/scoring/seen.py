@@ -24,6 +24,7 @@ def refuse_seen(stage: Stage, seen: np.ndarray, val: Shards) -> None:
     if both:
         raise InputError(
             f"stage {stage.name}: {both} of the {len(val)} images of {stage.val} are trained on, by this stage "
-            f"({stage.train}) or one before it, so a score on them would mean nothing. Remove `val` from the stage "
+            f"({stage.train}), one before it or the run whose weights it starts from, so a score on them would mean "
+            "nothing. Remove `val` from the stage "
             "(train+val models are scored on the test server), or validate on other rows."
         )

@@ -19,8 +19,8 @@ from pipelines.cluster.session import ray_cluster
 from pipelines.cluster.sizes import joins, machine, placed, possible, totals
 from pipelines.driver.checks import check_known_share, check_share
 from pipelines.driver.estimate import check_gpus
-from pipelines.driver.run import SAMPLE, store_bytes
-from pipelines.driver.weights import check_weights, localise
+from pipelines.driver.run import SAMPLE, say_taken, store_bytes
+from pipelines.driver.start import start_of
 from pipelines.recipes.reading import load_recipe, make_recipe
 from pipelines.recipes.recipe import Recipe
 from pipelines.runs.folder import StudyFolder
@@ -80,8 +80,9 @@ def run_study(plan: StudyPlan, at_once: int | None = None, confidence: float = 0
         for trial in trials:
             settle(trial.recipe, StudyFolder(folder).trial(trial.name).path)
         check_trials(folder)
-        for recipe in {repr(trial.backbone): trial for trial in (base, *(trial.recipe for trial in trials))}.values():
-            check_weights(recipe, localise(recipe.backbone.weights, output))
+        recipes = (base, *(trial.recipe for trial in trials))
+        for recipe in {repr((r.weights, r.backbone, r.head)): r for r in recipes}.values():
+            say_taken(start_of(recipe, output))
         for recipe in (base, *(trial.recipe for trial in trials)):
             check_known_share(recipe)
         checked = None if base.data == SAMPLE else check(plan, base, trials, numbers, base.data)

@@ -128,13 +128,13 @@ def follow(recipe: Recipe, place: TrialContext, folder: Path, followed: bool) ->
     from pipelines.driver.gauges import gauged
     from pipelines.driver.jobs import make_jobs
     from pipelines.driver.planned import plan_stages
-    from pipelines.driver.weights import localise
+    from pipelines.driver.start import start_of
     from pipelines.runs.run import locked
     from pipelines.runs.screen import shown
 
     with locked(folder):
-        planned = plan_stages(recipe, place.root, folder)
-        weights = localise(recipe.backbone.weights, place.output)
+        weights = start_of(recipe, place.output)
+        planned = plan_stages(recipe, place.root, folder, seen=weights.seen)
         jobs, stages = make_jobs(recipe, planned, folder, place.sizes, weights)
         if (note := RunFolder(folder).part).exists():
             share = Part.read(note).until

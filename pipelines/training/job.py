@@ -10,13 +10,15 @@ import numpy as np
 from pipelines.cluster.sizes import Sizes
 from pipelines.recipes.recipe import Recipe, Stage
 from pipelines.runs.folder import StageFolder
+from segmodels.optim import Schedule
 
 
 @dataclass(frozen=True)
 class Job:
     """One stage for the workers. Paths are absolute: Ray's workers change their directory.
 
-    `initial` is the checkpoint whose weights the stage starts from, `seen` a digest of each row trained on so far.
+    `initial` is the checkpoint of the stage before, whose weights the stage starts from, `start` likewise one of
+    another run, for the first stage, `seen` a digest of each row trained on so far.
     `until` is the step at which training ends before the last; the learning rate falls as if it did not. With
     `has_successor` each worker has Ray start the process of the worker that comes after it.
     """
@@ -34,6 +36,7 @@ class Job:
     threads: int
     weights: str | None = None
     initial: Path | None = None
+    start: Path | None = None
     flip_pairs: tuple[tuple[int, int], ...] = ()
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     until: int | None = None
@@ -53,6 +56,12 @@ class Job:
     def warmup(self) -> int:
         """Warmup steps of the stage."""
         return self.recipe.optim.warmup if self.stage.warmup is None else self.stage.warmup
+
+    @property
+    def schedule(self) -> Schedule:
+        """How the rate falls in the stage."""
+        optim = self.recipe.optim
+        return Schedule(optim.schedule, optim.power, optim.milestones, optim.gamma)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,13 @@ from pipelines.training.job import Job
 from pipelines.training.saving import Saving
 from pipelines.training.scaling import Scaling
 from pipelines.training.telemetry import unheard
+from segmodels import files
 from segmodels.kernels import settle_kernels
 from segmodels.losses import Objective
-from segmodels.optim import build_sgd, parameter_groups
+from segmodels.optim import build_adamw, build_sgd, parameter_groups
 from segmodels.precision import autocast
 from segmodels.segmentor import Segmentor
+from segmodels.starting import start_from
 from segmodels.sync_norm import synchronised
 
 
@@ -54,7 +56,7 @@ class Learner:
     model: Segmentor
     net: nn.Module
     objective: Objective
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     average: ModelEmaV3 | None
     progress: Progress
     origin: str
@@ -149,7 +151,7 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device, copy: Co
         average=ModelEmaV3(model, recipe.optim.ema, use_warmup=True) if recipe.optim.ema else None,
         progress=Progress(),
         origin=origin,
-        frozen=frozen_norms(model, recipe, "all" if job.initial else "backbone" if job.weights else ""),
+        frozen=frozen_norms(model, recipe, "all" if job.initial or job.start else "backbone" if job.weights else ""),
         saving=Saving(copy.mirror if copy else None),
         copy=copy,
         scaling=Scaling(device) if precision == "fp16" else None,
@@ -185,11 +187,15 @@ def set_up_process(job: Job, device: torch.device) -> str:
 
 
 def start_weights(model: Segmentor, job: Job) -> str:
-    """Take over the weights of the stage before; returns a sentence for the record.
+    """Take over the weights of the stage before, or of another run; returns a sentence for the record.
 
     Raises:
         InputError: as `checkpoint.check_views`.
     """
+    if job.start is not None:
+        content = files.read(job.start, mapped=True)
+        taken = start_from(model, content, job.classes)
+        return f"starts from {job.start}; taken: {taken.taken}; left: {taken.left}; missing: {taken.missing}"
     if job.initial is None:
         return f"starts from {'backbone weights ' + job.weights if job.weights else 'random weights'}"
     before = Checkpoint.read(job.initial, mapped=True)  # only the weights leave the file
@@ -201,8 +207,8 @@ def start_weights(model: Segmentor, job: Job) -> str:
     return f"{source}, classifier included: the classes are the same"
 
 
-def build_optimizer(model: Segmentor, recipe: Recipe, stage: Stage) -> torch.optim.SGD:
-    """SGD over the recipe's groups at the stage's learning rate."""
+def build_optimizer(model: Segmentor, recipe: Recipe, stage: Stage) -> torch.optim.Optimizer:
+    """The recipe's optimizer over its groups, at the stage's learning rate."""
     optim = recipe.optim
     groups = parameter_groups(
         model,
@@ -210,7 +216,10 @@ def build_optimizer(model: Segmentor, recipe: Recipe, stage: Stage) -> torch.opt
         weight_decay=optim.weight_decay,
         head_lr_scale=optim.head_lr_scale,
         decay_norm_and_bias=optim.decay_norm_and_bias,
+        layer_decay=optim.layer_decay,
     )
+    if optim.name == "adamw":
+        return build_adamw(groups, optim.betas, optim.eps)
     return build_sgd(groups, momentum=optim.momentum, nesterov=optim.nesterov)
 
 

@@ -53,6 +53,6 @@ class Scaling:
 def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Momentum from 0: PyTorch's fused SGD leaves it unwritten, not 0, where its first step is left out."""
     for group in optimizer.param_groups:
-        for parameter in group["params"] if group["momentum"] else ():
+        for parameter in group["params"] if group.get("momentum") else ():  # AdamW has none, and begins at 0
             if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

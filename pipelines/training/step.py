@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipelines.feed.batch import Batch
 from pipelines.recipes.model import train_mode
 from pipelines.training.learner import Learner
-from segmodels.optim import poly, set_lr
+from segmodels.optim import rate_factor, set_lr
 
 
 def train_step(learner: Learner, batch: Batch, step: int, asked: int = 0) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,7 @@ def train_step(learner: Learner, batch: Batch, step: int, asked: int = 0) -> tup
     """
     job, recipe, world = learner.job, learner.job.recipe, learner.world
     torch.manual_seed(dropout_seed(recipe.seed, step, learner.rank))  # dropout needs no state in checkpoints
-    set_lr(learner.optimizer, poly(step, job.steps, power=recipe.optim.power, warmup=job.warmup))
+    set_lr(learner.optimizer, rate_factor(step, job.steps, job.schedule, warmup=job.warmup))
     batch = batch.to(learner.device, learner.channels_last)
     labelled, ending = over_workers(count_labelled(batch.mask), asked, world)
     learner.optimizer.zero_grad(set_to_none=True)

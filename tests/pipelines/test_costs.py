@@ -8,6 +8,7 @@ import torch
 from pipelines.driver import costs
 from pipelines.driver.jobs import about_stage
 from pipelines.driver.planned import plan_stages
+from pipelines.driver.weights import Weights
 from pipelines.recipes.model import build_model, meta_model
 from pipelines.recipes.reading import load_recipe
 from pipelines.runs.folder import RunFolder
@@ -65,7 +66,7 @@ def test_mlflow_has_them_next_to_the_scores_once(recipe_file, shards, tmp_path):
     folder = tmp_path / "out/runs/tiny"
     (plan,) = plan_stages(recipe, str(shards), folder)
     place = RunFolder(folder).stage("first")
-    about = about_stage(recipe, plan, None)
+    about = about_stage(recipe, plan, Weights())
     about.write(place.about)
     tracker = Tracker(recipe, tmp_path / "out", folder)
     tracker.connect()

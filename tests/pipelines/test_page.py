@@ -105,6 +105,19 @@ def test_a_note_begins_with_the_result_and_its_protocol(chain):
     assert written((twice, folder)).startswith("**Result: 60.00 % mIoU** after second, on all 11 rows of ade20k/val")
 
 
+@pytest.mark.parametrize("key", ["weights", "backbone.weights"])
+def test_a_note_says_what_of_a_file_of_weights_was_taken(chain, key):
+    recipe, folder = chain
+    assert "**Weights**" not in written(chain)
+    told = {f"{key}.taken": "90 entries", f"{key}.left": "2 of fc", f"{key}.missing": "nothing"}
+    about(params={**about().params, **told}).write(folder.stage("first").about)
+    trunk = replace(recipe.backbone, weights="a.pth" if key != "weights" else None)
+    given = replace(recipe, weights="a.pth" if key == "weights" else None, backbone=trunk)
+    text = written((given, folder))
+    assert "**Weights** of `a.pth`: taken: 90 entries; left: 2 of fc; missing: nothing." in text
+    assert "output stride 32 from weights `a.pth`" in text
+
+
 def test_published_numbers_are_in_a_table_of_their_own(chain):
     recipe, folder = chain
     text = written((replace(recipe, published="reconet/table2"), folder))

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 
 from datasets import storage
 from datasets.sample import DataError
@@ -22,8 +23,11 @@ from pipelines.driver import weights
 from pipelines.driver.checks import check_known_share
 from pipelines.driver.opening import warn_of_small_shares
 from pipelines.driver.run import run_recipe
-from pipelines.driver.weights import Weights, check_weights, localise
+from pipelines.driver.start import check_weights
+from pipelines.driver.weights import Weights, localise
 from pipelines.recipes.reading import load_recipe
+from pipelines.recipes.recipe import LATER, to_page
+from pipelines.runs.run import settle
 from segmodels.backbone import build_backbone
 
 
@@ -55,17 +59,21 @@ def trunk():
     ("change", "message"),
     [
         (
-            lambda s: {f"encoder.{k}": v for k, v in s.items()},
-            "0 of the 75 entries.*Without the prefix 'encoder.'.* 75",
+            lambda s: {f"net.{k}": v for k, v in list(s.items())[:20]},
+            r"17 of the 75 entries.*lacks 'layer\d",
         ),
         (lambda s: dict(list(s.items())[:20]), r"17 of the 75 entries.*lacks 'layer\d.*; did you mean 'layer"),
         (lambda s: s | {"conv1.0.weight": torch.zeros(1)}, r"74 of the 75.*'conv1.0.weight' has the shape \[1\]"),
-        (lambda s: s | {"decoder.weight": torch.zeros(1)}, r"75 of the 75.*1 more, such as \['decoder.weight'\]"),
+        (lambda s: s | {"layer1.9.w": torch.zeros(1)}, r"75 of the 75.*1 more, such as \['layer1.9.w'\]"),
+        (
+            lambda s: s | {"conv1.0.weight": torch.zeros(len(s["conv1.0.weight"]), 4, 3, 3)},
+            r"74 of the 75.*has the shape \[\d+, 4, 3, 3\].*It reads images of 4 channels, and models here read RGB",
+        ),
         (
             lambda s: build_backbone("resnet18", 32).trunk.state_dict(),
-            "resnet18 fits best, with 100 of 100: set backbone",
+            "All of resnet18 is in it: set backbone.name=resnet18",
         ),
-        (lambda s: [1, 2], "no state dict that PyTorch reads: 'list' object"),
+        (lambda s: [1, 2], "no state dict that PyTorch reads: a list without tensors"),
     ],
 )
 def test_weights_that_do_not_fit_are_compared_with_the_trunk(change, message, trunk, recipe_file, refused, tmp_path):
@@ -123,8 +131,20 @@ def test_a_download_that_timm_cannot_make_is_refused_at_once(recipe_file, monkey
     monkeypatch.setenv("HF_HUB_CACHE", "/nonexistent")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     message = refused(recipe_file(), "backbone.weights=hub:")
-    assert "timm cannot download the weights of test_resnet" in message
+    assert "timm cannot download the weights of test_resnet: http://127.0.0.1:9 cannot be reached (" in message
+    assert "and this machine's cache has none of them. Give a file, or null" in message
     assert "Give a file, or null" in message
+
+
+def test_a_run_of_before_other_optimizers_goes_on_and_with_another_is_another(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file())
+    page = to_page(recipe)
+    page["optim"] = {key: value for key, value in page["optim"].items() if key not in LATER}
+    assert len(page["optim"]) == len(to_page(recipe)["optim"]) - 7
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(page))
+    settle(recipe, tmp_path)
+    with pytest.raises(InputError, match=r"another recipe \(optim\.name: 'sgd' -> 'adamw'"):
+        settle(load_recipe(recipe_file(), ["optim.name=adamw"]), tmp_path)
 
 
 @pytest.fixture

@@ -61,6 +61,20 @@ def test_bundled_recipe_builds_and_survives_a_round_trip(name, tmp_path, hollow)
         ("optim.lr=-1", "lr = -1.0: 0 or more"),
         ("stages.1.lr=-0.1", "lr = -0.1: 0 or more"),
         ("optim.momentum=1", "optim.momentum = 1.0: 0 to below 1"),
+        ("optim.ema=1", "optim.ema = 1.0: a decay"),
+        ("optim.name=adam", "optim.name = 'adam': allowed are 'sgd', 'adamw'"),
+        ("optim.schedule=exp", "allowed are 'poly', 'cosine', 'step'"),
+        ("optim.betas=[0.9, 1]", "two numbers, each 0 to below 1"),
+        ("optim.schedule=step", "optim.milestones = (): step needs some: [0.6, 0.9]"),
+        ("optim={schedule: step, milestones: [0.9, 0.6]}", "above 0 and below 1, rising"),
+        ("optim={schedule: step, milestones: [1]}", "above 0 and below 1, rising"),
+        ("optim.milestones=[0.5]", "of optim.schedule=step, this recipe has poly; leave it out, or give"),
+        ("optim={schedule: cosine, power: 2}", "optim.power = 2.0: of optim.schedule=poly, this recipe has cosine"),
+        ("optim={name: adamw, momentum: 0.8}", "optim.momentum = 0.8: of optim.name=sgd, this recipe has adamw; leave"),
+        ("optim={name: adamw, nesterov: true}", "optim.nesterov=false"),
+        ("optim={eps: 1.0e-6}", "optim.eps = 1e-06: of optim.name=adamw, this recipe has sgd"),
+        ("optim={nesterov: true, momentum: 0}", "needs optim.momentum above 0"),
+        ("optim.layer_decay=0", "optim.layer_decay = 0.0: above 0, to 1"),
         ("overlays=-1", "overlays = -1: 0"),
         ("view.crop=[512]", "view.crop = [512]: give a list of 2"),
         ("backbone.output_stride=7", "allowed are 8, 16, 32"),
@@ -241,13 +255,17 @@ def test_names_follow_what_is_computed_not_where():
     assert load_recipe("sample", ["workers.compress=bf16"]).name != base.name
     assert load_recipe("sample", ["norm=sync"]).name != base.name
     assert load_recipe("sample", ["head.rank=4"]).name != base.name
+    assert load_recipe("sample", ["optim.schedule=poly", "optim.layer_decay=1", "optim.name=sgd"]).name == base.name
+    assert load_recipe("sample", ["optim.schedule=cosine"]).name != base.name
+    assert load_recipe("sample", ["weights=other.pt"]).name != base.name
+    assert load_recipe("sample", ["optim.layer_decay=0.9"]).name != base.name
     assert fingerprint(dataclasses.replace(base, seed=1)) != fingerprint(base)
 
 
 def test_every_key_is_decided_to_change_numbers_or_not():
     """A new key fails here until it is: see the rule in recipe.py."""
     computed = {"stages", "seed", "batch", "backbone", "head", "aux", "loss", "optim", "view", "inference",
-                "validation", "workers", "norm"}  # fmt: skip
+                "validation", "workers", "norm", "weights"}  # fmt: skip
     assert computed | PLACED.keys() == {field.name for field in dataclasses.fields(Recipe)}
     assert not computed & PLACED.keys()
     assert {"precision", "compress"} | PLACED_WORKERS.keys() == {field.name for field in dataclasses.fields(Workers)}

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -32,6 +34,7 @@ from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import Progress
 from pipelines.runs.folder import step_name
 from pipelines.runs.record import read_record
+from pipelines.runs.results import About
 from pipelines.runs.run import locked, settle
 from pipelines.runs.stopping import LOOK_S, stoppable
 from pipelines.scoring import validate as validating
@@ -92,12 +95,12 @@ def test_what_is_slow_on_a_busy_machine_has_the_whole_time_before_a_worker_hangs
 
     for place, name in (
         (learning, "build_model"), (loop, "Record"), (validating, "Confusion"), (validating, "predict"),
-        (scoring, "predict"), (scoring, "draw_overlays"), (stepping, "poly"), (Pulse, "beat"),
+        (scoring, "predict"), (scoring, "draw_overlays"), (stepping, "rate_factor"), (Pulse, "beat"),
     ):  # fmt: skip
         follow(place, name)
     run_recipe(load_recipe(recipe_file()))
     slow = [name for name in heard if name != "beat"]
-    assert {"build_model", "Record", "Confusion", "predict", "draw_overlays", "poly"} == set(slow)
+    assert {"build_model", "Record", "Confusion", "predict", "draw_overlays", "rate_factor"} == set(slow)
     followed = [pair for pair in itertools.pairwise(heard) if "beat" not in pair]
     assert set(followed) <= {("draw_overlays", "predict")}, followed  # an overlay is one image predicted
 
@@ -207,6 +210,18 @@ def test_in_fp16_steps_without_finite_gradients_are_left_out_counted_and_the_sca
     assert equal(weights(tmp_path), weights(tmp_path, name="whole"))
     *_, scale, left_out = lines["whole"][-1]
     assert scale == 2.0 ** (16 - left_out)  # halved by each of them
+
+
+def test_adamw_leaves_a_step_out_too_and_does_not_count_it():
+    found, weight = Scaling(torch.device("cpu")), torch.nn.Parameter(torch.zeros(9))
+    adamw = torch.optim.AdamW([weight], lr=1.0, weight_decay=0.0, fused=True)
+    for factor, left, steps in ((torch.inf, 1, 0), (1.0, 1, 1), (torch.nan, 2, 1), (1.0, 2, 2)):
+        adamw.zero_grad()
+        found.scaled((weight * factor).sum()).backward()
+        found.step(adamw)
+        assert found.line()["left_out"] == left
+        assert torch.allclose(weight, torch.tensor(-float(steps)))  # equal gradients move by the rate
+        assert adamw.state[weight]["step"] == steps
 
 
 def test_a_step_that_is_left_out_moves_nothing_the_first_one_too():
@@ -390,6 +405,57 @@ def test_a_checkpoint_brings_everything_back(recipe_file, tmp_path):
         assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
     for key in ("best", "best_step", "before", "after"):
         assert last["state"][key] == whole["state"][key]
+
+
+@pytest.mark.slow
+def test_a_run_of_adamw_and_cosine_goes_on_bit_for_bit(recipe_file, tmp_path):
+    """Both averages, their count of steps, and the rate: half a wave after a warmup."""
+    page = recipe_file(
+        stages=[{"name": "first", "train": "voc12/train", "steps": 6}], checkpoint_minutes=0.0,
+        optim={"name": "adamw", "schedule": "cosine", "lr": 1e-3, "warmup": 2, "betas": [0.9, 0.95]},
+    )  # fmt: skip
+    with stop_at(tmp_path / "out/runs/tiny/first", 3, signal.SIGTERM), pytest.raises(Stopped):
+        run_recipe(load_recipe(page))
+    run_recipe(load_recipe(page))
+    run_recipe(load_recipe(page, ["name=whole"]))
+    last, whole = (
+        checkpoint.load(tmp_path / f"out/runs/{name}/first/checkpoints/step-00000006.pt") for name in ("tiny", "whole")
+    )
+    assert equal(last["model"], whole["model"])
+    kept = zip(last["optimizer"]["state"].values(), whole["optimizer"]["state"].values(), strict=True)
+    assert all(equal(a, b) and set(a) == {"step", "exp_avg", "exp_avg_sq"} and a["step"] == 6 for a, b in kept)
+    lines = read_record(tmp_path / "out/runs/tiny/first/record.jsonl")[0]
+    rates = [line["lr"] for line in lines if line["kind"] == "train"]
+    wave = [(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]
+    assert rates == pytest.approx([1e-3 * rate for rate in (0.1, (0.1 + wave[2]) / 2, *wave[2:])], rel=1e-12)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_the_checkpoint_of_another_and_knows_its_rows(recipe_file, tmp_path, capsys):
+    stages = [{"name": "first", "train": "voc12/train", "val": "voc12/val", "steps": 2, "val_every": 0}]
+    page = recipe_file(stages=stages)
+    run_recipe(load_recipe(page, ["seed=5"]))
+    start = tmp_path / "out/runs/tiny/first/checkpoints/step-00000002.pt"
+    capsys.readouterr()
+    run_recipe(
+        load_recipe(page, [f"weights={start}", "name=second", "stages.first.steps=1", "optim.lr=0", "optim.warmup=0"])
+    )
+    told = capsys.readouterr().out
+    before = checkpoint.load(start)["model"]
+    after = checkpoint.load(tmp_path / "out/runs/second/first/checkpoints/step-00000001.pt")["model"]
+    learnt = [key for key in before if "running" not in key and "tracked" not in key]
+    assert all(torch.equal(before[key], after[key]) for key in learnt)  # classifiers too: the classes are the same
+    folder = tmp_path / "out/runs/second/first"
+    assert f"starts from {start}; taken: {len(before)} entries of first (step 2)" in told
+    params = About.read(folder / "about.json").params
+    assert params["weights.taken"].startswith(f"{len(before)} entries of first (step 2)")
+    assert params["weights.sha256"] == hashlib.sha256(start.read_bytes()).hexdigest()
+    swapped = [{"name": "first", "train": "voc12/val", "val": "voc12/train", "steps": 2}]
+    for key in ("weights", "backbone.weights"):
+        with pytest.raises(InputError, match=r"are trained on, by this stage .* or the run whose weights it starts"):
+            run_recipe(load_recipe(recipe_file(stages=swapped), [f"{key}={start}", "name=third"]))
+    with pytest.raises(InputError, match=r"weights = .*another model \(backbone test_resnet.* as backbone\.weights to"):
+        run_recipe(load_recipe(page, [f"weights={start}", "name=third", "head=gc"]))
 
 
 def test_micro_batches_divide_the_share():

@@ -165,7 +165,7 @@ def test_weights_of_our_own_trunk_round_trip(tmp_path):
     torch.save(source.trunk.state_dict() | {"fc.weight": torch.zeros(9, 512)}, path)
     loaded = build_backbone("df1", 32, weights=path).trunk.state_dict()
     assert all(torch.equal(v, loaded[k]) for k, v in source.trunk.state_dict().items())
-    with pytest.raises(ValueError, match="give the file of our df2, or name the backbone"):
+    with pytest.raises(ValueError, match="give the file of df2, or name the backbone"):
         build_backbone("df2", 32, weights=path)
 
 
@@ -183,8 +183,8 @@ def test_file_of_timms_whole_model_is_the_trunk_and_its_classifier(name):
 def test_wrong_files(tmp_path):
     state = build_backbone("resnet18").trunk.state_dict()
     path = str(tmp_path / "weights.pth")
-    torch.save({k: v for k, v in state.items() if k != "conv1.weight"} | {"head.weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=r"1 keys missing, such as \['conv1.weight'\], 1 unexpected, such as \['head"):
+    torch.save({k: v for k, v in state.items() if k != "conv1.weight"} | {"layer5.w": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"1 keys missing, such as \['conv1.weight'\]"):
         build_backbone("resnet18", weights=path)
     torch.save(state | {"conv1.weight": torch.zeros(8, 3, 7, 7)}, path)
     with pytest.raises(ValueError, match=r"another model's weights: .*conv1.weight.*name the backbone"):

@@ -11,7 +11,7 @@ from segmodels.gpus import COPIES, GPUS, PRODUCTS, gpu_named, known_gpu
 from segmodels.heads.catalog import HEADS
 from segmodels.losses import Objective
 from segmodels.segmentor import build_segmentor
-from segmodels.step_cost import UPDATE_MOVES, step_cost
+from segmodels.step_cost import step_cost
 
 GIB = 2**30
 ENTROPY = Objective({"logits": {"cross_entropy": 1.0}})
@@ -44,7 +44,7 @@ def test_flops_state_and_bytes_of_a_convolution_by_hand():
     first, second = 2 * pixels * 8 * 27, 2 * pixels * 4 * 4
     assert cost.flops == 2 * first + 3 * second  # the image wants no gradient
     assert cost.state == 8 * parameters
-    assert cost.updated == UPDATE_MOVES * parameters
+    assert cost.updated == 20 * parameters  # reads weight, gradient, momentum; writes weight, momentum
     weights = 4 * 3 * 8 * 9
     assert (first, 4 * pixels * 3 + weights + 4 * pixels * 8) in cost.operators
     assert model.layers[0].weight.grad is None
@@ -54,9 +54,12 @@ def test_what_stays_is_counted_for_averages_buckets_and_parts():
     model = Pixels(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     size = {name: step_cost(model, ENTROPY, (8, 8), 2, **options) for name, options in {
         "plain": {}, "average": {"average": True}, "buckets": {"world": 4}, "parts": {"passes": 4},
+        "adamw": {"states": 2},
     }.items()}  # fmt: skip
     parameters, buffers = 3 * 4 + 4 + 8, 4 * 8 + 8
     assert size["plain"].state == 8 * parameters + buffers
+    assert size["adamw"].state == 12 * parameters + buffers
+    assert size["adamw"].updated == 28 * parameters
     assert size["average"].state == 12 * parameters + 2 * buffers
     assert size["buckets"].state == size["parts"].state == 12 * parameters + buffers
     assert size["parts"].flops == 4 * size["plain"].flops
