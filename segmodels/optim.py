@@ -26,7 +26,7 @@ def parameter_groups(
         head_lr_scale: rate of the head and the auxiliary head, in units of `lr`.
         decay_norm_and_bias: whether vectors (norms, biases, RecoNet's λ) decay too, as in the papers' code.
     """
-    trunk = {id(p) for p in model.backbone.parameters()}
+    trunk = {id(p) for p in model.backbone.trunk.parameters()}  # a ViT's pyramid is as new as the heads
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         key = (id(parameter) in trunk, decay_norm_and_bias or parameter.ndim > 1)

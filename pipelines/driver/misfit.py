@@ -13,7 +13,7 @@ from timm.models import load_state_dict
 from pipelines.base.text import first_sentence, nearest
 from pipelines.recipes.model import meta_model
 from pipelines.recipes.recipe import Recipe
-from segmodels.backbone import BACKBONES, build_backbone
+from segmodels.backbone import BACKBONES, build_backbone, kind_of
 
 COUNTER = "num_batches_tracked"  # of batch norms: files may lack it
 Shapes = Mapping[str, tuple[int, ...]]
@@ -34,7 +34,7 @@ def misfit(recipe: Recipe, path: str, why: str) -> str:
     head = f"backbone.weights = {path!r}"
     try:
         state = load_state_dict(path, use_ema=False, device="cpu", weights_only=True)
-        found = shapes({key: value for key, value in state.items() if not key.startswith(BACKBONES[name].classifier)})
+        found = shapes({key: value for key, value in state.items() if not key.startswith(kind_of(name).classifier)})
     except Exception:
         return f"{head}: {why}"
     own = shapes(meta_model(recipe, 2).backbone.trunk.state_dict())
