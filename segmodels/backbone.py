@@ -18,10 +18,10 @@ from timm.models import is_model, load_state_dict
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from segmodels.checks import nearest, positive
+from segmodels.checks import TIMM, nearest, positive
 from segmodels.dfnet import DF1, DF2, DFNet
 from segmodels.hrnet import HRNet
-from segmodels.timm_trunks import PREFIX, colours, left_out, output_strides, plan, pyramid_of, tag_of, timm_trunk
+from segmodels.timm_trunks import colours, left_out, output_strides, plan, pyramid_of, tag_of, timm_trunk
 from segmodels.wideresnet import WiderResNet
 from segmodels.xception import Xception
 
@@ -86,13 +86,13 @@ def kind_of(name: str) -> Kind:
     Raises:
         ValueError: neither; or a network of timm that cannot be a trunk.
     """
-    if name.startswith(PREFIX):
+    if name.startswith(TIMM):
         tag = tag_of(name)
         if tag.startswith("hrnet"):  # what segmentation reads of it is not what timm gives
             return Kind(tag, HRNet, (4,), HRNET_EXTRA)
         return Kind(tag, timm_trunk, output_strides(tag), left_out(tag))
     if name not in BACKBONES:
-        timms = f"{PREFIX}{name}" if is_model(name) else f"{PREFIX}NAME for any of timm's networks"
+        timms = f"{TIMM}{name}" if is_model(name) else f"{TIMM}NAME for any of timm's networks"
         hint = nearest(name, BACKBONES)
         raise ValueError(f"unknown backbone {name!r}; allowed: {', '.join(BACKBONES)}, and {timms}.{hint}")
     return BACKBONES[name]
@@ -117,6 +117,7 @@ class Backbone(nn.Module):
         pyramid: makes four maps of a ViT's one; else None. Its weights are in no file, and learn at the heads' rate.
         channels: widths of the four maps.
         strides: pixels per cell of the four maps.
+        one_size_programs: whether an exported program takes images of one size alone.
         mean, std: what an image in 0..1 is normalised with, per channel of RGB.
 
     Shape: normalised image (B, 3, H, W) -> list of four maps (B, channels[i], ⌈H/strides[i]⌉, ⌈W/strides[i]⌉).
@@ -137,6 +138,7 @@ class Backbone(nn.Module):
         self.trunk: nn.Module = trunk
         self.taps = plan(str(kind.tag), output_stride) if kind.build is timm_trunk else None
         self.pyramid = None if self.taps is None else pyramid_of(self.taps, output_stride)
+        self.one_size_programs = bool(self.taps and self.taps.bound)
         source = self.pyramid or self.taps or trunk
         self.channels: tuple[int, ...] = source.channels
         self.strides: tuple[int, ...] = source.strides

@@ -17,11 +17,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_pretrained_cfg, is_model, is_model_pretrained, list_models, list_pretrained
 from torch import Tensor, nn
 
-from segmodels.checks import nearest
+from segmodels.checks import TIMM, nearest
 from segmodels.pyramid import STRIDES, Pyramid, power_of_two
 from segmodels.upsampling import bilinear
 
-PREFIX = "timm/"
 OUTPUT_STRIDES = (8, 16, 32)
 # How networks that are bound to a size are told to follow the image's: most are not; plain ViTs; Swin.
 FREE_SIZE: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
@@ -48,6 +47,12 @@ class Taps:
     multiple: int = 1
     patch: int = 0
 
+    @property
+    def bound(self) -> bool:
+        """Whether its positions or windows depend on the image's size, so that a program holds one size alone."""
+        asked = {key for free in FREE_SIZE for key in free}
+        return bool(asked & self.options.keys()) or self.patch > 0 or self.multiple > self.strides[-1]
+
     def __call__(self, net: Any, x: Tensor) -> list[Tensor]:
         """The maps of an image (B, 3, H, W): (B, channels[i], ⌈H/strides[i]⌉, ⌈W/strides[i]⌉)."""
         height, width = x.shape[-2:]
@@ -70,13 +75,13 @@ def tag_of(name: str) -> str:
     Raises:
         ValueError: timm has no such network, or no such weights of it.
     """
-    tag = name.removeprefix(PREFIX)
+    tag = name.removeprefix(TIMM)
     network = tag.partition(".")[0]
     if not is_model(network):
         known = list_models()
         raise ValueError(
             f"unknown backbone {name!r}: none of the {len(known):,} networks of timm {timm.__version__} is "
-            f"{network!r}.{nearest(network, known)} `python -m segmodels {PREFIX}WORD` lists those with a word"
+            f"{network!r}.{nearest(network, known)} `python -m segmodels {TIMM}WORD` lists those with a word"
         )
     tags = list_pretrained(f"{network}.*") if tag != network else []
     if tag != network and tag not in tags:
@@ -137,7 +142,7 @@ def output_strides(tag: str) -> tuple[int, ...]:
         strides = strides_of(created(tag, {}))
         what = f"maps at strides {', '.join(map(str, strides))}" if strides else "no maps"
         raise ValueError(
-            f"{PREFIX}{tag} gives {what}; allowed: a network whose last four are at strides 4, 8, 16 and 32, or all at "
+            f"{TIMM}{tag} gives {what}; allowed: a network whose last four are at strides 4, 8, 16 and 32, or all at "
             "one stride, as a ViT's. Name another"
         )
     return tuple(found)
@@ -163,7 +168,7 @@ def plan(tag: str, output_stride: int) -> Taps:
             if keeps_promise(net, tried):
                 return tried
     raise ValueError(
-        f"{PREFIX}{tag}: its maps do not follow an image's size, since timm's network is bound to the size of its "
+        f"{TIMM}{tag}: its maps do not follow an image's size, since timm's network is bound to the size of its "
         "training or drops what lies at the border; name another network"
     )
 
