@@ -49,8 +49,7 @@ def connect(**options: Any) -> None:
         hint = " Where the cluster asks for a token, set RAY_AUTH_MODE=token." if isinstance(error, OSError) else ""
         address = os.environ.get("RAY_ADDRESS", "none, in a job")
         raise SetupError(
-            f"RAY_ADDRESS = {address}: Ray could not join this cluster: {text[:600]}.{hint} "
-            f"Correct that, {ALONE}"
+            f"RAY_ADDRESS = {address}: Ray could not join this cluster: {text[:600]}.{hint} Correct that, {ALONE}"
         ) from error
 
 
