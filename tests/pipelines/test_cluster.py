@@ -72,7 +72,7 @@ def test_a_spot_nodes_watcher_tells_ray_of_the_notice(tmp_path):
 
     command = yaml.safe_load((ROOT / "cluster.yaml").read_text())["worker_start_ray_commands"][-1]
     ray = tmp_path / "ray"
-    ray.write_text(f'#!/bin/sh\necho "$RAY_AUTH_MODE" "$@" > {tmp_path}/told\n')
+    ray.write_text(f'#!/bin/sh\necho "$RAY_AUTH_MODE" "$RAY_ADDRESS" "$@" > {tmp_path}/told\n')
     ray.chmod(0o700)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -89,7 +89,7 @@ def test_a_spot_nodes_watcher_tells_ray_of_the_notice(tmp_path):
         server.shutdown()
     assert asked == [("/latest/meta-data/spot/instance-action", "secret")] * 2
     told = (tmp_path / "told").read_text().split()
-    assert told[:3] == ["token", "drain-node", "--address=10.0.0.1:6379"]
+    assert told[:4] == ["token", "10.0.0.1:6379", "drain-node", "--address=10.0.0.1:6379"]
     assert "--reason=DRAIN_NODE_REASON_PREEMPTION" in told
 
 

@@ -498,7 +498,7 @@ def test_while_a_node_comes_and_goes_the_curve_is_that_of_one_worker(recipe_file
     (way,) = [line["step"] for line in notes if line["text"].startswith("nodes have joined: more workers go on")]
     grown = next(line for line in notes if "from here on 2 workers, before that 1" in line["text"])
     assert grown["text"].startswith(f"continues from its checkpoint at step {way};")
-    assert any("from here on 1 worker, before that 2" in line["text"] for line in notes)
+    assert any("from here on 1 worker, before that 2" in line["text"] for line in notes), notes
     fixed, ranging = losses(runs / "fixed"), losses(runs / "ranging")
     assert len(fixed) == len(ranging) == 100
     np.testing.assert_allclose(ranging, fixed, rtol=1e-4)

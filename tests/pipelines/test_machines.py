@@ -63,7 +63,8 @@ def test_a_machine_says_itself_that_it_will_be_taken_away(training, machines, pa
     clock = Clock(training, "notice on rank 0's own machine, which is then switched off")
     words = ["ray", "drain-node", f"--address={machines.address}", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
     words = machines.words(place, *words, "--reason-message=spot", "--deadline-remaining-seconds=100")
-    subprocess.run(words, check=True, timeout=60, env=machines.environment, capture_output=True)
+    environment = machines.environment | {"RAY_ADDRESS": machines.address}  # else Ray starts another cluster there
+    subprocess.run(words, check=True, timeout=60, env=environment, capture_output=True)
     training.until(training.notices)
     noticed = clock.seconds()
     machines.switch_off(place)
