@@ -178,7 +178,7 @@ UNITS: Mapping[str, Unit] = {
     "nl": Unit(lambda c, size: NonLocal(c, c // 2), nonlocal_plain, goal=True, settings="embedding C/2"),
     "pam": Unit(lambda c, size: PositionAttention(c, c // 8), pam_plain, goal=True, settings="keys C/8"),
     "cam": Unit(lambda c, size: ChannelAttention(), cam_plain),
-    "danet": Unit(whole_danet, danet_plain, WIDE, ours=side_by_side, settings="whole head of 4C, keys C/8"),
+    "danet-head": Unit(whole_danet, danet_plain, WIDE, ours=side_by_side, settings="whole head of 4C, keys C/8"),
     "cbam": Unit(lambda c, size: CBAM(c, 16, 7, spatial=True), cbam_plain, settings="reduction 16, kernel 7"),
     "rcca": Unit(lambda c, size: CrissCross(c, c // 8, 2), ccnet_plain, goal=True, settings="keys C/8, 2 rounds"),
     "emau": Unit(expectation(True), emanet_plain, settings="64 bases, 3 steps; plain has no gradient through them"),

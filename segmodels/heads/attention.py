@@ -12,9 +12,10 @@ EXPLICIT_BYTES = 2**28  # of all weights; with more, a fused kernel computes the
 GATHER_BYTES = 2**26
 # On a CPU, by measurement of both passes (`bench heads`, RESULTS.md): groups of so few keys keep their weights in its
 # caches; with many keys the time of the fused kernel grows with 2.7 times the wider of query and value, whose width all
-# three must have, and that of the explicit form with the sum of both widths and, for the weights in memory, 300 more.
+# three must have, and that of the explicit form with the sum of both widths and, for the weights in memory, 300 more,
+# or 190 up to 32 MiB: larger tensors come from the system each time, page by page.
 FEW_KEYS = 256
-WIDER, HELD = 2.7, 300
+WIDER, HELD, HELD_SMALL, SMALL_BYTES = 2.7, 300, 190, 2**25
 
 FUSED: ContextVar[bool] = ContextVar("FUSED", default=False)  # `fused_only`
 
@@ -126,7 +127,8 @@ def explicit(device: str, dtype: torch.dtype, relation: int, keys: int, widths: 
         return dtype == torch.float32
     if device != "cpu" or dtype not in (torch.float32, torch.float64):
         return False
-    return keys <= FEW_KEYS or WIDER * max(widths) > HELD + sum(widths)
+    held = HELD_SMALL if relation <= SMALL_BYTES else HELD
+    return keys <= FEW_KEYS or WIDER * max(widths) > held + sum(widths)
 
 
 @contextlib.contextmanager

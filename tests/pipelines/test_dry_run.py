@@ -210,7 +210,7 @@ def test_what_has_no_room_is_refused_with_the_micro_batch_that_has(whole):
 @pytest.mark.slow
 def test_a_head_that_can_compute_again_is_told_to_where_that_has_room():
     """OCNet's; its step then has the estimate that is named, and nothing is proposed twice."""
-    words = ["view.crop=[512,512]", "workers.gpus=1", "batch=8", "head={name: ocnet, scheme: pyramid, attention: sa}"]
+    words = ["view.crop=[1024,1024]", "workers.gpus=1", "batch=2", "head={name: ocnet, scheme: pyramid, attention: sa}"]
     recipe, again = (load_recipe("sample_small", [*words, f"workers.recompute={on}"]) for on in ("false", "true"))
     lower, kept = (estimate(r, 21, 1, "bf16").peak / GIB for r in (again, recipe))
     assert lower + 0.7 < kept

@@ -38,7 +38,9 @@ def test_the_form_of_attention_is_chosen_by_device_type_and_size():
     assert explicit("cpu", torch.float32, 1, FEW_KEYS, equal)
     assert explicit("cpu", torch.float64, 2**28, 2304, (64, 512))  # PAM; of 128 channels it is the fused kernel
     assert not explicit("cpu", torch.float64, 2**28 + 1, 2304, (64, 512))
-    assert not explicit("cpu", torch.float32, 1, 2304, (16, 128))
+    assert not explicit("cpu", torch.float32, 2**25 + 1, 2304, (16, 128))
+    assert explicit("cpu", torch.float32, 2**25, 2304, (16, 128))
+    assert not explicit("cpu", torch.float32, 2**25, 2304, equal)
     with fused_only():
         assert not explicit("cuda", torch.float32, 1, 1, equal)
 
