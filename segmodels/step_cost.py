@@ -105,7 +105,7 @@ def step_cost(
         image = torch.empty(images, 3, *crop, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
         mask = torch.empty(images, *crop, dtype=torch.uint8)
         half = torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32")
-        with LiveStorages() as live, Traffic() as traffic, Fused(), fused_only():
+        with LiveStorages() as live, Traffic() as traffic, Fused(), fused_only(fused_attention):
             live.now = live.peak = image.nbytes + mask.nbytes
             with half:
                 outputs = net(image)

@@ -1,7 +1,7 @@
 """What the heads' attentions share: cells as rows of memory, softmaxes in float32, and the attention itself."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import torch
@@ -17,7 +17,7 @@ GATHER_BYTES = 2**26
 FEW_KEYS = 256
 WIDER, HELD, HELD_SMALL, SMALL_BYTES = 2.7, 300, 190, 2**25
 
-FUSED: ContextVar[bool] = ContextVar("FUSED", default=False)  # `fused_only`
+FUSED: ContextVar[Callable[..., Tensor] | None] = ContextVar("FUSED", default=None)  # `fused_only`
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -93,7 +93,8 @@ def attention(
         if q.device.type == "cpu" and widths[0] < widths[1]:  # else its kernel would write all weights
             q, k = (F.pad(part, (0, widths[1] - widths[0])) for part in (q, k))
         q, k, v = (rows(part) for part in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+        kernel = FUSED.get() or F.scaled_dot_product_attention
+        return kernel(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     logits = (q if scale == 1 else scale * q) @ k.mT
     weights = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)
     if v.stride(-2) == 1 and not torch.is_grad_enabled():  # a channel after the other, as what it is added to
@@ -121,7 +122,12 @@ def explicit(device: str, dtype: torch.dtype, relation: int, keys: int, widths: 
         keys: S of each query.
         widths: of the queries and of the values.
     """
-    if FUSED.get() or not isinstance(relation, int) or not isinstance(keys, int) or relation > EXPLICIT_BYTES:
+    if (
+        FUSED.get() is not None
+        or not isinstance(relation, int)
+        or not isinstance(keys, int)
+        or relation > EXPLICIT_BYTES
+    ):
         return False
     if device == "cuda":
         return dtype == torch.float32
@@ -132,9 +138,13 @@ def explicit(device: str, dtype: torch.dtype, relation: int, keys: int, widths: 
 
 
 @contextlib.contextmanager
-def fused_only() -> Iterator[None]:
-    """Within it attention is left to fused kernels: for counts of what other machines hold, on a CPU's tensors."""
-    token = FUSED.set(True)
+def fused_only(kernel: Callable[..., Tensor] | None = None) -> Iterator[None]:
+    """Within it attention is left to fused kernels: for counts of what other machines hold, on a CPU's tensors.
+
+    Args:
+        kernel: takes its place, also where it is computed again in a backward pass, which no mode of PyTorch's sees.
+    """
+    token = FUSED.set(kernel or F.scaled_dot_product_attention)
     try:
         yield
     finally:

@@ -9,8 +9,10 @@ from torch import nn
 
 from segmodels.gpus import COPIES, GPUS, PRODUCTS, gpu_named, known_gpu
 from segmodels.heads.catalog import HEADS
+from segmodels.heads.interlaced import InterlacedAttention
 from segmodels.heads.lean import set_recompute
 from segmodels.heads.object_attention import SelfAttention
+from segmodels.heads.ocnet import PyramidOC
 from segmodels.losses import Objective
 from segmodels.segmentor import build_segmentor
 from segmodels.step_cost import UPDATE_MOVES, step_cost
@@ -98,6 +100,14 @@ def test_what_is_computed_again_is_done_twice_and_not_held():
     assert again.activations < kept.activations
     norms = 2 * 2 * 32 * 32 * (2 * 16 * 8 + 2 * 8 * 8 + 8 * 16)  # the five convolutions before norms
     assert again.flops - kept.flops == norms
+
+
+def test_attention_that_is_computed_again_is_counted_as_the_same_kernel():
+    units = [InterlacedAttention(16, 8, 8, 1, (2, 2)) for _ in range(2)]
+    model = Pixels(nn.Conv2d(3, 16, 1), PyramidOC(units, (1, 2), 16), nn.Conv2d(16, 2, 1))
+    kept = step_cost(model, ENTROPY, (32, 32), 2)
+    set_recompute(model, True)
+    assert step_cost(model, ENTROPY, (32, 32), 2).activations < kept.activations
 
 
 def test_a_single_image_is_counted_where_norms_see_those_of_other_workers():
