@@ -66,6 +66,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "smooth": (lambda v: 0 < v < math.inf, "above 0"),
     "width": (lambda v: v >= 1, "1 or more pixels"),
     "factor": (lambda v: 0 < v < math.inf, "above 0"),
+    "subtract_least": (lambda v: isinstance(v, bool), "true or false"),
 }
 
 

@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from segmodels.heads.attention import fused_only
+
 
 class LiveStorages(TorchDispatchMode):
     """Within it, `now` and `peak` are the bytes of all storages that operations made and something still holds.
@@ -74,7 +76,7 @@ def peak_bytes(work: Callable[[], object], device: str) -> int:
 def evaluation_peak(model: nn.Module, shapes: Sequence[Sequence[int]]) -> int:
     """The most bytes that evaluation holds at once besides weights and inputs, in float32; nothing is computed.
 
-    The choice of kernels is a CPU's: fused attention holds no weights, where the meta device would write them out.
+    Attention is a CPU's fused kernel, which holds no weights, see `fused_only`; the meta device would write them out.
 
     Args:
         model: stays as it is; takes one tensor, or a list of them where there are several shapes.
@@ -83,7 +85,7 @@ def evaluation_peak(model: nn.Module, shapes: Sequence[Sequence[int]]) -> int:
     Raises:
         ValueError: the model does not take them.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), fused_only():
         model = drawn(model).eval()
         inputs = [torch.empty(tuple(shape)) for shape in shapes]
         return peak_bytes(lambda: model(inputs if len(inputs) > 1 else inputs[0]), "cpu")

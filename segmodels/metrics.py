@@ -88,7 +88,7 @@ class Scores:
 
     Attributes:
         miou: mean IoU over the classes that occur in truth or prediction. A class absent from both has no IoU and
-            is left out, as in VOC's devkit and torchmetrics' macro average.
+            is left out, as in torchmetrics' macro average. VOC's devkit divides 0 by 0 there, and its mean is NaN.
         iou: per class, pixels in both truth and prediction over pixels in either.
         accuracy: share of the pixels that are right.
         mean_accuracy: mean recall over the classes that occur in the truth.

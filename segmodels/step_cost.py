@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from segmodels.gpus import Gpu
+from segmodels.heads.attention import fused_only
 from segmodels.losses import Objective
 from segmodels.memory import LiveStorages, drawn
 
@@ -86,7 +87,8 @@ def step_cost(
     What no such count sees comes on top: CUDA's context and cuDNN's workspaces, see `gpus.CONTEXT_BYTES`.
 
     Args:
-        model: on the meta device will do; it stays as it is.
+        model: on the meta device will do; it stays as it is. What it computes again (`set_recompute`) is not held, but
+            done twice.
         objective: the loss.
         crop: (h, w) in pixels.
         images: of a forward pass.
@@ -106,7 +108,7 @@ def step_cost(
         image = torch.empty(images, 3, *crop, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
         mask = torch.empty(images, *crop, dtype=torch.uint8)
         half = torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32")
-        with LiveStorages() as live, Traffic() as traffic, Fused():
+        with LiveStorages() as live, Traffic() as traffic, Fused(), fused_only(fused_attention):
             live.now = live.peak = image.nbytes + mask.nbytes
             with half:
                 outputs = net(image)

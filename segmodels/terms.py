@@ -163,7 +163,7 @@ def se(presence: Tensor, mask: Tensor) -> Tensor:
     return (loss * (pixels.sum(1) > 0)).mean()
 
 
-def cp(class_prior: Tensor, mask: Tensor) -> Tensor:
+def cp(class_prior: Tensor, mask: Tensor, *, subtract_least: bool = False) -> Tensor:
     """CP-loss of CTNet (Li et al., TPAMI 2022, arXiv:2104.09805): the classes' shares of the crop's labelled pixels.
 
     Binary cross entropy between predicted and true shares, the mean over classes and images; an image
@@ -173,8 +173,15 @@ def cp(class_prior: Tensor, mask: Tensor) -> Tensor:
     Args:
         class_prior: probabilities, (B, K): after the softmax over the classes.
         mask: see `cross_entropy`.
+        subtract_least: take the pixels of the least frequent class from those of each before the shares, as the public
+            code does, which scales them to 0..1 in between. The paper's shares are plain; both are the same where a
+            class is absent. An image whose classes all have as many pixels, where the code divides 0 by 0, counts by
+            its plain shares.
     """
     pixels = class_pixels(mask, class_prior.shape[1])
+    if subtract_least:
+        above = pixels - pixels.amin(1, keepdim=True)
+        pixels = above.where(above.sum(1, keepdim=True) > 0, pixels)
     total = pixels.sum(1, keepdim=True)
     p = single(class_prior)
     target = (pixels / total.clamp(min=1)).to(p.dtype)

@@ -1,7 +1,10 @@
 """Wider ResNet-38: few, wide pre-activation blocks at output stride 8 (Wu et al., 2016, arXiv:1611.10080).
 
 Structure of the segmentation codes (openseg, NVIDIA's), the "A2" form of Mapillary's: two poolings, one stride, then
-dilation. As in openseg, the blocks have no dropout. The names of layers are theirs, with batch norm and ReLU as a pair,
+dilation. As in openseg, the blocks have no dropout. The poolings round down, as in NVIDIA's and Mapillary's codes;
+openseg's round up (`ceil_mode`), which differs where a pooling meets an even side: a crop of 512 gives maps of 65 cells
+there and 64 here, like all other trunks and ⌈512/8⌉, by which heads are bound to their crop. At the papers' odd crops
+(513, 769) both are the same. The names of layers are theirs, with batch norm and ReLU as a pair,
 so that their weights load.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pipelines.cluster.sizes import Sizes
 from pipelines.recipes.model import frozen_norms, meta_model, pretrained_by
 from pipelines.recipes.recipe import Recipe, micro_batch
 from segmodels.gpus import CONTEXT_BYTES, known_gpu
+from segmodels.heads.lean import set_recompute
 from segmodels.losses import Objective
 from segmodels.optim import STATES
 from segmodels.step_cost import StepCost, step_cost
@@ -34,8 +36,8 @@ def estimate(recipe: Recipe, classes: int, world: int, precision: str, micro: in
     images = micro or micro_batch(recipe, world)
     passes = max(1, recipe.batch // world // images)
     parts = (recipe.backbone, recipe.weights, recipe.view.crop, recipe.head, recipe.aux, recipe.loss,
-             recipe.optim.ema > 0, recipe.optim.freeze_norm, recipe.optim.name, classes, images, passes, world > 1,
-             precision)  # fmt: skip
+             recipe.optim.ema > 0, recipe.optim.freeze_norm, recipe.optim.name, recipe.workers.recompute, classes,
+             images, passes, world > 1, precision)  # fmt: skip
     if repr(parts) not in KNOWN:
         if len(KNOWN) > 16:
             KNOWN.clear()
@@ -116,8 +118,16 @@ def told(cost: StepCost, recipe: Recipe, classes: int) -> str:
 
 
 def cure(recipe: Recipe, classes: int, world: int, precision: str, cost: StepCost, gib: float) -> str:
-    """What would have room: fewer images at a time, as many as fit, or more workers; else a smaller crop."""
+    """What would have room: a head that computes again, fewer images at a time, more workers; else a smaller crop."""
     share = recipe.batch // world
+    again = dataclasses.replace(recipe, workers=dataclasses.replace(recipe.workers, recompute=True))
+    if not recipe.workers.recompute and set_recompute(meta_model(recipe, classes), False):
+        lower = estimate(again, classes, world, precision, cost.images)
+        if fits(lower, gib):
+            return (
+                f"Give workers.recompute=true: {lower.peak / GIB:.1f} GiB, for a longer step of the same numbers; or "
+                "fewer images at a time (workers.micro_batch), more workers (workers.count), or a smaller view.crop"
+            )
     for micro in (size for size in range(cost.images - 1, 0, -1) if share % size == 0):
         try:
             smaller = estimate(recipe, classes, world, precision, micro)

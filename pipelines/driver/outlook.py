@@ -20,7 +20,7 @@ from segmodels.step_cost import StepCost
 
 LINES = 20  # of the record, whose median counts
 PACE = ("batch", "backbone", "head", "aux", "loss", "view", "feed")  # keys that decide the speed
-PACE_WORKERS = ("count", "gpus", "precision", "channels_last", "compile", "micro_batch", "feed_tasks")
+PACE_WORKERS = ("count", "gpus", "precision", "channels_last", "compile", "recompute", "micro_batch", "feed_tasks")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import nn
 from pipelines.recipes.protocols import PROTOCOLS
 from pipelines.recipes.recipe import InferenceSpec, Recipe
 from segmodels import loading
+from segmodels.heads.lean import set_recompute
 from segmodels.inference import Inference, protocol
 from segmodels.segmentor import Segmentor, build_segmentor
 
@@ -79,9 +80,11 @@ def build_model(recipe: Recipe, classes: int, weights: str | None = None) -> Seg
         weights: a local file of the backbone's, or `hub`; None for random ones.
     """
     backbone = dataclasses.asdict(recipe.backbone) | {"weights": weights}
-    return build_segmentor(
+    model = build_segmentor(
         num_classes=classes, crop=recipe.view.crop, backbone=backbone, head=recipe.head, aux=recipe.aux
     )
+    set_recompute(model, recipe.workers.recompute)
+    return model
 
 
 def meta_model(recipe: Recipe, classes: int) -> Segmentor:
@@ -91,6 +94,7 @@ def meta_model(recipe: Recipe, classes: int) -> Segmentor:
         META.clear()  # a study checks one model after the other
         with torch.device("meta"):
             META[repr(parts)] = build_model(recipe, classes)
+    set_recompute(META[repr(parts)], recipe.workers.recompute)
     return META[repr(parts)]
 
 

@@ -44,6 +44,7 @@ PLACED_WORKERS = {
     "compile": "rounding, likewise",
     "graphs": "rounding, likewise",
     "deterministic": "rounding: kernels that add up in a fixed order",
+    "recompute": "rounding, likewise: what is computed again is the same",
     "micro_batch": "rounding of accumulated gradients; see above for norms",
     "feed_tasks": "nothing",
     "max_failures": "nothing",
@@ -189,6 +190,11 @@ class Workers:
     deterministic: bool = key(
         "only kernels that add up in a fixed order, so that GPUs too give the same bits twice; slower, and an "
         "operation that has no such kernel ends the run",
+        False,
+    )
+    recompute: bool = key(
+        "compute layers of a head again in the backward pass and keep less, for a longer step; of the heads ocnet and "
+        "sa2x, others have none that can",
         False,
     )
     compress: Literal["bf16"] | None = key(

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from pipelines.speed.units import Unit
 
 REPEATS = 7
-SMALL = (2, 128, 48, 48)  # B, C, H, W on a CPU; two images, as the batch norms of pooled vectors need
+SMALL = (2, 512, 48, 48)  # B, C, H, W on a CPU; two images, as the batch norms of pooled vectors need in training
 COLUMNS = (
-    "unit", "form", "type", "B x C x H x W", "forward, ms", "forward + backward, ms", "peak, MiB", "GMACs an image",
+    "unit", "form", "mode", "C", "settings", "type", "input",
+    "forward, ms", "forward + backward, ms", "peak, MiB", "GMACs an image",
     "forward, plain / ours", "both, plain / ours", "peak, plain / ours", "ours is", "difference",
 )  # fmt: skip
 TYPES = ("fp32", "bf16")
@@ -32,7 +33,7 @@ NOTES = (
     "which other work hardly lengthens, with more threads by the wall clock; ratios: medians of the rounds' own, and "
     "their range",
     "forward: without a graph; forward + backward: of a training step, gradients of inputs and weights; peak: of both "
-    "passes, besides weights and inputs, with gradients",
+    "passes, besides weights and inputs, with gradients; in evaluation of the forward pass alone",
     "peak on a CPU: the most bytes of storages alive at once that operations returned (memory.py), so without a "
     "kernel's own workspace; on a GPU: the allocator's peak above what was held before",
     f"ours is: forward, both, peak; equal within noise: a time whose median ratio is within {NOISE:.0%} of 1 and whose "
@@ -58,8 +59,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("--only", nargs="+", metavar="NAME", help="units or heads; a name of both picks both")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="of the maps, in cells")
-    parser.add_argument("--batch", type=int, help="images (default 2; on a GPU 4, TGM + TRM 16)")
-    parser.add_argument("--channels", type=int, help="C (default 128, whole heads 64; on a GPU 512)")
+    parser.add_argument(
+        "--batch", type=int, help="images in training, and in evaluation beside 1 (default 2; on a GPU 4, TGM + TRM 16)"
+    )
+    parser.add_argument("--channels", type=int, help="C (default 512)")
     parser.add_argument("--dtype", nargs="+", metavar="TYPE", help="of fp32, bf16 (default fp32; on a GPU both)")
 
 
@@ -108,18 +111,23 @@ def unit_rows(
     rows: list[list[str]] = []
     measured: dict[str, object] = {}
     notes, behind = [], []
-    for name, unit in units.items():
-        case = Case(name, unit, shape(args, unit, device), device)
+    made = (
+        (Case(name, unit, (images, channels, size), device, tested=tested), dtype)
+        for name, unit in units.items()
+        for batch, channels, size in [shape(args, unit, device)]
+        for images, tested in ((batch, False), (batch, True), (1, True))
+        for dtype in args.dtype
+    )
+    for case, dtype in made:
         apart = case.agree()
-        for dtype in args.dtype:
-            ours, plain = case.contest(dtype, args.repeats)
-            against = compare(ours, plain)
-            key = f"{name} {dtype}"
-            rows += two_rows(case, dtype, (ours, plain), against, apart)
-            measured[key] = {form: vars(m) for form, m in (("ours", ours), ("plain", plain))} | {"difference": apart}
-            notes += goals(key, unit, against)
-            if wrong := shortfall(against):
-                behind.append(f"{key} ({wrong})")
+        ours, plain = case.contest(dtype, args.repeats)
+        against = compare(ours, plain)
+        key = f"{case.name} {dtype}" + (f" in evaluation, batch {case.batch}" if case.tested else "")
+        rows += two_rows(case, dtype, (ours, plain), against, apart)
+        measured[key] = {form: vars(m) for form, m in (("ours", ours), ("plain", plain))} | {"difference": apart}
+        notes += [] if case.tested else goals(key, case.unit, against)
+        if wrong := shortfall(against):
+            behind.append(f"{key} ({wrong})")
     listing = ", ".join(behind) or "none"
     verdict = f"goal: none slower or larger than its plain form: {listing}"
     return rows, [*notes, f"{verdict}, {'MISSED' if behind else 'met'}"], measured
@@ -146,10 +154,11 @@ def two_rows(
 ) -> Iterable[list[str]]:
     """The row of ours and the row of its peer, which has the ratios."""
     found = ", ".join(verdicts(against).values())
-    ends = [[""] * 5, [*(spread(values, 2) for values in against.values()), found, f"{apart:.0e}"]]
+    ends: list[list[str]] = [[""] * 5, [*(spread(values, 2) for values in against.values()), found, f"{apart:.0e}"]]
     for form, m, macs, end in zip(("ours", "plain"), pair, case.macs(), ends, strict=True):
-        times = (f"{1e3 * median(values):.1f}" for values in (m.forward, m.both))
-        yield [case.name, form, dtype, case.label, *times, f"{m.peak / 2**20:.1f}", f"{macs:.3f}", *end]
+        times = (f"{1e3 * median(values):.1f}" if values else "–" for values in (m.forward, m.both))
+        start = [case.name, form, case.mode, str(case.channels), case.unit.settings, dtype, case.label]
+        yield [*start, *times, f"{m.peak / 2**20:.1f}", f"{macs:.3f}", *end]
 
 
 def goals(key: str, unit: Unit, against: dict[str, list[float]]) -> list[str]:
@@ -170,7 +179,9 @@ def verdicts(against: dict[str, list[float]]) -> dict[str, str]:
     """What ours is in each respect: by the median ratio, and equal where the rounds do not agree on a side."""
     words = {"forward": ("faster", "slower"), "both": ("faster", "slower"), "peak": ("smaller", "larger")}
     return {
-        what: "equal" if equal(what, values) else words[what][median(values) < 1] for what, values in against.items()
+        what: "equal" if equal(what, values) else words[what][median(values) < 1]
+        for what, values in against.items()
+        if values
     }
 
 

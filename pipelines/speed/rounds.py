@@ -22,8 +22,9 @@ class Measured:
     """One form: seconds of the forward pass without a graph and of a training step's two passes, and their peak.
 
     Attributes:
-        forward, both: seconds, a value per round, see `seconds`.
-        peak: bytes that forward and backward pass hold at once besides weights and inputs; gradients are part of it.
+        forward, both: seconds, a value per round, see `seconds`; both has none where there is no backward pass.
+        peak: bytes that forward and backward pass, or the forward pass alone without a graph, hold at once besides
+            weights and inputs; gradients are part of it.
     """
 
     forward: list[float]
@@ -66,9 +67,15 @@ def exact() -> Iterator[None]:
 
 
 def contest(
-    module: nn.Module, forms: Mapping[str, Form], inputs: Sequence[Tensor], dtype: str, repeats: int
+    module: nn.Module,
+    forms: Mapping[str, Form],
+    inputs: Sequence[Tensor],
+    dtype: str,
+    repeats: int,
+    *,
+    backward: bool = True,
 ) -> dict[str, Measured]:
-    """Peaks of all forms, then their times in turn.
+    """Peaks of all forms, then their times in turn; of both passes, or without `backward` of the forward pass alone.
 
     With bf16 the inputs are cast and the passes run under autocast, as in training; the weights stay in float32.
     """
@@ -87,11 +94,13 @@ def contest(
             y = form(module, *leaves)
         return torch.autograd.grad(y, wanted, cotangent.to(y.dtype), allow_unused=True)
 
-    peaks = {name: peak_bytes(lambda form=form: both(form), device) for name, form in forms.items()}  # type: ignore[misc]
-    passes = {(name, work.__name__): (work, form) for work in (forward, both) for name, form in forms.items()}
+    work: Callable[[Form], object] = both if backward else forward
+    peaks = {name: peak_bytes(lambda form=form: work(form), device) for name, form in forms.items()}  # type: ignore[misc]
+    timed: list[Callable[[Form], object]] = [forward, both] if backward else [forward]
+    passes = {(name, work.__name__): (work, form) for work in timed for name, form in forms.items()}
     cases = {f"{n} {w}": lambda pair=pair: seconds(pair[0], pair[1], device) for (n, w), pair in passes.items()}  # type: ignore[misc]
     times = in_turns(cases, repeats)
-    return {name: Measured(times[f"{name} forward"], times[f"{name} both"], peaks[name]) for name in forms}
+    return {name: Measured(times[f"{name} forward"], times.get(f"{name} both", []), peaks[name]) for name in forms}
 
 
 def in_turns(cases: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pipelines.speed.rounds import Measured, agreement, contest, training_passes
 from pipelines.speed.units import Unit, wake
 from segmodels.cost import conv_matmul_macs, on_meta
+from segmodels.heads.attention import fused_only
 from segmodels.memory import peak_bytes
 
 
@@ -20,14 +21,19 @@ class Case:
         unit: its entry.
         shape: B, C and (H, W) in cells.
         device: "cpu" or "cuda".
+        tested: in evaluation mode and without a backward pass, also of a unit that can be trained.
     """
 
-    def __init__(self, name: str, unit: Unit, shape: tuple[int, int, tuple[int, int]], device: str) -> None:
-        self.name, self.unit = name, unit
-        self.batch, channels, size = shape
+    def __init__(
+        self, name: str, unit: Unit, shape: tuple[int, int, tuple[int, int]], device: str, *, tested: bool = False
+    ) -> None:
+        self.name, self.unit, self.tested = name, unit, tested
+        self.mode = "evaluation" if tested else "training" if unit.training else "evaluation, both passes"
+        self.batch, self.channels, size = shape
+        channels = self.channels
         torch.manual_seed(0)
         with torch.no_grad():
-            self.module = wake(unit.build(channels, size)).train(unit.training).to(device)
+            self.module = wake(unit.build(channels, size)).train(unit.training and not tested).to(device)
         self.forms = {"ours": unit.ours, "plain": unit.plain}
         self.shapes = unit.inputs(channels, size)
         self.inputs = self.draw(self.batch, device)
@@ -44,7 +50,7 @@ class Case:
 
     def contest(self, dtype: str, repeats: int) -> tuple[Measured, Measured]:
         """Ours and its peer, measured."""
-        measured = contest(self.module, self.forms, self.inputs, dtype, repeats)
+        measured = contest(self.module, self.forms, self.inputs, dtype, repeats, backward=not self.tested)
         return measured["ours"], measured["plain"]
 
     def macs(self) -> list[float]:
@@ -61,7 +67,7 @@ def drawn_peaks(unit: Unit) -> tuple[int, int]:
     """Peak bytes of ours and of its peer at the unit's size for a GPU, on tensors that hold nothing: float32, CPU."""
     batch, channels, *size = unit.gpu
     height, width = size
-    with FakeTensorMode():
+    with FakeTensorMode(), fused_only():
         module = unit.build(channels, (height, width)).train(unit.training)
         inputs = [torch.zeros(batch, *shape, requires_grad=True) for shape in flat(unit, channels, (height, width))]
         ours, plain = (peak_bytes(training_passes(module, form, inputs), "cpu") for form in (unit.ours, unit.plain))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 from statistics import median
 
 import torch
@@ -16,7 +17,17 @@ from segmodels.cost import conv_matmul_macs, on_meta
 from segmodels.heads.catalog import HEADS, build_head
 
 CLASSES = 21
-COLUMNS = ("head", "type", "GMACs an image", "parameters, M", "forward, ms", "forward + backward, ms", "peak, MiB")
+COLUMNS = (
+    "head",
+    "mode",
+    "batch",
+    "type",
+    "GMACs an image",
+    "parameters, M",
+    "forward, ms",
+    "forward + backward, ms",
+    "peak, MiB",
+)
 Size = tuple[int, int]
 
 
@@ -52,11 +63,14 @@ def logits(head: nn.Module, *maps: Tensor) -> Tensor:
     return torch.stack([y.float().sum() for y in head(list(maps)).values()])
 
 
-def measure_head(name: str, shape: tuple[int, int, Size], dtype: str, repeats: int, device: str) -> Measured:
-    """One head in training mode."""
+def measure_head(
+    name: str, shape: tuple[int, int, Size], dtype: str, repeats: int, device: str, *, tested: bool = False
+) -> Measured:
+    """One head in training mode, or in evaluation without a backward pass."""
     batch, channels, size = shape
-    head = build(name, channels, size).to(device).train()
-    return contest(head, {"ours": logits}, features(batch, channels, size, device), dtype, repeats)["ours"]
+    head = build(name, channels, size).to(device).train(not tested)
+    maps = features(batch, channels, size, device)
+    return contest(head, {"ours": logits}, maps, dtype, repeats, backward=not tested)["ours"]
 
 
 def costs(name: str, channels: int, size: Size) -> tuple[float, float]:
@@ -69,19 +83,21 @@ def costs(name: str, channels: int, size: Size) -> tuple[float, float]:
 
 def head_table(args: argparse.Namespace, names: Sequence[str], device: str) -> Report:
     """A row per head and type."""
-    channels, size = args.channels or (512 if device == "cuda" else 64), tuple(args.size or default_size(device))
-    shape = (args.batch or (4 if device == "cuda" else 2), channels, size)
+    channels, size = args.channels or 512, tuple(args.size or default_size(device))
+    batch = args.batch or (4 if device == "cuda" else 2)
+    repeats = min(args.repeats, 3) if device == "cpu" else args.repeats
     rows, measured = [], {}
     for name in names:
         macs, parameters = costs(name, channels, size)
-        for dtype in args.dtype:
-            m = measure_head(name, shape, dtype, min(args.repeats, 3) if device == "cpu" else args.repeats, device)
-            times = (f"{1e3 * median(values):.1f}" for values in (m.forward, m.both))
-            rows.append([name, dtype, f"{macs:.3f}", f"{parameters:.3f}", *times, f"{m.peak / 2**20:.1f}"])
-            measured[f"{name} {dtype}"] = {"forward_s": m.forward, "both_s": m.both, "peak_bytes": m.peak}
-    title = (
-        f"Every head whole: batch {shape[0]}, C {channels}, trunk's maps of {widths(channels)} channels, {size} cells"
-    )
+        for dtype, (images, tested) in product(args.dtype, ((batch, False), (batch, True), (1, True))):
+            m = measure_head(name, (images, channels, size), dtype, repeats, device, tested=tested)
+            mode = "evaluation" if tested else "training"
+            times = (f"{1e3 * median(values):.1f}" if values else "–" for values in (m.forward, m.both))
+            cost = (f"{macs:.3f}", f"{parameters:.3f}")
+            rows.append([name, mode, str(images), dtype, *cost, *times, f"{m.peak / 2**20:.1f}"])
+            key = f"{name} {dtype}" + (f" in evaluation, batch {images}" if tested else "")
+            measured[key] = {"forward_s": m.forward, "both_s": m.both, "peak_bytes": m.peak}
+    title = f"Every head whole: C {channels}, trunk's maps of {widths(channels)} channels, {size} cells"
     return Report(title, COLUMNS, rows, ["parameters and GMACs at these sizes, not at the papers'"], measured)
 
 

@@ -14,6 +14,15 @@ from segmodels.heads.maps import Maps
 from segmodels.heads.se import bottleneck
 
 
+def largest(x: Tensor, dim: int) -> Tensor:
+    """The maximum along a dimension; where several values are the greatest, one of them gets its gradient.
+
+    So it is in the authors' code. `amax` shares the gradient among them, which takes its backward pass five times as
+    long; without one it is the faster.
+    """
+    return x.max(dim).values if x.requires_grad and torch.is_grad_enabled() else x.amax(dim)
+
+
 class ChannelGate(nn.Module):
     """x · σ(MLP(mean of x) + MLP(maximum of x)) over the map: Eq. (2), one MLP for both.
 
@@ -26,7 +35,7 @@ class ChannelGate(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, inner), nn.ReLU(inplace=True), nn.Linear(inner, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.stack([x.mean((2, 3)), x.amax((2, 3))])
+        pooled = torch.stack([x.mean((2, 3)), largest(x.flatten(2), 2)])
         return x * self.mlp(pooled).sum(0).sigmoid()[:, :, None, None]
 
 
@@ -52,7 +61,7 @@ class SpatialGate(nn.Module):
         self.norm = nn.BatchNorm2d(1, momentum=0.01)  # as in the authors' code
 
     def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
-        pooled = torch.stack([x.amax(1), x.mean(1)], 1)
+        pooled = torch.stack([largest(x, 1), x.mean(1)], 1)
         gate = self.norm(self.conv(pooled)).sigmoid()
         if maps is not None:
             maps.add("spatial_gate", gate)

@@ -5,6 +5,7 @@ convolution before them never learns; here the last of the iterations carries gr
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -48,6 +49,10 @@ class ExpectationMaximisation(nn.Module):
         self.iterations, self.momentum, self.gradient = iterations, momentum, gradient
         self.before = nn.Conv2d(channels, channels, 1).requires_grad_(gradient)
         self.behind = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        # As in the public code: 0.0625 at 512 channels. PyTorch's own start, 0.0255, leaves the responsibilities soft,
+        # and with `gradient: false` the first of them stays as it starts.
+        for weight in (self.before.weight, cast("nn.Conv2d", self.behind[0]).weight):
+            nn.init.normal_(weight, std=(2 / channels) ** 0.5)
         start = torch.randn(1, channels, bases) * (2 / bases) ** 0.5
         self.register_buffer("bases", normalise(start))
         # Sums since the last step. Not in checkpoints, which are written between steps, where they are 0. They are 0
@@ -67,8 +72,8 @@ class ExpectationMaximisation(nn.Module):
             self.total += mu.detach().mean(0, keepdim=True)
             self.batches += 1
         if maps is not None:
-            maps.add("responsibilities", z.mT.unflatten(2, x.shape[2:]))
-        y = F.relu(mu.to(points.dtype) @ z.to(points.dtype).mT).view_as(x)
+            maps.add("responsibilities", z.unflatten(2, x.shape[2:]))
+        y = F.relu(mu.to(points.dtype) @ z.to(points.dtype)).view_as(x)
         return F.relu(self.behind(y) + x)
 
     @torch.no_grad()
@@ -148,17 +153,20 @@ def emanet_head(
 
 
 def expect(points: Tensor, mu: Tensor) -> Tensor:
-    """Z = softmax_k(Xᵀμ), in float32 or better: (B, C, N), (B, C, K) -> (B, N, K)."""
-    logits = points.mT @ mu.to(points.dtype)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(2)
+    """Z = softmax_k(μᵀX), in float32 or better: (B, C, N), (B, C, K) -> (B, K, N).
+
+    Bases are rows, not columns as in the paper: so all gradients of X lie in memory as X does.
+    """
+    logits = mu.to(points.dtype).mT @ points
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
 
 
 def maximise(points: Tensor, z: Tensor) -> Tensor:
-    """μ = XẐ, of length 1; Ẑ is Z over its sum of positions: (B, C, N), (B, N, K) -> (B, C, K).
+    """μ = XẐᵀ, of length 1; Ẑ is Z over its sum of positions: (B, C, N), (B, K, N) -> (B, C, K).
 
-    The sums divide the product, C times K values, not Z's N times K.
+    The sums divide the product, C times K values, not Z's K times N.
     """
-    return normalise((points @ z.to(points.dtype)) / (EPSILON + z.sum(1, keepdim=True)))
+    return normalise((points @ z.to(points.dtype).mT) / (EPSILON + z.sum(2).unsqueeze(1)))
 
 
 def normalise(mu: Tensor) -> Tensor:

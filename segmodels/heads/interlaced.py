@@ -182,6 +182,7 @@ class InterlacedAttention(nn.Module):
     """
 
     gives_maps = True
+    even_tiles = True  # see `tiled`
 
     def __init__(
         self,
@@ -210,9 +211,10 @@ class InterlacedAttention(nn.Module):
         if self.mask_padding and not divides(x.shape[-2:], sides):
             for stage, unit in self.stages:
                 # Computed again, queries and keys would take more time than the regrouping of three maps leaves.
-                x = unit.gather(x, partial(tiled, partial(self.masked, stage, whole), tiles=tiles), lean=False)
+                attend = partial(tiled, partial(self.masked, stage, whole), tiles=tiles, even=self.even_tiles)
+                x = unit.gather(x, attend, lean=False)
         else:
-            x = tiled(partial(self.regrouped, whole), x, tiles=tiles)
+            x = tiled(partial(self.regrouped, whole), x, tiles=tiles, even=self.even_tiles)
         if maps is not None and whole is not None:
             whole.add_maps(maps)
         return x

@@ -1,13 +1,14 @@
-"""Layers that keep less for the backward pass and compute it again: memory bounds the crop, 1x1 convolutions are cheap.
+"""Layers that can keep less for the backward pass and compute it again: where memory bounds the crop.
 
-All of it gives only first derivatives, and does nothing under a compiler, which decides itself what to keep.
+They do so where `set_recompute` says it; else, and under a compiler, which decides itself what to keep, they are plain.
+All of it gives only first derivatives.
 """
 
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,25 @@ T = TypeVar("T")
 WITHIN: ContextVar[bool] = ContextVar("WITHIN", default=False)  # `plainly`
 
 
+def set_recompute(model: nn.Module, on: bool) -> int:
+    """Let all layers of a model that can do so keep less and compute it again, or not; numbers stay but for rounding.
+
+    Returns:
+        How many layers can: 0 for all heads but OCNet's and `sa2x`.
+    """
+    able: list[Any] = [module for module in model.modules() if hasattr(type(module), "recompute")]
+    for module in able:
+        module.recompute = on
+    return len(able)
+
+
 class LeanConvNormReLU(ConvNormReLU):
-    """A 1x1 `ConvNormReLU` that keeps its output, but computes the input of its batch norm again.
+    """A 1x1 `ConvNormReLU` that, where `set_recompute` says it, keeps its output, but not the input of its batch norm.
 
     Shape: (B, in, H, W) -> (B, out, H, W).
     """
+
+    recompute = False
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
@@ -33,7 +48,7 @@ class LeanConvNormReLU(ConvNormReLU):
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, relu = self
         y = conv(x)
-        if WITHIN.get() or not recording(self, x):
+        if not self.recompute or WITHIN.get() or not recording(self, x):
             return relu(norm(y))
         source, dtype, norm_input = x.detach(), y.dtype, weakref.ref(y)  # autograd holds on to the hooks
 

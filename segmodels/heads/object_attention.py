@@ -31,6 +31,8 @@ class SelfAttention(nn.Module):
     """
 
     gives_maps = True
+    even_tiles = True  # see `tiled`
+    bare = False  # leave ρ's norm and ReLU to the caller
 
     def __init__(self, channels: int, key_channels: int, value_channels: int, qk_layers: int) -> None:
         super().__init__()
@@ -42,7 +44,7 @@ class SelfAttention(nn.Module):
         self.out = LeanConvNormReLU(value_channels, channels)
 
     def forward(self, x: Tensor, maps: Maps | None = None, *, tiles: int = 1) -> Tensor:
-        return self.gather(x, partial(tiled, partial(dense, maps=maps), tiles=tiles))
+        return self.gather(x, partial(tiled, partial(dense, maps=maps), tiles=tiles, even=self.even_tiles))
 
     def gather(self, x: Tensor, attend: Callable[..., Tensor], *, lean: bool = True) -> Tensor:
         """The unit with the keys of each query chosen by `attend`: maps of query, key and value -> their context.
@@ -52,12 +54,13 @@ class SelfAttention(nn.Module):
         # a compiler computes nothing again by itself, and cannot follow `plainly`
         with contextlib.nullcontext() if lean or torch.compiler.is_compiling() else plainly():
             parts = self.query(x), self.key(x), self.value(x)
-        return self.out(attend(*parts))
+        y = attend(*parts)
+        return self.out[0](y) if self.bare else self.out(y)
 
     def fused(self, x: Tensor, weight: Tensor, tiles: int) -> Tensor:
         """A 1x1 convolution of the unit's result; of the maps on the way only those of the attention are kept."""
         q, k, v = recomputed(lambda x: (self.query(x), self.key(x), self.value(x)), self, x)
-        context = tiled(dense, q, k, v, tiles=tiles)
+        context = tiled(dense, q, k, v, tiles=tiles, even=self.even_tiles)
         return recomputed(lambda context, weight: F.conv2d(self.out(context), weight), self.out, context, weight)
 
 
@@ -71,10 +74,23 @@ def dense(q: Tensor, k: Tensor, v: Tensor, maps: Maps | None = None) -> Tensor:
     return y if known(size) else y.contiguous()  # an export cannot always order the strides of free sizes
 
 
-def tiled(attend: Callable[..., Tensor], *inputs: Tensor, tiles: int) -> Tensor:
-    """`attend` on each of tiles x tiles parts; tile i of k spans the rows from floor(iH/k) to floor((i+1)H/k).
+def borders(size: int, tiles: int, even: bool) -> list[tuple[int, int]]:
+    """First row of each tile and the row after its last: as equal as can be, or all of the rest in the last."""
+    ends = [size * i // tiles if even else i * (size // tiles) for i in range(tiles)]
+    return list(pairwise([*ends, size]))
+
+
+def tiled(attend: Callable[..., Tensor], *inputs: Tensor, tiles: int, even: bool = True) -> Tensor:
+    """`attend` on each of tiles x tiles parts.
 
     Tiles of one size are a batch; else `attend` is called for each.
+
+    Args:
+        attend: from parts of the inputs to the context of one.
+        inputs: maps.
+        tiles: k, per side.
+        even: where k does not divide the map, tile i spans the rows from floor(iH/k) to floor((i+1)H/k); without, all
+            but the last have floor(H/k) rows, as in OCNet's public code.
 
     Shape: maps (B, …, H, W), which `attend` takes -> (B, V, H, W), if `attend` keeps the size.
 
@@ -93,7 +109,7 @@ def tiled(attend: Callable[..., Tensor], *inputs: Tensor, tiles: int) -> Tensor:
         y = attend(*(fold(x, tiles) for x in inputs))
         y = y.unflatten(0, (-1, tiles, tiles)).permute(0, 1, 4, 2, 5, 3)  # (B, k, H/k, k, W/k, V)
         return y.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
-    rows, columns = (list(pairwise(n * i // tiles for i in range(tiles + 1))) for n in (height, width))
+    rows, columns = (borders(n, tiles, even) for n in (height, width))
     return torch.cat(
         [torch.cat([attend(*(x[:, :, a:b, c:d] for x in inputs)) for c, d in columns], 3) for a, b in rows], 2
     )

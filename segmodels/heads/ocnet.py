@@ -3,12 +3,13 @@
 We follow the paper where the authors' code differs, with these exceptions. ρ is followed by batch norm and ReLU, and
 1x1 convolutions before a norm have no bias, as in the code of interlaced attention, whose size the published costs
 have; and the attention of ASP-OC works on a pooled map, which the paper does not mention and its costs need. Padded
-cells are no keys: in the code they are, see `mask_padding`.
+cells are no keys: in the code they are, see `mask_padding`. Tiles that do not divide the map are as equal as can be: in
+the code the last has the rest, see `even_tiles`.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,12 @@ class Pooled(nn.Module):
 
     Maps on request are those of the unit, at the pooled size.
 
+    Args:
+        unit: `SelfAttention` or `InterlacedAttention`.
+        pool: cells per side that are one.
+        late_norm: the norm and ReLU of the unit's last ρ come after the way back, as in the authors' code; its 1x1
+            convolution, which commutes with that, before.
+
     Shape: (B, C, H, W) -> (B, C, H, W).
 
     Raises:
@@ -41,9 +48,15 @@ class Pooled(nn.Module):
 
     gives_maps = True
 
-    def __init__(self, unit: nn.Module, pool: int) -> None:
+    def __init__(self, unit: SelfAttention | InterlacedAttention, pool: int, *, late_norm: bool = True) -> None:
         super().__init__()
         self.unit, self.pool = unit, pool
+        self.last.bare = late_norm and pool > 1
+
+    @property
+    def last(self) -> SelfAttention:
+        """The unit, or its last stage."""
+        return cast("SelfAttention", self.unit if isinstance(self.unit, SelfAttention) else self.unit.units[-1])
 
     def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
         if self.pool == 1:
@@ -54,8 +67,11 @@ class Pooled(nn.Module):
                 f"pool is {self.pool}, but the map has {(height, width)} cells; allowed: at most its smaller side. "
                 "Lower pool, or enlarge the crop or image"
             )
-        y = self.unit(F.max_pool2d(x, self.pool), maps)
-        return bilinear(y, (height, width))
+        y = bilinear(self.unit(F.max_pool2d(x, self.pool), maps), (height, width))
+        if not self.last.bare:
+            return y
+        _, norm, relu = self.last.out
+        return relu(norm(y))
 
 
 class BaseOC(nn.Module):
@@ -78,13 +94,14 @@ class BaseOC(nn.Module):
 class PyramidOC(nn.Module):
     """Pyramid-OC: a unit per scale, shared by its k x k tiles, next to x widened to as many channels; 1x1 fused.
 
-    In training the fusion is a sum over the units and over C channels of the widened x at a time, each of which is
-    computed again for the backward pass; neither they nor their concatenation are kept.
+    Where `set_recompute` says it, the fusion in training is a sum over the units and over C channels of the widened x
+    at a time, each of which is computed again for the backward pass; neither they nor their concatenation are kept.
 
     Args:
         units: one for each scale, which take the number of tiles per side.
         scales: k of each.
         channels: C.
+        even_tiles: see `tiled`.
 
     Maps on request are those of the scale 1, if there is one.
 
@@ -96,15 +113,20 @@ class PyramidOC(nn.Module):
 
     gives_maps = True
     one_size_programs = True
+    recompute = False
 
-    def __init__(self, units: Sequence[nn.Module], scales: Sequence[int], channels: int) -> None:
+    def __init__(
+        self, units: Sequence[nn.Module], scales: Sequence[int], channels: int, *, even_tiles: bool = True
+    ) -> None:
         super().__init__()
         self.units, self.scales = nn.ModuleList(units), tuple(scales)
+        for unit in cast("Sequence[SelfAttention | InterlacedAttention]", self.units):
+            unit.even_tiles = even_tiles
         self.widen = nn.ModuleList(ConvNormReLU(channels, channels, 1) for _ in scales)
         self.fuse = ConvNormReLU(2 * len(scales) * channels, channels, 1)
 
     def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
-        if maps is not None or not recording(self, x):
+        if maps is not None or not self.recompute or not recording(self, x):
             parts = zip(self.units, self.scales, strict=True)
             contexts = [unit(x, maps if tiles == 1 else None, tiles=tiles) for unit, tiles in parts]
             return self.fuse(torch.cat([*contexts, *(widen(x) for widen in self.widen)], 1))
@@ -180,8 +202,10 @@ def ocnet_head(
     value_channels: int = 0,
     qk_layers: int = 2,
     pool: int = 2,
+    late_norm: bool = True,
     rates: tuple[int, ...] = (12, 24, 36),
     pyramid: tuple[int, ...] = (1, 2, 3, 6),
+    even_tiles: bool = True,
     dropout: float = 0.05,
 ) -> nn.Module:
     """OCNet: object context by dense or interlaced sparse self-attention (Yuan et al., IJCV 2021, arXiv:1809.00916).
@@ -206,8 +230,14 @@ def ocnet_head(
             costs of Base-OC and ASP-OC, has 512.
         qk_layers: 1x1 convolutions of query and key, 1 or 2; the published costs of Base-OC have 1.
         pool: of ASP-OC: its attention works on a map max-pooled pool x pool cells at a time; 1 for none.
+        late_norm: of ASP-OC with a pool above 1: the norm and ReLU of ρ come after the map is back at its size, as in
+            the authors' code; the paper says nothing of a pool. False, as weights of version 0.6.0 and before were
+            trained, is cheaper: the norm sees the pooled cells alone.
         rates: of ASP-OC: dilations, in cells.
         pyramid: of Pyramid-OC: k of each scale, which has k x k tiles.
+        even_tiles: of Pyramid-OC on a map that k does not divide: tiles as equal as can be. The paper does not state
+            their borders; in the authors' code (false) all but the last have ⌊H/k⌋ rows, which leaves the last of 6
+            tiles of 65 rows 15 of them, and the others 10.
         dropout: probability that a channel is dropped before the classifier.
 
     Raises:
@@ -225,8 +255,12 @@ def ocnet_head(
         make = partial(make, **interlaced)
     scales, rates, pool = sizes("pyramid", pyramid), sizes("rates", rates), positive("pool", pool)
     if scheme == "asp":
-        return AspOCHead(in_channels, num_classes, Pooled(make(), pool), widths[0], rates, dropout)
-    context = BaseOC(make(), channels) if scheme == "base" else PyramidOC([make() for _ in scales], scales, channels)
+        unit = Pooled(cast("Any", make()), pool, late_norm=late_norm)
+        return AspOCHead(in_channels, num_classes, unit, widths[0], rates, dropout)
+    if scheme == "base":
+        context: nn.Module = BaseOC(make(), channels)
+    else:
+        context = PyramidOC([make() for _ in scales], scales, channels, even_tiles=even_tiles)
     return ContextHead(in_channels, num_classes, context, channels, dropout=dropout)
 
 
@@ -239,6 +273,7 @@ def sa2x_head(
     value_channels: int = 0,
     qk_layers: int = 2,
     pool: int = 2,
+    late_norm: bool = True,
     dropout: float = 0.05,
 ) -> ContextHead:
     """SA-2x: dense self-attention on a map of half the size (Yuan et al., IJCV 2021, arXiv:1809.00916).
@@ -253,6 +288,7 @@ def sa2x_head(
         value_channels: width of the value; 0 for that of the key.
         qk_layers: 1x1 convolutions of query and key, 1 or 2.
         pool: the map is max-pooled pool x pool cells at a time; the paper says only "down-sample".
+        late_norm: see `ocnet_head`.
         dropout: probability that a channel is dropped before the classifier.
 
     Raises:
@@ -261,7 +297,7 @@ def sa2x_head(
     keys = positive("key_channels", key_channels)
     value = positive("value_channels", value_channels or keys)
     unit = SelfAttention(positive("channels", channels), keys, value, layers(qk_layers))
-    context = BaseOC(Pooled(unit, positive("pool", pool)), channels)
+    context = BaseOC(Pooled(unit, positive("pool", pool), late_norm=late_norm), channels)
     return ContextHead(in_channels, num_classes, context, channels, dropout=dropout)
 
 

@@ -10,7 +10,10 @@ from segmodels.heads.emanet import EPSILON, ExpectationMaximisation
 
 
 def emanet_plain(module: ExpectationMaximisation, x: Tensor) -> Tensor:
-    """What `ExpectationMaximisation` with `gradient=False` computes, from its weights; its sums are not kept."""
+    """What `ExpectationMaximisation` computes, from its weights; its sums are not kept.
+
+    With `gradient=True` the outputs are the same, but the first convolution gets no gradient here.
+    """
     b, c, h, w = x.shape
     points = module.before(x).view(b, c, h * w)
     mu = module.bases.repeat(b, 1, 1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from segmodels.heads.object_attention import SelfAttention
+from segmodels.heads.object_attention import SelfAttention, borders
 from segmodels.heads.ocnet import PyramidOC
 from segmodels.plain.ocnet import run
 
@@ -24,7 +23,7 @@ def pyramid_plain(module: PyramidOC, x: Tensor) -> Tensor:
 def tiled_plain(module: SelfAttention, x: Tensor, tiles: int) -> Tensor:
     """SA inside of each of tiles x tiles parts, their explicit softmax one after the other."""
     q, k, v = run(module.query, x), run(module.key, x), module.value(x)
-    rows, columns = (list(pairwise(n * i // tiles for i in range(tiles + 1))) for n in x.shape[2:])
+    rows, columns = (borders(n, tiles, module.even_tiles) for n in x.shape[2:])
     lines = []
     for top, bottom in rows:
         parts = [tuple(t[:, :, top:bottom, left:right] for t in (q, k, v)) for left, right in columns]

@@ -91,11 +91,19 @@ def test_ranks_one_by_one_are_slower_to_hold_at_the_published_size():
 
 def test_table_has_both_forms_and_the_heads_beside():
     report = heads.measure(options("--only", "tgm+trm", "a2", "fcn", "--size", "16", "16", "--channels", "32"))
-    assert [row[:3] for row in report.rows] == [
-        ["tgm+trm", "ours", "fp32"], ["tgm+trm", "plain", "fp32"], ["a2", "ours", "fp32"], ["a2", "plain", "fp32"],
-    ]  # fmt: skip
-    assert [row[0] for row in report.second.rows] == ["fcn", "a2"]
+    modes = [("training", "2 x 32 x 16 x 16"), *(("evaluation", f"{batch} x 32 x 16 x 16") for batch in (2, 1))]
+    assert [(row[0], row[1], row[2], row[6]) for row in report.rows] == [
+        (name, form, *mode) for name in ("tgm+trm", "a2") for mode in modes for form in ("ours", "plain")
+    ]
+    assert report.rows[0][3:6] == ["32", "rank 64", "fp32"]
+    assert [row[8] == "–" for row in report.rows] == 2 * [False, False, True, True, True, True]
+    assert [row[:3] for row in report.second.rows] == [
+        [name, mode, batch]
+        for name in ("fcn", "a2")
+        for mode, batch in (("training", "2"), ("evaluation", "2"), ("evaluation", "1"))
+    ]
     assert report.measured["a2 fp32"]["ours"]["peak"] > 0
+    assert report.measured["a2 fp32 in evaluation, batch 1"]["ours"]["both"] == []
     text = report.markdown()
     assert "goal: tgm+trm fp32 2x faster or 4x smaller:" in text
     assert text.count("\n|---") == 2

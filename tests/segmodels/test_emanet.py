@@ -79,6 +79,27 @@ def test_head_equals_its_equations(training):
     assert agree(head([None, x])["logits"], conv(head.classify[1], y), [x, *head.parameters()])
 
 
+def test_convolutions_start_as_in_the_public_code():
+    """Normal, of std (2 / C)^½. With PyTorch's own start no base is told apart, and the frozen one never changes that.
+
+    Measured on 16 kinds of cells with noise: 1.1 nats of entropy of the responsibilities against 4.15, where all bases
+    alike are ln 64 = 4.16.
+    """
+    torch.manual_seed(0)
+    emau = ExpectationMaximisation(512, 64, 3, momentum=0.9, gradient=False).eval()
+    for layer in (emau.before, emau.behind[0]):
+        assert layer.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.01)
+    kinds = torch.randn(16, 512)[torch.arange(1024) % 16].T.reshape(1, 512, 32, 32)
+    x, entropies = (kinds + 0.5 * torch.randn(1, 512, 32, 32)).relu(), []
+    for _ in range(2):
+        maps = Maps()
+        emau(x, maps)
+        z = maps["responsibilities"]
+        entropies.append(-(z * z.clamp(min=1e-30).log()).sum(1).mean().item())
+        emau.before.reset_parameters()
+    assert entropies[0] < 2 < 4 < entropies[1]
+
+
 def test_bases_start_at_length_1():
     bases = ExpectationMaximisation(32, 16, 3, momentum=0.9, gradient=True).bases
     assert torch.allclose(bases.norm(dim=1), torch.ones(1, 16))

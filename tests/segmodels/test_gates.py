@@ -5,7 +5,7 @@ import torch
 from naive_layers import assert_parity, conv, draw, linear, norm, randomise, relative, relu, sigmoid, softmax
 
 from segmodels.heads.catalog import build_head
-from segmodels.heads.cbam import CBAM
+from segmodels.heads.cbam import CBAM, largest
 from segmodels.heads.gc import GlobalContext
 from segmodels.heads.maps import Maps
 from segmodels.heads.se import SqueezeExcitation
@@ -43,6 +43,13 @@ def test_cbam_equals_its_equations(training):
     assert set(maps) == {"spatial_gate"}
     assert maps["spatial_gate"].shape == (B, 1, H, W)
     assert relative(maps["spatial_gate"], spatial) < 1e-10
+
+
+def test_the_gradient_of_a_maximum_goes_to_one_of_the_greatest():
+    x = torch.tensor([[[3.0, 5.0, 5.0]]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(largest(x, 2).sum(), x)
+    assert sorted(gradient.flatten().tolist()) == [0, 0, 1]
+    assert torch.equal(largest(x.detach(), 2), largest(x, 2))
 
 
 def test_cbam_without_the_spatial_gate_gates_only_channels():

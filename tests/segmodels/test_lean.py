@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.speed.rounds import training_passes
+from segmodels.heads.attention import fused_only
 from segmodels.heads.catalog import build_head
-from segmodels.heads.lean import LeanConvNormReLU, recomputed
+from segmodels.heads.lean import LeanConvNormReLU, recomputed, set_recompute
 from segmodels.heads.object_attention import SelfAttention
 from segmodels.heads.ocnet import PyramidOC
 from segmodels.layers import ConvNormReLU
@@ -24,6 +25,7 @@ def gradients(y, leaves):
 def test_lean_layer_keeps_only_its_output():
     lean, full = LeanConvNormReLU(3, 4).double(), ConvNormReLU(3, 4, 1).double()
     full.load_state_dict(lean.state_dict())
+    assert set_recompute(lean, True) == 1
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     kept = []
     lean[0].register_forward_hook(lambda module, given, output: kept.append(weakref.ref(output)))
@@ -39,6 +41,7 @@ def test_lean_layer_keeps_only_its_output():
 def test_lean_layer_under_autocast():
     lean, full = LeanConvNormReLU(3, 4), ConvNormReLU(3, 4, 1)
     full.load_state_dict(lean.state_dict())
+    set_recompute(lean, True)
     x = torch.randn(2, 3, 4, 5)
     for layer in (lean, full):
         with torch.autocast("cpu", torch.bfloat16):
@@ -91,7 +94,8 @@ def test_attention_itself_is_not_computed_again(tiles):
     unit, x = SelfAttention(6, 4, 4, 2).double(), torch.randn(2, 6, 4, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 6, 1, 1, dtype=torch.float64, requires_grad=True)
     leaves = [x, weight, *unit.parameters()]
-    with Names() as names:
+    set_recompute(unit, True)
+    with Names() as names, fused_only():
         y = unit.fused(x, weight, tiles)
         found = gradients(y, leaves)
     assert names.count("aten::_scaled_dot_product_flash_attention_for_cpu") == 1
@@ -107,12 +111,14 @@ def test_pyramid_oc_in_training_is_its_form_with_all_maps_side_by_side(attention
     context = build_head("ocnet", [6], 3, partition=[2, 2], **keywords).context.double().train(training)
     x = torch.randn(2, 4, 5, 7, dtype=torch.float64, requires_grad=True)
     leaves = [x, *context.parameters()]
+    set_recompute(context, True)
     before = {k: v.clone() for k, v in context.state_dict().items()}
     y = context(x)
     moved = {k: v.clone() for k, v in context.state_dict().items()}
     found = gradients(y, leaves)
     assert all(torch.equal(v, moved[k]) for k, v in context.state_dict().items())
     context.load_state_dict(before)
+    set_recompute(context, False)
     branches = [unit(x, tiles=k) for unit, k in zip(context.units, context.scales, strict=True)]
     slow = context.fuse(torch.cat([*branches, *(layers(x) for layers in context.widen)], 1))
     assert torch.allclose(y, slow)
@@ -120,10 +126,27 @@ def test_pyramid_oc_in_training_is_its_form_with_all_maps_side_by_side(attention
     assert all(torch.allclose(v, moved[k]) for k, v in context.state_dict().items())
 
 
-def test_pyramid_oc_holds_a_third_of_its_peer():
+def test_pyramid_oc_that_computes_again_holds_a_third_of_its_peer():
     units = [SelfAttention(16, 8, 8, 2) for _ in range(4)]
     module, x = PyramidOC(units, (1, 2, 3, 6), 16), torch.randn(2, 16, 12, 12, requires_grad=True)
-    ours, plain = (
-        peak_bytes(training_passes(module, form, [x]), "cpu") for form in (PyramidOC.__call__, pyramid_plain)
-    )
+    set_recompute(module, True)
+    with fused_only():
+        ours, plain = (
+            peak_bytes(training_passes(module, form, [x]), "cpu") for form in (PyramidOC.__call__, pyramid_plain)
+        )
+        set_recompute(module, False)
+        kept = peak_bytes(training_passes(module, PyramidOC.__call__, [x]), "cpu")
     assert 3 * ours < plain
+    assert 2 * ours < kept < plain
+
+
+def test_nothing_is_computed_again_unless_it_is_asked_for():
+    unit, x = SelfAttention(6, 4, 4, 2), torch.randn(2, 6, 4, 4, requires_grad=True)
+    counts = []
+    for on in (False, True):
+        assert set_recompute(unit, on) == 5  # those with norms
+        with Names() as names:
+            gradients(unit(x), [x, *unit.parameters()])
+        counts.append(names.count("aten::convolution"))
+    assert counts == [6, 11]
+    assert set_recompute(ConvNormReLU(3, 4, 1), True) == 0

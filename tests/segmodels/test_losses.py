@@ -154,6 +154,24 @@ def test_class_pixels():
     assert class_pixels(mask, 3).tolist() == [[1, 0, 3], [1, 5, 0]]
 
 
+def test_cp_may_take_the_least_classs_pixels_off_as_the_public_code_does():
+    """There the counts minus the least are scaled to 0..1 and then to a sum of 1: to these shares."""
+    mask = torch.tensor([[[0] * 5 + [1] * 3 + [2] * 2], [[0] * 6 + [2] * 4]], dtype=torch.uint8)
+    prior = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3]], dtype=torch.float64)
+
+    def entropy(shares):
+        pairs = zip(prior.tolist(), shares, strict=True)
+        return sum(-t * math.log(p) - (1 - t) * math.log(1 - p) for row in pairs for p, t in zip(*row, strict=True)) / 6
+
+    assert cp(prior, mask).item() == pytest.approx(entropy([[0.5, 0.3, 0.2], [0.6, 0, 0.4]]))
+    least = [(n - 2) / 3 for n in (5, 3, 2)]  # over the range
+    assert cp(prior, mask, subtract_least=True).item() == pytest.approx(
+        entropy([[n / sum(least) for n in least], [0.6, 0, 0.4]])
+    )
+    even = torch.tensor([[[0, 1, 2]]], dtype=torch.uint8)
+    assert cp(prior[:1], even, subtract_least=True) == cp(prior[:1], even)
+
+
 def test_cp_of_certain_probabilities_is_finite():
     prior = torch.tensor([[1.0, 0.0, 0.0]], requires_grad=True)
     mask = torch.tensor([[[0, 1]]], dtype=torch.uint8)

@@ -13,7 +13,7 @@ from segmodels.heads import attention, interlaced
 from segmodels.heads.catalog import build_head
 from segmodels.heads.interlaced import InterlacedAttention, Regrouping
 from segmodels.heads.maps import Maps
-from segmodels.heads.object_attention import SelfAttention
+from segmodels.heads.object_attention import SelfAttention, borders
 from segmodels.heads.ocnet import ocnet_head, sa2x_head
 from segmodels.plain.ocnet import ocnet_plain, self_attention_plain
 
@@ -58,7 +58,8 @@ def naive_attention(unit, x, related):
         weights = scores / scores.sum(1, keepdim=True)
         out.append((weights[:, :, None] * v[:, js]).sum(1))
         relations[:, i, js] = weights.detach()
-    context = layer(unit.out, torch.stack(out, 1))
+    context = torch.stack(out, 1)
+    context = context @ unit.out[0].weight[:, :, 0, 0].T if unit.bare else layer(unit.out, context)
     return context.mT.reshape(x.shape), relations
 
 
@@ -93,15 +94,23 @@ def naive_unit(unit, x):
     return naive_dense(unit, x) if isinstance(unit, SelfAttention) else naive_interlaced(unit, x)[0]
 
 
-def naive_pooled(pooled, x, pool):
-    """The unit on the maxima of pool x pool cells, region by region, and its result enlarged."""
+def naive_pooled(pooled, x, pool, late=True):
+    """The unit on the maxima of pool x pool cells, region by region, and its result enlarged.
+
+    With `late` ρ's norm and ReLU come after that, as in the authors' code.
+    """
     rows, columns = (range(0, n - pool + 1, pool) for n in x.shape[2:])
     regions = [torch.stack([x[:, :, r : r + pool, c : c + pool].amax((2, 3)) for c in columns], 2) for r in rows]
-    return enlarge(naive_unit(pooled.unit, torch.stack(regions, 2)), x.shape[2:])
+    last = pooled.unit if isinstance(pooled.unit, SelfAttention) else pooled.unit.units[-1]
+    assert last.bare == (late and pool > 1)
+    y = enlarge(naive_unit(pooled.unit, torch.stack(regions, 2)), x.shape[2:])
+    return relu(norm(last.out[1], y)) if last.bare else y
 
 
-def naive_tiles(function, x, tiles):
-    rows, columns = (list(pairwise(int(n * i / tiles) for i in range(tiles + 1))) for n in x.shape[2:])
+def naive_tiles(function, x, tiles, even=True):
+    """Tile by tile; the last has the rest where they are not even."""
+    ends = [[int(n * i / tiles) if even else i * (n // tiles) for i in range(tiles)] + [n] for n in x.shape[2:]]
+    rows, columns = (list(pairwise(side)) for side in ends)
     return torch.cat([torch.cat([function(x[:, :, a:b, c:d]) for c, d in columns], 3) for a, b in rows], 2)
 
 
@@ -198,6 +207,7 @@ def test_no_query_is_without_a_key(monkeypatch):
     monkeypatch.setattr(interlaced, "known", lambda size: False)
     monkeypatch.setattr(interlaced, "divides", lambda size, parts: False)
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(attention, "explicit", lambda *_: False)
     y = InterlacedAttention(C, E, V, 1, (3, 4)).eval()(torch.randn(B, C, 2, 3))
     assert y.isfinite().all()
     assert len(masks) == 2
@@ -319,14 +329,33 @@ def test_pyramid_oc():
     assert maps["relation"].shape == (B, H, W)
 
 
+@pytest.mark.parametrize("attention", ["sa", "isa"])
+def test_pyramid_oc_with_the_borders_of_the_public_code(attention):
+    assert borders(65, 6, even=True) == list(pairwise([0, 10, 21, 32, 43, 54, 65]))
+    assert borders(65, 6, even=False) == list(pairwise([0, 10, 20, 30, 40, 50, 65]))
+    keywords = {"scheme": "pyramid", "attention": attention, "partition": (1, 2), "pyramid": [1, 3], "dropout": 0.0}
+    head = ocnet_head([C], 3, channels=4, key_channels=E, even_tiles=False, **keywords)
+    head, features = shaken(head).eval(), image(5, 8)
+    x = cbr(head.reduce, features, 1)
+    one, three = head.context.units
+    parts = [naive_unit(one, x), naive_tiles(lambda part: naive_unit(three, part), x, 3, even=False)]
+    parts += [cbr(layers, x) for layers in head.context.widen]
+    y = conv(head.classify[-1], cbr(head.context.fuse, torch.cat(parts, 1)))
+    close(head, head([features])["logits"], y, features)
+    even = ocnet_head([C], 3, channels=4, key_channels=E, **keywords).double().eval()
+    even.load_state_dict(head.state_dict())
+    assert relative(even([features])["logits"], head([features])["logits"]) > 1e-4
+
+
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize(("pool", "late"), [(1, True), (2, True), (2, False)])
 @pytest.mark.parametrize(("attention", "relation"), [("sa", "relation"), ("isa", "dense")])
-def test_asp_oc(attention, relation, pool, training):
+def test_asp_oc(attention, relation, pool, late, training):
     keywords = {"scheme": "asp", "attention": attention, "partition": (2, 2), "pool": pool, "rates": [1, 2]}
+    keywords["late_norm"] = late
     head = shaken(ocnet_head([C], 3, channels=8, key_channels=6, dropout=0.0, **keywords)).train(training)
     features, maps = image(), Maps()
-    context = naive_pooled(head.unit, cbr(head.reduce, features, 1), pool)
+    context = naive_pooled(head.unit, cbr(head.reduce, features, 1), pool, late)
     one, *threes = head.branches
     branches = [
         cbr(one, features),

@@ -9,6 +9,10 @@ from torch import nn
 
 from segmodels.gpus import COPIES, GPUS, PRODUCTS, gpu_named, known_gpu
 from segmodels.heads.catalog import HEADS
+from segmodels.heads.interlaced import InterlacedAttention
+from segmodels.heads.lean import set_recompute
+from segmodels.heads.object_attention import SelfAttention
+from segmodels.heads.ocnet import PyramidOC
 from segmodels.losses import Objective
 from segmodels.segmentor import build_segmentor
 from segmodels.step_cost import step_cost
@@ -91,6 +95,24 @@ def test_fused_attention_holds_no_weights_and_its_products_count():
     assert max(flops for flops, _ in cost.operators) >= 2 * 2 * cells * cells * (8 + 16)
 
 
+def test_what_is_computed_again_is_done_twice_and_not_held():
+    model = Pixels(nn.Conv2d(3, 16, 1), SelfAttention(16, 8, 8, 2), nn.Conv2d(16, 2, 1))
+    kept = step_cost(model, ENTROPY, (32, 32), 2)
+    set_recompute(model, True)
+    again = step_cost(model, ENTROPY, (32, 32), 2)
+    assert again.activations < kept.activations
+    norms = 2 * 2 * 32 * 32 * (2 * 16 * 8 + 2 * 8 * 8 + 8 * 16)  # the five convolutions before norms
+    assert again.flops - kept.flops == norms
+
+
+def test_attention_that_is_computed_again_is_counted_as_the_same_kernel():
+    units = [InterlacedAttention(16, 8, 8, 1, (2, 2)) for _ in range(2)]
+    model = Pixels(nn.Conv2d(3, 16, 1), PyramidOC(units, (1, 2), 16), nn.Conv2d(16, 2, 1))
+    kept = step_cost(model, ENTROPY, (32, 32), 2)
+    set_recompute(model, True)
+    assert step_cost(model, ENTROPY, (32, 32), 2).activations < kept.activations
+
+
 def test_a_single_image_is_counted_where_norms_see_those_of_other_workers():
     model = Pixels(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Upsample((8, 8)))
     assert step_cost(model, ENTROPY, (8, 8), 1, world=2).activations > 0
@@ -130,7 +152,7 @@ def test_an_unknown_gpu_is_refused_with_those_that_are_known():
 
 
 def segmentor(head, trunk):
-    """As the table's: an auxiliary FCN, a term for each output."""
+    """As the table's: an auxiliary FCN, a term for each output; what can be computed again was, when it was made."""
     aux = None if head == "ocr" else {"name": "fcn", "stage": 3}
     with torch.device("meta"):
         model = build_segmentor(
@@ -138,6 +160,7 @@ def segmentor(head, trunk):
             backbone={"name": trunk, "output_stride": 8, "weights": None},
         )  # fmt: skip
         outputs = model.train()(torch.zeros(2, 3, 512, 512, dtype=torch.uint8))
+    set_recompute(model, True)
     return model, {name: {"cross_entropy" if x.ndim == 4 else "se": 1.0} for name, x in outputs.items()}
 
 

@@ -68,6 +68,16 @@ def test_equals_its_modules_in_outputs_and_gradients():
     assert all((a - b).norm() < 1e-10 * b.norm() for a, b in zip(*grads, strict=True))
 
 
+def test_poolings_round_down_which_openseg_does_not():
+    """Sides of the last map: the same as with rounding up at odd crops, one cell less at even ones."""
+    with torch.device("meta"):
+        ours, up = WiderResNet(1).eval(), WiderResNet(1).eval()
+        up.pool2.ceil_mode = up.pool3.ceil_mode = True
+        for crop, sides in {513: (65, 65), 769: (97, 97), 512: (64, 65), 768: (96, 97), 640: (80, 81)}.items():
+            x = torch.zeros(1, 3, crop, 9)
+            assert tuple(net(x)[-1].shape[2] for net in (ours, up)) == sides
+
+
 def test_golden_costs(golden):
     with torch.no_grad():
         golden(lambda: build_backbone("wideresnet38", 8), 105070912, 521.2, (1, 3, 512, 512))
