@@ -48,7 +48,7 @@ class LeanConvNormReLU(ConvNormReLU):
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, relu = self
         y = conv(x)
-        if not self.recompute or WITHIN.get() or not recording(self, x):
+        if not self.recompute or not recording(self, x) or WITHIN.get():
             return relu(norm(y))
         source, dtype, norm_input = x.detach(), y.dtype, weakref.ref(y)  # autograd holds on to the hooks
 
@@ -71,7 +71,7 @@ def recomputed(function: Callable[..., T], module: nn.Module, *inputs: Tensor) -
         module: has the parameters and batch norms that the function uses; the norms count each batch once.
         inputs: what is kept.
     """
-    if WITHIN.get() or not recording(module, *inputs):
+    if not recording(module, *inputs) or WITHIN.get():  # PyTorch 2.11's compiler does not trace a ContextVar
         return function(*inputs)
 
     def within(*tensors: Tensor) -> T:
