@@ -14,6 +14,7 @@ from datasets.readers.coco_panoptic import coco_panoptic
 from datasets.readers.cocostuff import cocostuff10k, cocostuff164k
 from datasets.readers.folder import folder
 from datasets.readers.lip import lip
+from datasets.readers.mapillary import mapillary
 from datasets.readers.pascal_context import pascal_context59, pascal_context60
 from datasets.readers.siftflow import siftflow
 from datasets.readers.voc import voc12, voc12_aug
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
     "camvid_full": camvid_full,
     "siftflow": siftflow,
     "lip": lip,
+    "mapillary": mapillary,
     "folder": folder,
 }
 

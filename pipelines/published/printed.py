@@ -70,14 +70,21 @@ def print_results(
             print(textwrap.fill(line, WIDTH, subsequent_indent="  "))
     for training in trainings:
         pages = f"; recipes: {', '.join(training.pages)}" if training.pages else ""
-        stated = ", ".join(f"{key} {words(value)}" for key, value in training.stated.items() if value is not None)
-        silent = ", ".join(key for key, value in training.stated.items() if value is None)
-        parts = [stated, *(f"stage {words(stage)}" for stage in training.stages)]
+        parts = [f"{place}: {facts_in_words(said)}" for place, said in training.stated.items()]
+        for stage in training.stages:
+            said = {key: value for key, value in stage.items() if key != "at" and value is not None}
+            parts.append(f"{stage['at']}: stage {facts_in_words(said) or 'of which nothing is stated'}")
+        silent = ", ".join(training.silent)
         parts += [f"not stated: {silent}"] * bool(silent) + [training.note.rstrip(".")] * bool(training.note)
         print("\n" + textwrap.fill(f"training [{training.id}]: {'; '.join(filter(None, parts))}{pages}", WIDTH))
     measured = "" if beside is None else f"; {met} of them measured here"
     rows = sum(len(table.rows) for table in tables)
     print(f"\n{paper}: {len(tables)} tables, {rows} rows, all published{measured}\n")
+
+
+def facts_in_words(said: Mapping[str, Any]) -> str:
+    """What is said at one place of a paper."""
+    return ", ".join(f"{key} {words(value)}" for key, value in said.items())
 
 
 def marked(table: ResultTable, row: Mapping[str, Any], column: str) -> str:

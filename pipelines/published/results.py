@@ -6,6 +6,7 @@ Published numbers are what the papers print, in percent; nothing here was measur
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,9 @@ QUANTITIES = {
 }  # fmt: skip
 COMPARED = ("mIoU", "pixel accuracy")  # what runs measure
 SCALES = {"mIoU_SS": "single", "SS": "single", "mIoU_MS": "multi", "MS": "multi"}  # columns of tables that have both
-TRAINING = ("id", "benchmark", "stated", "stages", "note", "pages")
+TRAINING = ("id", "benchmark", "stated", "silent", "stages", "note", "pages")
+STAGE = ("at", "train", "epochs", "steps", "lr")
+PLACE = re.compile(r"(Table |Fig\. )?(\d+|[IVX]+)([.-](\d+|[A-Z]))*")  # a section, table or figure of a paper
 FACTS = (
     "train", "lr", "batch", "crop", "epochs", "steps", "weight_decay", "momentum", "power", "aux_weight", "cp_weight",
     "scale", "rotate", "brightness", "output_stride", "neck", "scales", "ohem",
@@ -129,18 +132,25 @@ class Training:
     Attributes:
         id: `PAPER/NAME`.
         benchmark: what it was scored on.
-        stated: of `FACTS`; None where the paper is silent. `lr` is the trunk's, `brightness` of 255.
-        stages: facts of each stage where there are several.
+        stated: section, table or figure -> what it says of `FACTS`. `lr` is the trunk's, `brightness` of 255.
+        silent: those of which the paper says nothing.
+        stages: facts of each stage where there are several, None where the paper is silent, and the place, `at`.
         note: what to know.
         pages: the recipes of pipelines/recipes that follow it.
     """
 
     id: str
     benchmark: str
-    stated: Mapping[str, Any]
+    stated: Mapping[str, Mapping[str, Any]]
+    silent: tuple[str, ...]
     stages: tuple[Mapping[str, Any], ...]
     note: str
     pages: tuple[str, ...]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that is stated, wherever."""
+        return {fact: value for said in self.stated.values() for fact, value in said.items()}
 
 
 @functools.cache
@@ -176,13 +186,21 @@ def read_table(entry: Mapping[str, Any]) -> ResultTable:
 
 
 def read_training(entry: Mapping[str, Any]) -> Training:
-    """A training of a page."""
+    """A training of a page: every fact once, and with its place."""
     known("recipe", entry, TRAINING)
-    for facts in (entry.get("stated", {}), *entry.get("stages", [])):
-        known(f"training {entry['id']}", facts, FACTS)
-    stages = tuple(entry.get("stages", ()))
-    pages = tuple(entry["pages"])
-    return Training(entry["id"], entry["benchmark"], entry.get("stated", {}), stages, entry.get("note", ""), pages)
+    id, stated, stages = entry["id"], entry.get("stated", {}), tuple(entry.get("stages", ()))
+    for place in (*stated, *(stage.get("at") for stage in stages)):
+        if not PLACE.fullmatch(str(place)):
+            raise ValueError(f"training {id}: {place!r} is no section, table or figure, such as '4.1' or 'Table 7'")
+    silent = dict.fromkeys(entry.get("silent", ()))
+    for facts in (*stated.values(), silent):
+        known(f"training {id}", facts, FACTS)
+    for stage in stages:
+        known(f"stage of training {id}", stage, STAGE)
+    named = [fact for facts in (*stated.values(), silent) for fact in facts]
+    if twice := sorted({fact for fact in named if named.count(fact) > 1}):
+        raise ValueError(f"training {id} has {', '.join(twice)} twice; a fact is stated in one place, or silent")
+    return Training(id, entry["benchmark"], stated, tuple(silent), stages, entry.get("note", ""), tuple(entry["pages"]))
 
 
 def results_table(id: str) -> ResultTable:

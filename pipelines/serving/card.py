@@ -34,6 +34,7 @@ LICENCES: dict[str, str | None] = {
     "pascal_context59": f"{FLICKR} (VOC's page); annotations: none stated",
     "pascal_context60": f"{FLICKR} (VOC's page); annotations: none stated",
     "lip": "LIP's page: non-commercial research only",
+    "mapillary": "Mapillary Vistas' Research Use License: non-commercial",
     "camvid": None,
     "camvid_full": None,
     "siftflow": None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,19 @@ from pipelines.studies.trial import TrialContext, row_of
 
 @dataclass(frozen=True)
 class Numbers:
-    """Published numbers of a study's variants, in percent, and where they are printed; empty where there are none."""
+    """Published numbers of a study's variants, in percent, and where they are printed; empty where there are none.
+
+    Attributes:
+        values: by variant.
+        label: the table, its column and protocol, and what is printed otherwise elsewhere.
+        elsewhere: variant -> what another place of the papers says of its number.
+        classes: variant -> IoU of each class, in the benchmark's order, where the table prints it.
+    """
 
     values: Mapping[str, float | None]
     label: str
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    classes: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def published_of(plan: StudyPlan) -> Numbers:
@@ -39,9 +48,11 @@ def published_of(plan: StudyPlan) -> Numbers:
     try:
         rows = {name: variant.published for name, variant in plan.study.variants.items()}
         values, table = published_values(given.table, given.column, rows), results_table(given.table)
-        others = {name: table.elsewhere(table.row(row), given.column) for name, row in rows.items() if row is not None}
-        said = "".join(f"; of {name} elsewhere: {says}" for name, says in others.items() if says)
-        return Numbers(values, table.label(given.column) + said)
+        found = {name: table.row(where) for name, where in rows.items() if where is not None}
+        others = {name: says for name, row in found.items() if (says := table.elsewhere(row, given.column))}
+        said = "".join(f"; * of {name} elsewhere: {says}" for name, says in others.items())
+        classes = {name: row["per_class"] for name, row in found.items() if row.get("per_class") is not None}
+        return Numbers(values, table.label(given.column) + said, others, classes)
     except ValueError as error:
         raise InputError(f"published: {error}") from None
 
@@ -70,6 +81,8 @@ def write_files(
         baseline=study.baseline,
         published=published.values,
         published_as=published.label,
+        elsewhere=published.elsewhere,
+        published_classes=published.classes,
         curve=study.curve,
         notes=" ".join(filter(None, [study.notes.strip(), caption])),
         confidence=confidence,

@@ -41,11 +41,13 @@ class Further:
         scores: columns.
         classes: protocol -> class -> the IoU of each variant.
         words: protocol -> how it predicts, one for each of several where variants differ.
+        printed: variant -> published IoU of each class in percent, in the order of the classes.
     """
 
     scores: tuple[Score, ...] = ()
     classes: Mapping[str, Mapping[str, Cells]] | None = None
     words: Mapping[str, str] | None = None
+    printed: Mapping[str, Sequence[float]] | None = None
 
 
 def scores_of(result: Result) -> dict[str, Any]:

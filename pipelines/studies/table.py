@@ -9,7 +9,7 @@ from __future__ import annotations
 import html as markup
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.base.text import padded
@@ -35,13 +35,17 @@ WORDS = ("variant", "settings", "verdict", "note")  # columns of text, flush lef
 
 @dataclass(frozen=True)
 class Line:
-    """One variant: its settings (dotted key -> value), its published number in percent, its measurements."""
+    """One variant: its settings (dotted key -> value), its published number in percent, its measurements.
+
+    `elsewhere` is what another place of the papers says of the published number, which is marked then.
+    """
 
     variant: str
     settings: Mapping[str, Any]
     published: float | None
     published_gain: float | None
     summary: Summary | None
+    elsewhere: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def build(
     baseline: str | None = None,
     published: Mapping[str, float | None] | None = None,
     published_as: str = "",
+    elsewhere: Mapping[str, str] | None = None,
+    published_classes: Mapping[str, Sequence[float]] | None = None,
     curve: str | None = None,
     notes: str = "",
     confidence: float = 0.95,
@@ -84,6 +90,8 @@ def build(
         baseline: the variant that gains are measured against. Without one, lines are sorted, the best first.
         published: name -> percent, as printed.
         published_as: where that is printed and under which protocol.
+        elsewhere: name -> what another place says of that number.
+        published_classes: name -> percent of each class, as printed, in the order of the classes.
         curve: the dotted key whose values are the x axis of a curve.
         notes: of the study's page.
         confidence: of every interval.
@@ -101,14 +109,21 @@ def build(
     printed = dict(published or {})
     reference = printed.get(baseline or "")
     lines = [
-        Line(name, settings, value, gain_of(value, reference) if name != baseline else None, found.get(name))
+        Line(
+            name,
+            settings,
+            value,
+            gain_of(value, reference) if name != baseline else None,
+            found.get(name),
+            (elsewhere or {}).get(name, ""),
+        )
         for name, settings in variants.items()
         for value in [printed.get(name)]
     ]
     if baseline is None:
         lines.sort(key=lambda line: -line.summary.mean.mean if line.summary and line.summary.mean else 1.0)
     common, others = protocols(variants, protocol, baseline)
-    more = further(rows, confidence)
+    more = replace(further(rows, confidence), printed=published_classes)
     return StudyTable(title, tuple(lines), common, others, baseline, published_as, curve, notes, confidence, more)
 
 
@@ -161,7 +176,7 @@ def line_cells(line: Line, more: Further) -> dict[str, str]:
     return {
         "variant": line.variant,
         "settings": ", ".join(f"{key}={setting(value)}" for key, value in line.settings.items()),
-        "published": "-" if line.published is None else f"{line.published:g}",
+        "published": "-" if line.published is None else f"{line.published:g}" + "*" * bool(line.elsewhere),
         "measured": "-" if own is None or own.mean is None else measured(own.mean),
         **{score.heading: short(score.cells.get(line.variant)) for score in more.scores},
         "gain published": "-" if line.published_gain is None else f"{line.published_gain:+.2f}",
@@ -254,7 +269,8 @@ def line_numbers(line: Line) -> dict[str, Any]:
         "mIoU": hundred(mean.mean if mean else None), "mIoU_half_width": hundred(mean.half if mean else None),
         "gain": hundred(gain.mean if gain else None), "gain_half_width": hundred(gain.half if gain else None),
         "verdict": own.verdict if own else "no trial", "note": own.note if own else "",
-        "published": line.published, "published_gain": line.published_gain, "costs": dict(own.costs) if own else {},
+        "published": line.published, "published_gain": line.published_gain, "published_elsewhere": line.elsewhere,
+        "costs": dict(own.costs) if own else {},
     }  # fmt: skip
 
 

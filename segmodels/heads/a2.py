@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.attention import softmax
-from segmodels.heads.context_head import ContextHead
+from segmodels.heads.context_head import ContextHead, Refined
 
 
 class DoubleAttention(nn.Module):
@@ -47,6 +47,7 @@ def a2_head(
     channels: int = 512,
     c_m: int = 256,
     c_n: int = 256,
+    second_conv: bool = False,
     dropout: float = 0.1,
 ) -> ContextHead:
     """The double attention block in the common frame.
@@ -57,10 +58,13 @@ def a2_head(
         channels: C, width of the context.
         c_m: width of the features that are gathered.
         c_n: how many are gathered.
+        second_conv: a 3x3 convolution after the context, as in SRNet's comparison.
         dropout: probability that a channel is dropped before the classifier.
 
     Raises:
         ValueError: a width below 1.
     """
-    context = DoubleAttention(positive("channels", channels), positive("c_m", c_m), positive("c_n", c_n))
+    context: nn.Module = DoubleAttention(positive("channels", channels), positive("c_m", c_m), positive("c_n", c_n))
+    if second_conv:
+        context = Refined(context, channels)
     return ContextHead(in_channels, num_classes, context, channels, dropout=dropout)

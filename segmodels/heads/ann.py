@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segmodels.checks import positive, probability
 from segmodels.heads.attention import few_keys
 from segmodels.heads.maps import Maps
-from segmodels.layers import Classifier, biased_conv_norm_relu
+from segmodels.layers import Classifier, ConvNormReLU, biased_conv_norm_relu
 
 
 class AsymmetricBlock(nn.Module):
@@ -31,6 +31,7 @@ class AsymmetricBlock(nn.Module):
         sizes: sides of the pooling grids.
         shared: one transform for queries and keys, as in APNB; both maps must be one then.
         rectify: end the fusion with a ReLU.
+        fuse: join context and query map by a 1x1 convolution; else they are added.
         dropout: probability that a channel of the fusion is dropped.
 
     Shape: query map (B, channels, H, W), key map (B, low_channels, h, w), or none for the query map itself ->
@@ -49,6 +50,7 @@ class AsymmetricBlock(nn.Module):
         shared: bool,
         rectify: bool,
         dropout: float,
+        fuse: bool = True,
     ) -> None:
         super().__init__()
         self.sizes = sizes
@@ -58,11 +60,12 @@ class AsymmetricBlock(nn.Module):
         self.project = nn.Conv2d(value_channels, channels, 1)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
-        fuse = biased_conv_norm_relu(2 * channels, out_channels)
-        self.fuse = nn.Sequential(*(fuse if rectify else fuse[:2]), nn.Dropout2d(dropout))
+        joint = biased_conv_norm_relu(2 * channels, out_channels) if fuse else nn.Sequential()
+        self.fuse = nn.Sequential(*(joint if rectify else joint[:2]), nn.Dropout2d(dropout)) if fuse else None
 
     def forward(self, high: Tensor, low: Tensor | None = None) -> Tensor:
-        return self.fuse(torch.cat([self.context(high, high if low is None else low), high], 1))
+        context = self.context(high, high if low is None else low)
+        return high + context if self.fuse is None else self.fuse(torch.cat([context, high], 1))
 
     def context(self, high: Tensor, low: Tensor) -> Tensor:
         """What the queries of `high` gather from the sampled values of `low`, projected."""
@@ -78,16 +81,24 @@ class AsymmetricBlock(nn.Module):
 
 
 class ANN(nn.Module):
-    """AFNB fuses the last two stages, a 3x3 convolution reduces, APNB adds the context within.
+    """AFNB fuses the last two stages, a 3x3 convolution reduces, APNB adds the context within, a second 3x3 if wanted.
 
     Shape: list of maps, the last (B, in_channels[-1], H, W) -> {"logits": (B, K, H, W)}.
     """
 
     def __init__(
-        self, afnb: nn.Module | None, reduce: nn.Module, apnb: nn.Module | None, channels: int, num_classes: int
+        self,
+        afnb: nn.Module | None,
+        reduce: nn.Module,
+        apnb: nn.Module | None,
+        channels: int,
+        num_classes: int,
+        *,
+        second_conv: bool,
     ) -> None:
         super().__init__()
         self.afnb, self.reduce, self.apnb = afnb, reduce, apnb
+        self.refine = ConvNormReLU(channels, channels, 3) if second_conv else nn.Identity()
         self.classify = Classifier(channels, num_classes)
 
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
@@ -97,7 +108,7 @@ class ANN(nn.Module):
         x = self.reduce(x)
         if self.apnb is not None:
             x = self.apnb(x)
-        return {"logits": self.classify(x)}
+        return {"logits": self.classify(self.refine(x))}
 
 
 def ann_head(
@@ -110,6 +121,8 @@ def ann_head(
     sizes: tuple[int, ...] = (1, 3, 6, 8),
     afnb: bool = True,
     apnb: bool = True,
+    fuse: bool = True,
+    second_conv: bool = False,
     dropout: float = 0.05,
 ) -> ANN:
     """ANN on the backbone's last two stages.
@@ -120,6 +133,9 @@ def ann_head(
         channels: width after the reduction.
         key_channels, value_channels, sizes: see `AsymmetricBlock`.
         afnb, apnb: ablation switches: whether to have the block that fuses stages, the block within.
+        fuse: join context and map by a 1x1 convolution, in both blocks; else they are added, without dropout. With
+            afnb false and second_conv, APNB is then a bare unit between two 3x3, as in SRNet's comparison.
+        second_conv: a 3x3 convolution after the context, as in SRNet's comparison.
         dropout: probability that a channel of either block's fusion is dropped.
 
     Raises:
@@ -136,10 +152,12 @@ def ann_head(
     fusion, within = None, None
     if afnb:
         low, high = in_channels[-2:]
-        fusion = AsymmetricBlock(low, high, high, *widths, sizes, shared=False, rectify=False, dropout=dropout)
+        fusion = AsymmetricBlock(
+            low, high, high, *widths, sizes, shared=False, rectify=False, fuse=fuse, dropout=dropout
+        )
     if apnb:
         within = AsymmetricBlock(
-            channels, channels, channels, *widths, sizes, shared=True, rectify=True, dropout=dropout
+            channels, channels, channels, *widths, sizes, shared=True, rectify=True, fuse=fuse, dropout=dropout
         )
     reduce = biased_conv_norm_relu(in_channels[-1], channels, 3)
-    return ANN(fusion, reduce, within, channels, positive("num_classes", num_classes))
+    return ANN(fusion, reduce, within, channels, positive("num_classes", num_classes), second_conv=second_conv)

@@ -93,7 +93,7 @@ def attention(
         if q.device.type == "cpu" and widths[0] < widths[1]:  # else its kernel would write all weights
             q, k = (F.pad(part, (0, widths[1] - widths[0])) for part in (q, k))
         q, k, v = (rows(part) for part in (q, k, v))
-        kernel = FUSED.get() or F.scaled_dot_product_attention
+        kernel = fused() or F.scaled_dot_product_attention
         return kernel(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     logits = (q if scale == 1 else scale * q) @ k.mT
     weights = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)
@@ -122,12 +122,7 @@ def explicit(device: str, dtype: torch.dtype, relation: int, keys: int, widths: 
         keys: S of each query.
         widths: of the queries and of the values.
     """
-    if (
-        FUSED.get() is not None
-        or not isinstance(relation, int)
-        or not isinstance(keys, int)
-        or relation > EXPLICIT_BYTES
-    ):
+    if fused() or not isinstance(relation, int) or not isinstance(keys, int) or relation > EXPLICIT_BYTES:
         return False
     if device == "cuda":
         return dtype == torch.float32
@@ -135,6 +130,11 @@ def explicit(device: str, dtype: torch.dtype, relation: int, keys: int, widths: 
         return False
     held = HELD_SMALL if relation <= SMALL_BYTES else HELD
     return keys <= FEW_KEYS or WIDER * max(widths) > held + sum(widths)
+
+
+def fused() -> Callable[..., Tensor] | None:
+    """The kernel of `fused_only`; none under a compiler: PyTorch 2.11's does not trace a context variable."""
+    return None if torch.compiler.is_compiling() else FUSED.get()
 
 
 @contextlib.contextmanager

@@ -88,25 +88,27 @@ class CrissCross(nn.Module):
 
 
 class CCNet(nn.Module):
-    """Reduce, attend, convolve; the result next to the backbone's map is fused and classified.
+    """Reduce, attend, convolve; the result, fused with the backbone's map if wanted, is classified.
 
     Shape: list of maps, the last (B, in_channels[-1], H, W) -> {"logits": (B, K, H, W)}.
     """
 
     gives_maps = True
 
-    def __init__(self, in_channels: int, num_classes: int, channels: int, rcca: CrissCross, dropout: float) -> None:
+    def __init__(
+        self, in_channels: int, num_classes: int, channels: int, rcca: CrissCross, *, fuse: bool, dropout: float
+    ) -> None:
         super().__init__()
         self.reduce = ConvNormReLU(in_channels, channels, 3)
         self.rcca = rcca
         self.after = ConvNormReLU(channels, channels, 3)
-        self.fuse = ConvNormReLU(in_channels + channels, channels, 3)
+        self.fuse = ConvNormReLU(in_channels + channels, channels, 3) if fuse else None
         self.classify = dropout_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
         x = features[-1]
         y = self.after(self.rcca(self.reduce(x), maps))
-        return {"logits": self.classify(self.fuse(torch.cat([x, y], 1)))}
+        return {"logits": self.classify(y if self.fuse is None else self.fuse(torch.cat([x, y], 1)))}
 
 
 def ccnet_head(
@@ -117,6 +119,7 @@ def ccnet_head(
     key_channels: int = 64,
     recurrences: int = 2,
     gate: bool = True,
+    fuse: bool = True,
     dropout: float = 0.1,
 ) -> CCNet:
     """CCNet with its fusion of the backbone's map and the context.
@@ -126,13 +129,15 @@ def ccnet_head(
         num_classes: K.
         channels: width of the context.
         key_channels, recurrences, gate: see `CrissCross`.
+        fuse: a 3x3 convolution of the context next to the backbone's map; without it RCCA stands between two 3x3
+            convolutions, as in SRNet's comparison.
         dropout: probability that a channel is dropped before the classifier.
 
     Raises:
         ValueError: a width or `recurrences` below 1, or a bad dropout.
     """
     rcca = CrissCross(positive("channels", channels), positive("key_channels", key_channels), recurrences, gate=gate)
-    return CCNet(in_channels[-1], num_classes, channels, rcca, dropout)
+    return CCNet(in_channels[-1], num_classes, channels, rcca, fuse=fuse, dropout=dropout)
 
 
 def columns_of(x: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segmodels.heads.context_head import ContextHead
-from segmodels.heads.srnet import Refined, part
+from segmodels.heads.context_head import ContextHead, Refined
+from segmodels.heads.srnet import part
 
 
 class CompactNonLocal(nn.Module):

@@ -63,3 +63,18 @@ class ContextHead(nn.Module):
         x = self.reduce(x)
         y = self.context(x, maps) if self.gives_maps and maps is not None else self.context(x)
         return {"logits": self.classify(y)}
+
+
+class Refined(nn.Module):
+    """A context module followed by a 3x3 convolution of its output, as in the frame of SRNet's comparison.
+
+    Shape: that of the context.
+    """
+
+    def __init__(self, context: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.context, self.refine = context, ConvNormReLU(channels, channels, 3)
+        self.gives_maps: bool = getattr(context, "gives_maps", False)
+
+    def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
+        return self.refine(self.context(x, maps) if self.gives_maps else self.context(x))

@@ -82,7 +82,7 @@ class EncModule(nn.Module):
 
 
 class EncNetHead(nn.Module):
-    """A 3x3 convolution, the context encoding module, dropout and the classifier.
+    """A 3x3 convolution, the context encoding module, a second 3x3 if wanted, dropout and the classifier.
 
     Args: see `encnet_head`.
 
@@ -93,11 +93,20 @@ class EncNetHead(nn.Module):
     gives_maps = True
 
     def __init__(
-        self, in_channels: Sequence[int], num_classes: int, channels: int, codes: int, *, se: bool, dropout: float
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        channels: int,
+        codes: int,
+        *,
+        se: bool,
+        second_conv: bool,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.reduce = ConvNormReLU(in_channels[-1], channels, 3)
         self.context = EncModule(channels, codes)
+        self.refine = ConvNormReLU(channels, channels, 3) if second_conv else nn.Identity()
         self.classify = dropout_classifier(channels, num_classes, dropout)
         # A classifier too: a change of the number of classes replaces it.
         self.presence = Classifier(channels, num_classes) if se else None
@@ -105,7 +114,7 @@ class EncNetHead(nn.Module):
     def forward(self, features: Sequence[Tensor], maps: Maps | None = None) -> dict[str, Tensor]:
         x = self.reduce(features[-1])
         e = self.context.encode(x, maps)
-        outputs = {"logits": self.classify(self.context.scale(x, e))}
+        outputs = {"logits": self.classify(self.refine(self.context.scale(x, e)))}
         if self.presence is not None:
             outputs["presence"] = self.presence(e[:, :, None, None]).flatten(1)
         return outputs
@@ -118,6 +127,7 @@ def encnet_head(
     channels: int = 512,
     codes: int = 32,
     se: bool = True,
+    second_conv: bool = False,
     dropout: float = 0.1,
 ) -> EncNetHead:
     """EncNet's head.
@@ -128,9 +138,11 @@ def encnet_head(
         channels: C, width of the context.
         codes: number of codewords.
         se: give "presence", which the semantic encoding loss reads; without that loss its layer learns nothing.
+        second_conv: a 3x3 convolution after the context, as in SRNet's comparison.
         dropout: probability that a channel is dropped before the classifier.
 
     Raises:
         ValueError: codes or channels below 1, or a bad dropout.
     """
-    return EncNetHead(in_channels, num_classes, positive("channels", channels), codes, se=se, dropout=dropout)
+    positive("channels", channels)
+    return EncNetHead(in_channels, num_classes, channels, codes, se=se, second_conv=second_conv, dropout=dropout)

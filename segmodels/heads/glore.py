@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from segmodels.checks import positive
-from segmodels.heads.context_head import ContextHead
-from segmodels.heads.srnet import Refined
+from segmodels.heads.context_head import ContextHead, Refined
 
 
 class GlobalReasoning(nn.Module):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmodels.checks import positive
-from segmodels.heads.context_head import ContextHead
-from segmodels.heads.srnet import Refined, part
+from segmodels.heads.context_head import ContextHead, Refined
+from segmodels.heads.srnet import part
 from segmodels.layers import ConvNormReLU
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segmodels.checks import positive
 from segmodels.heads.attention import attention, tokens
-from segmodels.heads.context_head import ContextHead
+from segmodels.heads.context_head import ContextHead, Refined
 from segmodels.heads.maps import Maps
 
 
@@ -51,6 +51,7 @@ def nonlocal_head(
     *,
     channels: int = 512,
     embed_channels: int = 0,
+    second_conv: bool = False,
     dropout: float = 0.1,
 ) -> ContextHead:
     """The non-local block in the common frame.
@@ -60,6 +61,7 @@ def nonlocal_head(
         num_classes: K.
         channels: C, width of the context.
         embed_channels: width of θ, φ and g; 0 for the paper's C/2.
+        second_conv: a 3x3 convolution after the context, as in SRNet's comparison.
         dropout: probability that a channel is dropped before the classifier.
 
     Raises:
@@ -67,4 +69,7 @@ def nonlocal_head(
     """
     positive("channels", channels)
     width = positive("embed_channels", embed_channels or max(channels // 2, 1))
-    return ContextHead(in_channels, num_classes, NonLocal(channels, width), channels, dropout=dropout)
+    context: nn.Module = NonLocal(channels, width)
+    if second_conv:
+        context = Refined(context, channels)
+    return ContextHead(in_channels, num_classes, context, channels, dropout=dropout)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from segmodels.checks import positive
-from segmodels.heads.context_head import ContextHead
+from segmodels.heads.context_head import ContextHead, Refined
 
 
 class SqueezeExcitation(nn.Module):
@@ -42,7 +42,13 @@ def bottleneck(channels: int, reduction: int) -> int:
 
 
 def se_head(
-    in_channels: Sequence[int], num_classes: int, *, channels: int = 512, reduction: int = 16, dropout: float = 0.1
+    in_channels: Sequence[int],
+    num_classes: int,
+    *,
+    channels: int = 512,
+    reduction: int = 16,
+    second_conv: bool = False,
+    dropout: float = 0.1,
 ) -> ContextHead:
     """Squeeze-and-excitation in the common frame.
 
@@ -51,9 +57,13 @@ def se_head(
         num_classes: K.
         channels: C, width of the context.
         reduction: r, see `SqueezeExcitation`.
+        second_conv: a 3x3 convolution after the context, as in SRNet's comparison.
         dropout: probability that a channel is dropped before the classifier.
 
     Raises:
         ValueError: a bad width, or a reduction that does not divide it.
     """
-    return ContextHead(in_channels, num_classes, SqueezeExcitation(channels, reduction), channels, dropout=dropout)
+    context: nn.Module = SqueezeExcitation(channels, reduction)
+    if second_conv:
+        context = Refined(context, channels)
+    return ContextHead(in_channels, num_classes, context, channels, dropout=dropout)

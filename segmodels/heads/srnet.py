@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from segmodels.checks import choose, positive
-from segmodels.heads.context_head import ContextHead
+from segmodels.heads.context_head import ContextHead, Refined
 from segmodels.heads.maps import Maps
-from segmodels.layers import ConvNormReLU, check_norm_batch
+from segmodels.layers import check_norm_batch
 
 
 class GraphReasoning(nn.Module):
     """Graph convolution over K nodes of d states, after Eq. (5): Z = relu(BN(A G)) + G, then relu(BN(W Zᵀ))ᵀ.
 
-    A mixes nodes (K x K), W states (d x d). The authors' code has it so; Eq. (5) as printed, σ(W G (I - A)), has
+    A mixes nodes (K x K), W states (d x d). The authors' code has it so; Eq. (5) as printed, `PrintedReasoning`, has
     neither ReLU nor norm between the two products, and takes the mixed nodes away where the code adds them.
 
     Shape: (B, K, d) -> (B, K, d).
@@ -43,6 +43,23 @@ class GraphReasoning(nn.Module):
             check_norm_batch(self.update_norm, g, "graph reasoning with 1 node or 1 state")
         z = self.adjacency_norm(self.adjacency(g)).relu() + g
         return self.update_norm(self.update(z.mT)).relu().mT
+
+
+class PrintedReasoning(nn.Module):
+    """Graph convolution as Eq. (5) is printed, σ(W G (I - A)): no norm, no sum with G, σ the only nonlinearity.
+
+    σ is ReLU, which the authors' code has there.
+
+    Shape: (B, K, d) -> (B, K, d).
+    """
+
+    def __init__(self, nodes: int, states: int) -> None:
+        super().__init__()
+        self.adjacency = nn.Conv1d(nodes, nodes, 1, bias=False)
+        self.update = nn.Conv1d(states, states, 1, bias=False)
+
+    def forward(self, g: Tensor) -> Tensor:
+        return self.update((g - self.adjacency(g)).mT).relu().mT
 
 
 class AttentionReasoning(nn.Module):
@@ -72,6 +89,7 @@ REASONINGS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "none": lambda nodes, states, hidden: nn.Identity(),
     "fc": dense_reasoning,
     "gcn": lambda nodes, states, hidden: GraphReasoning(nodes, states),
+    "eq5": lambda nodes, states, hidden: PrintedReasoning(nodes, states),
     "sa": lambda nodes, states, hidden: AttentionReasoning(states),
 }
 
@@ -89,7 +107,7 @@ class SqueezeReasoning(nn.Module):
     Args:
         channels: C.
         squeeze: "gap" or "ghp".
-        reasoning: "none", "fc", "gcn" (Eq. 5) or "sa" (Eq. 6).
+        reasoning: "none", "fc", "gcn" (after Eq. 5, as in the authors' code), "eq5" (Eq. 5 as printed) or "sa" (Eq. 6).
         nodes: K; node k owns the k-th run of d = C'/K channels.
         ratio: C/C'.
         fc_hidden: width between the two layers of "fc"; the paper does not state it.
@@ -159,21 +177,6 @@ class SqueezeReasoning(nn.Module):
         return reduce(factor, (2, 3), dtype=wide).to(factor.dtype)
 
 
-class Refined(nn.Module):
-    """A context module followed by a 3x3 convolution of its output, as in the frame of SRNet's comparison.
-
-    Shape: that of the context.
-    """
-
-    def __init__(self, context: nn.Module, channels: int) -> None:
-        super().__init__()
-        self.context, self.refine = context, ConvNormReLU(channels, channels, 3)
-        self.gives_maps: bool = getattr(context, "gives_maps", False)
-
-    def forward(self, x: Tensor, maps: Maps | None = None) -> Tensor:
-        return self.refine(self.context(x, maps) if self.gives_maps else self.context(x))
-
-
 def srnet_head(
     in_channels: Sequence[int],
     num_classes: int,
@@ -197,7 +200,7 @@ def srnet_head(
         squeeze: "gap" or "ghp"; "none", only with reasoning "none", leaves the two 3x3: the base row of Table III, in
             which the unit's other keywords change nothing, so that a study may set them for all of its rows.
         reasoning, nodes, ratio, fc_hidden, layout, ghp_sum: see `SqueezeReasoning`. Table III has "gap" and "ghp"
-            with "none", "fc" and "gcn", and "ghp" with "sa"; "gap" with "sa" is allowed too.
+            with "none", "fc" and "gcn", and "ghp" with "sa"; the other pairs are allowed too.
         dropout: probability that a channel is dropped before the classifier.
 
     Raises:

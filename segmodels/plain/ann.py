@@ -21,4 +21,6 @@ def ann_plain(module: AsymmetricBlock, x: Tensor, low: Tensor | None = None) -> 
     v = sample(module.value(source)).permute(0, 2, 1)
     weights = (torch.matmul(q, k) * k.shape[1] ** -0.5).softmax(-1).to(v.dtype)
     context = torch.matmul(weights, v).permute(0, 2, 1).contiguous().view(x.shape[0], -1, *x.shape[2:])
+    if module.fuse is None:
+        return module.project(context) + x
     return module.fuse(torch.cat([module.project(context), x], 1))

@@ -14,6 +14,7 @@ from datasets.catalog import BENCHMARKS
 from datasets.readers.coco import coco_voc
 from datasets.readers.coco_categories import THINGS
 from datasets.readers.coco_instances import coco_instances
+from datasets.readers.mapillary import NAMES
 from datasets.sample import ABSENT, DAMAGED, DataError, Rows
 from datasets.shapes import run_lengths
 
@@ -62,9 +63,17 @@ def write_lip(root: Path, split: str) -> None:
     (root / f"TrainVal_images/{split}_id.txt").write_text("a\n")
 
 
+def write_mapillary(root: Path, split: str) -> None:
+    folder = root / {"train": "training", "val": "validation"}[split]
+    write_image(folder / "images/a.jpg", SIZE)
+    write_mask(folder / "labels/a.png", values(1, 2, size=SIZE))
+    labels = [{"readable": name, "evaluate": name != "Unlabeled"} for name in (*NAMES, "Unlabeled")]
+    (root / "config.json").write_text(json.dumps({"labels": labels}))
+
+
 WRITE: dict[str, Callable[[Path, str], None]] = {
     "ade20k": write_ade, "camvid": write_camvid, "cityscapes": write_cityscapes, "cocostuff164k": write_stuff,
-    "lip": write_lip, "coco_voc": write_coco, "coco_instances": write_coco,
+    "lip": write_lip, "mapillary": write_mapillary, "coco_voc": write_coco, "coco_instances": write_coco,
 }  # fmt: skip
 PARTS = {
     "ade20k": ["images/training", "annotations/training"],
@@ -73,6 +82,7 @@ PARTS = {
     "cocostuff164k": ["train2017", "stuffthingmaps_trainval2017/train2017"],
     "lip": ["TrainVal_images/train_images", "TrainVal_parsing_annotations/train_segmentations",
             "TrainVal_images/train_id.txt"],
+    "mapillary": ["training/images", "training/labels"],
     "coco_voc": ["train2017", "annotations/instances_train2017.json"],
     "coco_instances": ["train2017", "annotations/instances_train2017.json"],
 }  # fmt: skip

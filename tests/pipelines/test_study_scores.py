@@ -6,7 +6,9 @@ import pytest
 
 from pipelines.base.files import to_json
 from pipelines.runs.results import Result
+from pipelines.studies.files import published_of
 from pipelines.studies.scores import further, scores_of
+from pipelines.studies.study import load_study
 from pipelines.studies.table import build, cells, html, markdown, metrics_of, numbers, text
 
 
@@ -55,6 +57,21 @@ def test_iou_of_each_class_over_the_variants():
     assert not any(line.startswith("cow") for line in lines[single:place])  # absent from all of them
     assert "| sky | 45.00 ± 12.71 | 55.00 ± 0.00 | - |" in markdown(TABLE)
     assert '<td class="text">cow</td><td class="measured">50.00 ± 0.00</td>' in html(TABLE)
+
+
+def test_the_printed_iou_of_each_class_stands_behind_the_measured():
+    table = build(
+        "Heads", {"a": {}, "b": {}}, ROWS, "whole", baseline="a", published_classes={"b": (51.5, 20), "a": (1.0, 2, 3)}
+    )
+    lines = text(table).splitlines()
+    place = lines.index("IoU of each class, percent, ms")
+    assert lines[place + 1].split() == ["class", "a", "b", "b", "published"]  # a has another number of classes
+    assert lines[place + 3].split()[-1] == "20"
+    assert "| sky | 45.00 ± 12.71 | 55.00 ± 0.00 | 51.5 |" in markdown(table)
+    assert '<td class="published">51.5</td></tr>' in html(table)
+    numbers_ = published_of(load_study("srnet/per_class"))
+    assert numbers_.classes["sr"][15] == 89.6  # bus
+    assert len(numbers_.classes["fcn"]) == 19
 
 
 def test_many_classes_do_not_flood_the_terminal():

@@ -60,6 +60,13 @@ def test_every_cell_by_hand():
     assert (by_name["e"]["verdict"], by_name["e"]["published"]) == ("no trial", "-")
 
 
+def test_a_published_number_that_has_another_value_elsewhere_is_marked():
+    table = example(elsewhere={"b": "80.9 in the prose"})
+    assert [row["published"] for row in cells(table)] == ["80", "81.2*", "80.5", "-", "-"]
+    assert cells(table)[1]["gain published"] == "+1.20"
+    assert [line["published_elsewhere"] for line in numbers(table)["variants"]][:2] == ["", "80.9 in the prose"]
+
+
 def test_the_order_in_which_trials_ended_does_not_matter():
     given = {"baseline": "a", "published": {"a": 80.0, "b": 81.2}}
     assert text(build("Rank", VARIANTS, ROWS, PROTOCOL, **given)) == text(
@@ -209,7 +216,7 @@ def test_numbers_are_json_that_every_reader_takes():
         "variant": "b", "settings": {"head.rank": 32}, "seeds": 3, "mIoU": pytest.approx(52.0),
         "mIoU_half_width": pytest.approx(26.172, abs=1e-3), "gain": pytest.approx(2.0),
         "gain_half_width": pytest.approx(2.484, abs=1e-3), "verdict": "no difference shown", "note": "",
-        "published": 81.2, "published_gain": 1.2, "costs": None}  # fmt: skip
+        "published": 81.2, "published_gain": 1.2, "published_elsewhere": "", "costs": None}  # fmt: skip
     assert (a["gain"], d["mIoU"], d["seeds"], e["verdict"]) == (None, None, 0, "no trial")
     metrics = metrics_of(page)
     assert {key for key in metrics if key.endswith("/b")} == {

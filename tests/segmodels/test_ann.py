@@ -57,6 +57,13 @@ def test_apnb_equals_the_loop_in_outputs_and_gradients(size):
     assert agree(apnb(x), naive(apnb, x, x), [x, *apnb.parameters()])
 
 
+def test_without_its_fusion_the_context_is_added():
+    made = AsymmetricBlock(C, C, C, E, V, SIZES, shared=True, rectify=True, fuse=False, dropout=0.5)
+    apnb, x = scramble(made), images()
+    assert agree(apnb(x), naive_context(apnb, x, x) + x, [x, *apnb.parameters()])
+    assert agree(apnb(x), ann_plain(apnb, x), [x, *apnb.parameters()])
+
+
 @pytest.mark.parametrize("low_size", [(H, W), (2 * H, 2 * W)])
 @pytest.mark.parametrize("training", [False, True])
 def test_afnb_equals_the_loop_in_outputs_and_gradients(low_size, training):

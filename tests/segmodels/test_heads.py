@@ -54,6 +54,7 @@ GIVES = {
     "dfseg-sr-gap": {"nodes", "node_channels", "unit_input", "unit_output"},
     "dfseg-sr-fc": {"nodes", "node_channels", "unit_input", "unit_output"},
     "dfseg-sr-sa": {"nodes", "node_channels", "unit_input", "unit_output"},
+    "deeplabv3plus-sr": {"nodes", "node_channels", "unit_input", "unit_output"},
     "nonlocal": {"relation"},
     "sa2x": {"relation"},
     "ocnet": {"global", "local", "dense"},

@@ -23,6 +23,7 @@ UNITS = [
     {"squeeze": "gap", "reasoning": "sa"},
     {"reasoning": "fc"},
     {"reasoning": "sa"},
+    {"reasoning": "eq5"},
     {"layout": "official"},
     {"layout": "official", "reasoning": "none"},
     {"layout": "official", "reasoning": "fc"},
@@ -72,6 +73,9 @@ def naive_reason(module, kind, g):
         z = torch.relu(batch_norm(r.adjacency_norm, mixed, 1)) + g
         updated = torch.stack([sum(w[i, j] * z[:, :, j] for j in range(d)) for i in range(d)], 2)
         return torch.relu(batch_norm(r.update_norm, updated, 2))
+    if kind == "eq5":
+        mix = torch.eye(K, dtype=g.dtype) - matrix(r.adjacency)
+        return torch.relu(torch.stack([(matrix(r.update) @ graph.mT @ mix.mT).mT for graph in g]))
     if kind == "sa":
         rows = []
         for graph in g:
@@ -215,7 +219,7 @@ def test_golden_head(golden, squeeze, count, giga):
             {"squeeze": "none"},
             r"reasoning is 'gcn' with squeeze 'none'; allowed: 'none'.*Set squeeze to 'gap' or 'ghp'",
         ),
-        ({"squeeze": "none", "reasoning": "x"}, "unknown reasoning 'x'; allowed: none, fc, gcn, sa"),
+        ({"squeeze": "none", "reasoning": "x"}, "unknown reasoning 'x'; allowed: none, fc, gcn, eq5, sa"),
         ({"reasoning": "gnc"}, r"unknown reasoning 'gnc'.*'gcn'\?"),
         ({"layout": "code"}, "unknown layout 'code'; allowed: paper, official"),
         ({"squeeze": "gap", "layout": "official"}, "squeeze is 'gap' with layout 'official'; allowed: 'ghp'"),
