@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from segmodels import cards
-from segmodels.checks import nearest
+from segmodels.checks import TIMM, nearest
 from segmodels.cost import CONVENTIONS
 from segmodels.heads.catalog import HEADS
 
@@ -22,6 +22,8 @@ examples:
   python -m segmodels ocnet --size 1024 2048               its cost at an image of 1024 x 2048 pixels
   python -m segmodels ocnet --size 512 512 --size 1024 1024 --batch 4    at several sizes; memory of 4 images
   python -m segmodels backbones --size 1024 2048           the trunks at that size
+  python -m segmodels timm/convnext_tiny                   any of timm's networks as a trunk: output strides, cost
+  python -m segmodels timm/convnext                        timm's networks with that word in their names
 
 Everything is read off the code and counted on the meta device: no weights, no GPU, nothing downloaded.
 """
@@ -34,7 +36,9 @@ def main(words: Sequence[str] | None = None) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", nargs="?", default="heads", help="a head, or one of: heads, backbones, losses")
+    parser.add_argument(
+        "name", nargs="?", default="heads", help="a head, or one of: heads, backbones, losses, timm/NAME"
+    )
     parser.add_argument(
         "--size", nargs=2, type=int, action="append", metavar=("H", "W"), dest="sizes",
         help="of the image, in pixels (default 512 512); a head takes several",
@@ -42,9 +46,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=1, help="images at once, for a head's memory (default 1)")
     args = parser.parse_args(words)
     name, sizes = args.name, [tuple(size) for size in args.sizes or [cards.SIZE]]
-    if name not in HEADS and name not in LISTINGS:
+    of_timm = name.startswith(TIMM)
+    if name not in HEADS and name not in LISTINGS and not of_timm:
         allowed = [*HEADS, *LISTINGS]
-        parser.error(f"unknown name {name!r}; allowed: {', '.join(allowed)}.{nearest(name, allowed)}")
+        parser.error(f"unknown name {name!r}; allowed: {', '.join(allowed)}, {TIMM}NAME.{nearest(name, allowed)}")
     if name not in HEADS and (len(sizes) > 1 or args.batch != 1 or (args.sizes and name == "losses")):
         parser.error(f"{name}: heads and backbones take one --size H W; several, and --batch N, are for one head")
     if min(min(sizes)) < 1 or args.batch < 1:
@@ -52,6 +57,8 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         if name in HEADS:
             show_head(name, sizes, args.batch)
+        elif of_timm:
+            show_trunk(name, sizes[0])
         else:
             LISTINGS[name](sizes[0])
     except ValueError as error:
@@ -150,6 +157,41 @@ def list_backbones(size: Size) -> None:
         rows.append([name, strides, widths, f"{cost.parameters:,}", f"{cost.macs / 1e9:.3f}"])
     print_table(rows, right=(3, 4))
     print(f"\n{by(size)} pixels at the smallest output stride that the trunk takes, no classifier")
+    print(f"All else that timm has is {TIMM}NAME, such as python -m segmodels {TIMM}convnext_tiny")
+
+
+def show_trunk(name: str, size: Size) -> None:
+    """One of timm's networks as a trunk, at each output stride; or the names that hold a word.
+
+    Raises:
+        ValueError: there is no such name, or the network cannot be a trunk.
+    """
+    import torch
+    from timm.models import is_model, list_models, list_pretrained
+
+    from segmodels.backbone import build_backbone, kind_of
+    from segmodels.cost import measure
+
+    network = name.removeprefix(TIMM).partition(".")[0]
+    if not is_model(network) and (names := list_models(f"*{network}*")):
+        print_paragraph(", ".join(f"{TIMM}{one}" for one in names))
+        return
+    kind = kind_of(name)
+    rows = [["output stride", "strides", "widths", "parameters", "GMACs"]]
+    for stride in kind.output_strides:
+        with torch.device("meta"):
+            trunk = build_backbone(name, stride)
+        cost = measure(trunk, size)
+        strides, widths = (" ".join(map(str, values)) for values in (trunk.strides, trunk.channels))
+        rows.append([str(stride), strides, widths, f"{cost.parameters:,}", f"{cost.macs / 1e9:.3f}"])
+    print_table(rows, right=(0, 3, 4))
+    print(f"\n{by(size)} pixels, without what only classifies: {', '.join(kind.classifier) or 'nothing'}")
+    print(f"mean {trunk.mean}, std {trunk.std} of RGB in 0..1")
+    if trunk.taps is not None and trunk.taps.multiple > 1:
+        print(f"sides are filled up to multiples of {trunk.taps.multiple} pixels with the mean colour")
+    if trunk.pyramid is not None:
+        print("one map, of which a pyramid makes four (ViTDet); its weights are new, and learn at the heads' rate")
+    print_paragraph(f"weights of `hub:`: {', '.join(list_pretrained(f'{network}.*')) or 'none'}")
 
 
 def list_losses(_: Size) -> None:

@@ -4,7 +4,7 @@
 place of the 7x7. timm's `c` (stem 32, 32, 64) and `d` (average-pool shortcuts) do not have the papers' printed costs.
 The plain ResNets have the 7x7; their tags are torchvision's weights, from which PyTorch code bases start. `resnet10t`
 has a block per stage and a stem of three 3x3 (24, 32, 64), `test_resnet` a block per stage of a few dozen channels:
-they are in no paper, and are for trials without a GPU.
+they are in no paper, and are for trials without a GPU. All else that timm has is `timm/NAME`, see `timm_trunks.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,14 @@ from functools import partial
 from typing import Any
 
 import timm
+from timm.models import is_model
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from segmodels.checks import choose, positive
+from segmodels.checks import TIMM, nearest, positive
 from segmodels.dfnet import DF1, DF2, DFNet
 from segmodels.hrnet import HRNet
+from segmodels.timm_trunks import colours, left_out, output_strides, plan, pyramid_of, tag_of, timm_trunk
 from segmodels.weights import load_weights
 from segmodels.wideresnet import WiderResNet
 from segmodels.xception import Xception
@@ -75,6 +78,24 @@ BACKBONES: dict[str, Kind] = {
 }
 
 
+def kind_of(name: str) -> Kind:
+    """Where a trunk comes from: a key of `BACKBONES`, or `timm/NAME`.
+
+    Raises:
+        ValueError: neither; or a network of timm that cannot be a trunk.
+    """
+    if name.startswith(TIMM):
+        tag = tag_of(name)
+        if tag.startswith("hrnet"):  # what segmentation reads of it is not what timm gives
+            return Kind(tag, HRNet, (4,), HRNET_EXTRA)
+        return Kind(tag, timm_trunk, output_strides(tag), left_out(tag))
+    if name not in BACKBONES:
+        timms = f"{TIMM}{name}" if is_model(name) else f"{TIMM}NAME for any of timm's networks"
+        hint = nearest(name, BACKBONES)
+        raise ValueError(f"unknown backbone {name!r}; allowed: {', '.join(BACKBONES)}, and {timms}.{hint}")
+    return BACKBONES[name]
+
+
 class Backbone(nn.Module):
     """A trunk without its classifier.
 
@@ -83,14 +104,18 @@ class Backbone(nn.Module):
     does.
 
     Args:
-        name: a key of `BACKBONES`.
+        name: a key of `BACKBONES`, or `timm/NAME`.
         output_stride: pixels per cell of the last map; one of the trunk's `output_strides`.
         pretrained: download timm's weights.
         multi_grid: see `set_multi_grid`; None leaves the dilations above.
 
     Attributes:
+        trunk: what has weights in a file.
+        taps: how four maps are taken from one of timm's networks; else None, as the trunk gives them.
+        pyramid: makes four maps of a ViT's one; else None. Its weights are in no file, and learn at the heads' rate.
         channels: widths of the four maps.
         strides: pixels per cell of the four maps.
+        one_size_programs: whether an exported program takes images of one size alone.
         mean, std: what an image in 0..1 is normalised with, per channel of RGB.
 
     Shape: normalised image (B, 3, H, W) -> list of four maps (B, channels[i], ⌈H/strides[i]⌉, ⌈W/strides[i]⌉).
@@ -106,19 +131,26 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        kind = BACKBONES[name]
+        kind = kind_of(name)
         trunk = kind.build() if kind.tag is None else kind.build(kind.tag, output_stride, pretrained)
         self.trunk: nn.Module = trunk
-        self.channels: tuple[int, ...] = trunk.channels
-        self.strides: tuple[int, ...] = trunk.strides
-        config: Any = trunk if kind.tag is None else timm.get_pretrained_cfg(kind.tag)
-        self.mean: tuple[float, ...] = tuple(config.mean)
-        self.std: tuple[float, ...] = tuple(config.std)
+        self.taps = plan(str(kind.tag), output_stride) if kind.build is timm_trunk else None
+        self.pyramid = None if self.taps is None else pyramid_of(self.taps, output_stride)
+        self.one_size_programs = bool(self.taps and self.taps.bound)
+        source = self.pyramid or self.taps or trunk
+        self.channels: tuple[int, ...] = source.channels
+        self.strides: tuple[int, ...] = source.strides
+        mean, std = (trunk.mean, trunk.std) if kind.tag is None else colours(kind.tag)
+        self.mean: tuple[float, ...] = tuple(mean)
+        self.std: tuple[float, ...] = tuple(std)
         if multi_grid is not None:
             set_multi_grid(self, multi_grid)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return self.trunk(x)
+        if self.taps is None:
+            return self.trunk(x)
+        maps = self.taps(self.trunk, x)
+        return maps if self.pyramid is None else self.pyramid(maps[0], *x.shape[-2:])
 
 
 def set_multi_grid(backbone: Backbone, multi_grid: Sequence[int]) -> None:
@@ -132,7 +164,7 @@ def set_multi_grid(backbone: Backbone, multi_grid: Sequence[int]) -> None:
         ValueError: the trunk is no ResNet; its last stage strides; there is not one dilation per block; or one is
             below 1.
     """
-    if BACKBONES[backbone.name].build is not resnet:
+    if not (kind_of(backbone.name).build is resnet or isinstance(backbone.trunk, ResNet)):
         raise ValueError(f"multi_grid is {multi_grid}; allowed for {backbone.name}, which is no ResNet: null")
     if backbone.strides[3] == 32:
         raise ValueError(
@@ -155,11 +187,12 @@ def set_multi_grid(backbone: Backbone, multi_grid: Sequence[int]) -> None:
 def build_backbone(
     name: str, output_stride: int = 8, weights: str | None = None, *, multi_grid: Sequence[int] | None = None
 ) -> Backbone:
-    """Build a trunk of `BACKBONES`.
+    """Build a trunk of `BACKBONES`, or any of timm's networks.
 
     Args:
-        name: a key of `BACKBONES`.
-        output_stride: pixels per cell of the last map: 8, 16 or 32; HRNet has only 4, Wider ResNet 8, DF-Nets 32.
+        name: a key of `BACKBONES`, or `timm/NAME`.
+        output_stride: pixels per cell of the last map: 8, 16 or 32; HRNet has only 4, Wider ResNet 8, DF-Nets 32,
+            timm's networks what timm offers.
         weights: None for random weights; a file (.pth, .pt, .bin, .safetensors); or "hub", timm's download.
         multi_grid: dilations of the blocks of a ResNet's last stage, see `set_multi_grid`; None for timm's.
 
@@ -168,7 +201,7 @@ def build_backbone(
             are not this trunk's, or a download of a trunk that timm does not have.
         FileNotFoundError: no such file.
     """
-    kind = choose(BACKBONES, name, "backbone")
+    kind = kind_of(name)
     allowed = kind.output_strides
     if output_stride not in allowed:
         close = min(allowed, key=lambda s: abs(s - output_stride))

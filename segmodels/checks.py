@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+TIMM = "timm/"  # how the names of timm's networks begin
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -40,7 +40,7 @@ def parameter_groups(
         ValueError: timm does not know the backbone's layers, and `layer_decay` is not 1.
     """
     scales = layer_scales(model, layer_decay)
-    trunk = {id(p) for p in model.backbone.trunk.parameters()}  # what has weights in a file
+    trunk = {id(p) for p in model.backbone.trunk.parameters()}  # a ViT's pyramid is as new as the heads
     spared = set() if decay_norm_and_bias else spared_of(model.backbone.trunk)
     groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():

@@ -59,7 +59,8 @@ class Segmentor(nn.Module):
         self.num_classes, self.aux_stage = num_classes, aux_stage
         self.feature_size: tuple[int, int] | None = getattr(head, "feature_size", None)
         self.window = crop if self.feature_size is not None else None
-        self.program_window = self.window or (crop if getattr(head, "one_size_programs", False) else None)
+        one_size = any(getattr(part, "one_size_programs", False) for part in (backbone, head))
+        self.program_window = self.window or (crop if one_size else None)
         # Part of the state dict: a checkpoint and an exported program keep their normalisation.
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1))

@@ -7,7 +7,7 @@ import torch
 from pipelines.base.text import nearest
 from pipelines.recipes.model import meta_model
 from pipelines.recipes.recipe import Recipe
-from segmodels.backbone import BACKBONES, build_backbone
+from segmodels.backbone import BACKBONES, build_backbone, kind_of
 from segmodels.weight_files import Entries, Shapes, read_entries, shapes
 from segmodels.weights import Match, counts, match_entries
 
@@ -21,7 +21,7 @@ def misfit(recipe: Recipe, path: str, why: str) -> str:
     except ValueError:
         return f"{head}: {why}"
     own = shapes(meta_model(recipe, 2).backbone.trunk.state_dict())
-    match = match_entries(own, entries.shapes, entries.ordered, BACKBONES[name].classifier)
+    match = match_entries(own, entries.shapes, entries.ordered, kind_of(name).classifier)
     fit, number = match.fit(own, entries.shapes), sum(not counts(key) for key in own)
     text = f"{head} holds other weights than {name} takes: {fit} of the {number} entries of {name} fit."
     return f"{text} {hint(own, entries, match, name)}"

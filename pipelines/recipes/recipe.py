@@ -63,9 +63,13 @@ def key(about: str, default: Any = dataclasses.MISSING) -> Any:
 class Backbone:
     """The trunk: a network that is trained for classification, and gives the features."""
 
-    name: str = key("a trunk; `python -m segmodels backbones` lists them", "resnet50s")
+    name: str = key(
+        "a trunk; `python -m segmodels backbones` lists them; `timm/NAME` is any of timm's networks", "resnet50s"
+    )
     output_stride: Literal[8, 16, 32, 4] = key(
-        "pixels per cell of the last map; hrnet_w48 takes only 4, wideresnet38 only 8, df1 and df2 only 32", 8
+        "pixels per cell of the last map; hrnet_w48 takes only 4, wideresnet38 only 8, df1, df2 and some of timm's "
+        "networks only 32",
+        8,
     )
     weights: str | None = key(
         "where the trunk starts: path or URI of a state dict, `hub:` for timm's download, null for random weights", None

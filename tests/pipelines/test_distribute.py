@@ -15,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pipelines.training import learner
 from pipelines.training.step import rehearse
-from segmodels.backbone import BACKBONES, build_backbone
+from segmodels.backbone import BACKBONES, build_backbone, kind_of
 from segmodels.losses import Objective
 from segmodels.segmentor import build_segmentor
 from segmodels.sync_norm import SyncBatchNorm, synchronised
@@ -316,11 +316,13 @@ def filled(built):
     return built
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name", [*BACKBONES, *(f"timm/{n}" for n in ("regnety_002", "tf_efficientnet_lite0", "dla34"))]
+)
 def test_the_conversion_keeps_what_a_trunk_computes(name):
     """Activations and all: timm's norms may hold one, which PyTorch's converter drops."""
     with torch.device("meta"):
-        built = build_backbone(name=name, output_stride=max(BACKBONES[name].output_strides), weights=None)
+        built = build_backbone(name=name, output_stride=max(kind_of(name).output_strides), weights=None)
     built, x = filled(built), torch.randn(1, 3, 32, 32)
     keys, before = list(built.state_dict()), {key for key, m in built.named_modules() if isinstance(m, _BatchNorm)}
     with torch.no_grad():

@@ -161,6 +161,26 @@ def test_backbones(capsys, monkeypatch):
     assert re.search(r"resnet18 +4 8 8 8 +64 128 256 512 +11,176,512 +48\.130", capsys.readouterr().out)
 
 
+def test_one_of_timms_networks_at_each_of_its_output_strides(capsys):
+    main(["timm/test_efficientnet", "--size", "64", "64"])
+    shown = capsys.readouterr().out
+    assert re.findall(r"^ +(\d+)  (4 8 \d+ \d+)  ", shown, re.M) == [
+        ("8", "4 8 8 8"),
+        ("16", "4 8 16 16"),
+        ("32", "4 8 16 32"),
+    ]
+    assert "without what only classifies: conv_head., bn2., classifier." in shown
+    assert "weights of `hub:`: test_efficientnet.r160_in1k" in shown
+
+
+def test_timms_names_by_a_word(capsys):
+    main(["timm/efficientnet_lite"])
+    assert "timm/tf_efficientnet_lite0, timm/tf_efficientnet_lite1" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit):
+        main(["timm/convnetx_tiny"])
+    assert "Did you mean 'convnext_tiny'?" in capsys.readouterr().err
+
+
 def test_unknown_name(capsys):
     with pytest.raises(SystemExit) as left:
         main(["recnet"])
