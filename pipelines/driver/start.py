@@ -47,13 +47,13 @@ def check_weights(recipe: Recipe, weights: Weights) -> Weights:
 
     from pipelines.driver.misfit import misfit
     from pipelines.recipes.model import meta_model
-    from segmodels.backbone import BACKBONES
+    from segmodels.backbone import kind_of
     from segmodels.weight_files import Unreadable
     from segmodels.weights import load_weights
 
     try:
         name = recipe.backbone.name
-        taken = load_weights(meta_model(recipe, 2).backbone.trunk, weights.path, name, BACKBONES[name].classifier)
+        taken = load_weights(meta_model(recipe, 2).backbone.trunk, weights.path, name, kind_of(name).classifier)
     except Unreadable as error:
         raise InputError(f"backbone.weights: {error}") from None
     except ValueError as error:
