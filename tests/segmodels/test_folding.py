@@ -12,7 +12,7 @@ from segmodels.layers import ConvNormReLU
 from segmodels.segmentor import build_segmentor
 
 WIDTHS, SIZES = (8, 12, 16, 32), ((16, 24), (8, 12), (4, 6), (4, 6))
-ONE_OF_EACH = {keywords["name"]: name for name, keywords in VARIANTS.items()}  # each head's last
+ONE_OF_EACH = {k["name"]: name for name, k in VARIANTS.items() if k.get("conv", True)}  # each head's last with norms
 
 
 def trained(model):
