@@ -103,27 +103,23 @@ def listening():
     return found
 
 
-def test_workers_that_die_or_hang_are_replaced_and_the_run_ends_at_the_same_weights(
-    pair, two_workers, recipe_file, tmp_path
-):
-    """A worker is killed in mid-epoch, then rank 0, then one hangs; meanwhile nothing listens beyond loopback."""
+def test_workers_that_die_are_replaced_and_the_run_ends_at_the_same_weights(pair, two_workers, recipe_file, tmp_path):
+    """A worker is killed in mid-epoch, then rank 0; nothing listens beyond loopback. Hangs: see test_disturbed.py."""
     import ray
 
-    page = recipe_file(**two_workers | {"workers": {"count": 2, "gpus": 0, "hang_minutes": 0.75, "max_failures": 6}})
+    page = recipe_file(**two_workers | {"workers": {"count": 2, "gpus": 0, "max_failures": 6}})
     folder, heard, trouble = tmp_path / "out/runs/tiny/first", {}, []
 
     def disturb():
         try:
-            for starts, (step, rank, number) in enumerate(
-                ((2, 1, signal.SIGKILL), (6, 0, signal.SIGKILL), (10, 1, signal.SIGSTOP))
-            ):
+            for starts, (step, rank) in enumerate(((2, 1), (6, 0))):
                 until(lambda starts=starts: continued(folder) == starts and rank_pids().keys() == {0, 1})
                 victim = rank_pids()[rank]
                 heard.update(listening() if not heard else {})
                 until(lambda step=step: trained(folder)[-1:] >= [step])
-                victim.send_signal(number)
-        except Exception as error:  # what they did instead, if they hung
-            trouble.extend([error, *(path.read_text() for path in folder.glob("hang-worker*"))])
+                victim.kill()
+        except Exception as error:
+            trouble.append(error)
 
     thread = threading.Thread(target=disturb, daemon=True)
     thread.start()
@@ -134,9 +130,7 @@ def test_workers_that_die_or_hang_are_replaced_and_the_run_ends_at_the_same_weig
     whole, tiny = (checkpoint.load(run / "checkpoints/step-00000016.pt") for run in (pair[0] / "first", folder))
     assert all(torch.equal(whole["model"][k], tiny["model"][k]) for k in whole["model"])
     assert trained(folder) == list(range(1, 17))
-    assert continued(folder) == 3
-    notes = [line["text"] for line in read_record(folder / "record.jsonl")[0] if line["kind"] == "note"]
-    assert ["Workers hung and were replaced" in note for note in notes] == [False, False, False, True]
+    assert continued(folder) == 2
     assert set(heard) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, heard
     assert heard
     assert not secrets_in(tmp_path / "out")
