@@ -465,7 +465,9 @@ def page_of(recipe_file, **changes):
               {"name": "second", "train": "voc12/train", "val": "voc12/val", "steps": 100, "val_every": 0}]  # fmt: skip
     optim = {"lr": 0.01, "warmup": 1, "head_lr_scale": 2, "freeze_norm": True}
     workers = {"gpus": 0, "feed_tasks": 1, **changes.pop("workers", {})}
-    return recipe_file(stages=stages, optim=optim, workers=workers, **changes)
+    heads = {"head": {"name": "fcn", "channels": 16, "dropout": 0.0},  # its masks are drawn for each worker
+             "aux": {"name": "fcn", "stage": 3, "channels": 8, "dropout": 0.0}}  # fmt: skip
+    return recipe_file(stages=stages, optim=optim, workers=workers, **heads, **changes)
 
 
 def losses(folder):
