@@ -58,7 +58,7 @@ def validated(args: argparse.Namespace) -> Report:
             for turn in range(args.repeats):
                 for n in WORKERS:
                     measured[n].append(trained(make(n, f"workers-{n}-{turn}"), sizes, n))
-    return report(args, setup_here(args, inputs, gradients), inputs, measured)
+    return report(args, setup_here(args, inputs, gradients, norms_of(base)), inputs, measured)
 
 
 def recipe_for(args: argparse.Namespace, n: int) -> Recipe:
@@ -82,6 +82,13 @@ def bytes_of(recipe: Recipe) -> int:
     from pipelines.recipes.model import meta_model
 
     return 4 * sum(p.numel() for p in meta_model(recipe, 21).parameters() if p.requires_grad)
+
+
+def norms_of(recipe: Recipe) -> int:
+    """Batch norms that send something to other workers."""
+    from pipelines.recipes.model import count_norms, meta_model
+
+    return count_norms(meta_model(recipe, 21)) if recipe.norm == "sync" else 0
 
 
 def decoding(recipe: Recipe) -> float:
@@ -170,13 +177,13 @@ def trained(recipe: Recipe, sizes: Sizes, n: int) -> float:
     return median([line["images_per_s"] for line in lines if line["kind"] == "train"][1:])
 
 
-def setup_here(args: argparse.Namespace, inputs: dict[str, float], gradients: int) -> Setup:
+def setup_here(args: argparse.Namespace, inputs: dict[str, float], gradients: int, norms: int) -> Setup:
     """This machine as the formulas see it: one node whose workers and feeding tasks share the cores."""
     from pipelines.cluster.sizes import cores_here
     from pipelines.speed.many_gpus import setup_of
 
     return setup_of(
-        args, **inputs, gradients=gradients, norms=0, shared=True, images=IMAGES, launch_ms=1e-3, backward=0.0,
+        args, **inputs, gradients=gradients, norms=norms, shared=True, images=IMAGES, launch_ms=1e-3, backward=0.0,
         per_node=NEVER, cores=cores_here(), link_us=0.0, stream_mb_s=NEVER, store_gb_s=NEVER,
     )  # fmt: skip
 
@@ -193,9 +200,9 @@ def report(
         for n, rates in measured.items()
     ]
     notes = [
-        f"{args.recipe} with a small model ({setup.gradients / 2**20:.0f} MiB of gradients), {IMAGES} images of a "
-        f"worker in a step, one thread each, one feeding task each, {setup.cores:.0f} cores; {args.steps} steps a run, "
-        f"{args.repeats} rounds in turn",
+        f"{args.recipe} with a small model ({setup.gradients / 2**20:.0f} MiB of gradients, {setup.norms} norms over all "
+        f"workers), {IMAGES} images of a worker in a step, one thread each, one feeding task each, {setup.cores:.0f} "
+        f"cores; {args.steps} steps a run, {args.repeats} rounds in turn",
         f"inputs: {inputs['images_per_s']:.1f} images/s of one worker on a batch at hand; {inputs['decode_ms']:.2f} ms "
         f"of decoding; all-reduce of two: {inputs['base_us']:.0f} µs and {inputs['link_gb_s']:.2f} GB/s; "
         f"{inputs['tasks_per_s']:.0f} empty tasks a second",
