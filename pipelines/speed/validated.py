@@ -200,9 +200,9 @@ def report(
         for n, rates in measured.items()
     ]
     notes = [
-        f"{args.recipe} with a small model ({setup.gradients / 2**20:.0f} MiB of gradients, {setup.norms} norms over all "
-        f"workers), {IMAGES} images of a worker in a step, one thread each, one feeding task each, {setup.cores:.0f} "
-        f"cores; {args.steps} steps a run, {args.repeats} rounds in turn",
+        f"{args.recipe} with a small model ({setup.gradients / 2**20:.0f} MiB of gradients, {setup.norms} norms over "
+        f"all workers), {IMAGES} images of a worker in a step, one thread each, one feeding task each, "
+        f"{setup.cores:.0f} cores; {args.steps} steps a run, {args.repeats} rounds in turn",
         f"inputs: {inputs['images_per_s']:.1f} images/s of one worker on a batch at hand; {inputs['decode_ms']:.2f} ms "
         f"of decoding; all-reduce of two: {inputs['base_us']:.0f} µs and {inputs['link_gb_s']:.2f} GB/s; "
         f"{inputs['tasks_per_s']:.0f} empty tasks a second",
