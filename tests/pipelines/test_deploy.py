@@ -15,6 +15,7 @@ import urllib.request
 import jsonschema
 import pytest
 import yaml
+from disturbed import NOBODY
 from heads import RAY, end, free_port, head, wait_for, with_token
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -248,7 +249,8 @@ def test_a_node_of_cluster_yaml_comes_for_a_submitted_run_and_goes_after_it(reci
     words += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     words += [f"--dashboard-agent-listen-port={free_port()}", f"--autoscaling-config={tmp_path / 'fake.yaml'}"]
     own = known | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    recipe = recipe_file(workers={"count": 2, "gpus": 0, "feed_tasks": 1}, feed="ray")
+    recipe = recipe_file(workers={"count": 2, "gpus": 0, "feed_tasks": 1}, feed="ray", tracking=NOBODY)
+    own |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     with head(tmp_path / "head.log", own, *words) as started:
         job = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{port}", "--working-dir", "."]
         began = time.monotonic()
@@ -338,5 +340,5 @@ def test_logs_of_rays_processes_rotate(tmp_path):
         done = subprocess.run([sys.executable, "-c", PRINTS], env=own, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
         sizes = [file.stat().st_size for file in started.logs.glob("worker-*.out*") if file.stat().st_size > 1000]
-        assert len(sizes) == 3
+        assert len(sizes) in (2, 3)  # the third is the current one, which may just have been begun
         assert max(sizes) <= 51_000
