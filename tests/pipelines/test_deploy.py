@@ -8,14 +8,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 
 import jsonschema
 import pytest
 import yaml
-from disturbed import NOBODY
 from heads import RAY, end, free_port, head, wait_for, with_token
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -218,58 +216,6 @@ chroot . bash /steps.sh
     plain = {key: os.environ[key] for key in network if key in os.environ}
     plain |= {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
     return subprocess.run(["unshare", "-m", "bash", "-c", around], capture_output=True, text=True, env=plain)
-
-
-# ---- a cluster that grows
-
-
-def growing(gcs):
-    """cluster.yaml with Ray's fake provider, whose nodes are processes of this machine, and a head without CPUs."""
-    cluster = page("cluster.yaml")
-    types = cluster["available_node_types"]
-    types["head"]["resources"], types["head"]["max_workers"] = {"CPU": 0}, 0
-    for kind in types.values():
-        kind["node_config"] = {}
-    fake = {"type": "fake_multinode", "gcs_address": gcs, "use_node_id_as_ip": True, "disable_node_updaters": True,
-            "disable_launch_config_check": True}  # fmt: skip
-    cluster |= {"provider": fake, "auth": {}, "file_mounts": {}, "idle_timeout_minutes": 0.15,
-                "cluster_synced_files": [], "file_mounts_sync_continuously": False}  # fmt: skip
-    commands = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray")
-    return cluster | {f"{key}_commands": [] for key in commands}
-
-
-@pytest.mark.ray
-@pytest.mark.long
-@pytest.mark.xdist_group("commands")
-def test_a_node_of_cluster_yaml_comes_for_a_submitted_run_and_goes_after_it(recipe_file, tmp_path):
-    gcs, port, known = f"127.0.0.1:{free_port()}", free_port(), with_token(tmp_path / "token")
-    cluster = growing(gcs)
-    (tmp_path / "fake.yaml").write_text(yaml.safe_dump(cluster))
-    words = [f"--port={gcs.rpartition(':')[2]}", "--num-cpus=0", "--object-store-memory=100000000"]
-    words += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
-    words += [f"--dashboard-agent-listen-port={free_port()}", f"--autoscaling-config={tmp_path / 'fake.yaml'}"]
-    own = known | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    recipe = recipe_file(workers={"count": 2, "gpus": 0, "feed_tasks": 1}, feed="ray", tracking=NOBODY)
-    own |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    with head(tmp_path / "head.log", own, *words) as started:
-        job = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{port}", "--working-dir", "."]
-        began = time.monotonic()
-        done = subprocess.run([*job, "--", "python", "pipelines/train.py", recipe], cwd=ROOT, env=known,
-                              capture_output=True, text=True, timeout=400)  # fmt: skip
-        took, ended = time.monotonic() - began, time.monotonic()
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:] + started.says()
-        assert "asking the cluster for 2 workers" in done.stdout
-        assert "the cluster has 1 node of 48 CPU(s) and 4 GPU(s)" in done.stdout
-        assert "step     5/5" in done.stdout
-        wait_for(lambda: not nodes(port, known), 120)
-    print(f"{took:.0f} s for the run, {time.monotonic() - ended:.0f} s until its node was gone")
-
-
-def nodes(port, environment):
-    """How many nodes live besides the head, by `ray list nodes`."""
-    listed = subprocess.run([RAY, "list", "nodes", "--address", f"http://127.0.0.1:{port}", "--format", "json"],
-                            capture_output=True, text=True, env=environment, check=True).stdout  # fmt: skip
-    return [node for node in json.loads(listed) if node["state"] == "ALIVE" and not node["is_head_node"]]
 
 
 # ---- what runs on the head
