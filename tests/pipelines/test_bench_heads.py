@@ -89,6 +89,7 @@ def test_ranks_one_by_one_are_slower_to_hold_at_the_published_size():
     assert plain > 4 * ours > 4 * 16 * 512 * 64 * 64 * 4  # Y itself is among what is held
 
 
+@pytest.mark.slow
 def test_table_has_both_forms_and_the_heads_beside():
     report = heads.measure(options("--only", "tgm+trm", "a2", "fcn", "--size", "16", "16", "--channels", "32"))
     modes = [("training", "2 x 32 x 16 x 16"), *(("evaluation", f"{batch} x 32 x 16 x 16") for batch in (2, 1))]

@@ -181,6 +181,7 @@ def trained(in_bucket):
     return in_bucket.uri
 
 
+@pytest.mark.slow
 def test_doors_take_the_uri_of_a_run_of_its_stage_and_of_a_file(trained, shards, s3, tmp_path, opened):
     val, best = shards / "voc12/val", trained.replace("?", "/first/best.pt?")
     shown = opened("evaluate", best, val, "--out", tmp_path / "scores")

@@ -100,6 +100,7 @@ def test_gpus_that_are_not_in_the_table_are_refused_at_once(plan):
                                "A100-40GB, H100, H200, B200. Did you mean 'H200'?")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_time_is_by_the_runs_own_speed_or_that_of_one_next_to_it(plan, tmp_path):
     plan()
     recipe = load_recipe(tmp_path / "tiny.yaml")
@@ -223,6 +224,7 @@ def test_a_head_that_can_compute_again_is_told_to_where_that_has_room():
     assert "workers.recompute" not in str(told.value)
 
 
+@pytest.mark.slow
 def test_room_is_asked_only_of_gpus_whose_memory_is_known(whole):
     assert check_memory(whole, 21, ONE, []) == ""
     assert check_memory(whole, 21, ONE, [("MIG", math.nan)]) == ""

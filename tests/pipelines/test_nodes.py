@@ -211,6 +211,7 @@ def test_only_the_code_is_sent():
     assert [name for name in kept if not left_out(ROOT / name)] == []
 
 
+@pytest.mark.slow
 def test_a_machine_that_has_only_what_is_sent_says_what_it_runs(tmp_path):
     """A worker without the project's other files ended in PackageNotFoundError there."""
     create_package(str(ROOT), tmp_path / "sent.zip", include_gitignore=True, excludes=joining.excludes())

@@ -128,6 +128,7 @@ def test_a_pyramid_is_made_of_the_last_map_alone():
     "name", ["resnet18d", "regnety_002", "tf_efficientnet_lite0", "mobilenetv3_small_050", "test_convnext", "test_vit",
              "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_step_moves_every_weight_and_whole_images_of_any_size_are_taken(name):
     torch.manual_seed(0)
     model = build_segmentor(
