@@ -30,7 +30,7 @@ from segmodels import files
 from segmodels.kernels import settle_kernels
 from segmodels.losses import Objective
 from segmodels.optim import build_adamw, build_sgd, parameter_groups
-from segmodels.precision import autocast
+from segmodels.precision import autocast, spare_grouped
 from segmodels.segmentor import Segmentor
 from segmodels.starting import start_from
 from segmodels.sync_norm import synchronised
@@ -144,6 +144,7 @@ def make_learner(job: Job, rank: int, world: int, device: torch.device, copy: Co
     channels_last = device.type == "cuda" if recipe.workers.channels_last is None else recipe.workers.channels_last
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)  # type: ignore[call-overload]
+    spare_grouped(model, device, precision)
     origin = start_weights(model, job)
     learner = Learner(
         job, rank, world, device, precision, channels_last, model, model, Objective(recipe.loss),
