@@ -42,7 +42,7 @@ def test_a_copy_of_a_spared_model_has_weights_of_its_own():
     assert not torch.equal(twin(x), before)
 
 
-@pytest.mark.parametrize("device, precision", [("cpu", "fp32"), ("cuda", "bf16")])
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "fp32"), ("cuda", "bf16")])
 def test_elsewhere_nothing_changes(device, precision):
     model = net()
     spare_grouped(model, torch.device(device), precision)
