@@ -11,10 +11,13 @@ from torch import nn
 
 from pipelines.recipes.protocols import PROTOCOLS
 from pipelines.recipes.recipe import InferenceSpec, Recipe
+from pipelines.recipes.tasks import SEGMENTATION
+from pipelines.recipes.views import val_view
 from segmodels import loading
 from segmodels.heads.lean import set_recompute
 from segmodels.inference import Inference, protocol
 from segmodels.segmentor import Segmentor, build_segmentor
+from segmodels.tasks.catalog import build_task_model
 
 META: dict[str, Segmentor] = {}
 
@@ -73,13 +76,15 @@ def inference_by(name: str, recipe: Recipe) -> Inference:
 
 
 def build_model(recipe: Recipe, classes: int, weights: str | None = None) -> Segmentor:
-    """The recipe's segmentor.
+    """The recipe's model: a segmentor, or what another task has.
 
     Args:
         classes: K.
         weights: a local file of the backbone's, or `hub`; None for random ones.
     """
     backbone = dataclasses.asdict(recipe.backbone) | {"weights": weights}
+    if recipe.task != SEGMENTATION:
+        return build_task_model(recipe.task, num_classes=classes, backbone=backbone, head=recipe.head)
     model = build_segmentor(
         num_classes=classes, crop=recipe.view.crop, backbone=backbone, head=recipe.head, aux=recipe.aux
     )
@@ -89,7 +94,7 @@ def build_model(recipe: Recipe, classes: int, weights: str | None = None) -> Seg
 
 def meta_model(recipe: Recipe, classes: int) -> Segmentor:
     """The recipe's segmentor on the meta device, built once for a model; its mode is as the last caller left it."""
-    parts = (recipe.backbone, recipe.view.crop, recipe.head, recipe.aux, classes)
+    parts = (recipe.task, recipe.backbone, recipe.view.crop, recipe.head, recipe.aux, classes)
     if repr(parts) not in META:
         META.clear()  # a study checks one model after the other
         with torch.device("meta"):
@@ -100,4 +105,6 @@ def meta_model(recipe: Recipe, classes: int) -> Segmentor:
 
 def how(recipe: Recipe) -> str:
     """The protocol of the scores that stages print."""
+    if recipe.task != SEGMENTATION:
+        return val_view(recipe).words
     return protocol(inference_of(recipe, recipe.validation or recipe.inference))

@@ -128,18 +128,17 @@ def headline(told: Sequence[Told]) -> str:
         return "**Result:** no score." if all(t.result for t in told) else "**Result:** none yet."
     stage, last = scored[-1]
     where = f"all {last.val_rows} rows of {stage.val}"
-    return f"**Result: {percent(last.miou)} % mIoU** after {last.stage}, on {where} ({last.protocol})."
+    return f"**Result: {percent(last.miou)} % {last.metric}** after {last.stage}, on {where} ({last.protocol})."
 
 
 def scores(told: Sequence[Told]) -> str:
     """The scores of the stages that have ended."""
     if not (rows := [result_row(t.result) for t in told if t.result]):
         return ""
-    head = ["stage", "rows trained on", "steps", "mIoU before", "mIoU after", "best (step)", "val rows"]
-    how = next(t.result.protocol for t in told if t.result)
-    line = (
-        f"**Stages**, mIoU in percent, {how}, from one confusion matrix over the rows; – where there are no such rows:"
-    )
+    first = next(t.result for t in told if t.result)
+    metric, whole = first.metric, ", from one confusion matrix over the rows" if first.metric == Result.metric else ""
+    head = ["stage", "rows trained on", "steps", f"{metric} before", f"{metric} after", "best (step)", "val rows"]
+    line = f"**Stages**, {metric} in percent, {first.protocol}{whole}; – where there are no such rows:"
     return f"{line}\n\n{table(head, rows)}"
 
 
