@@ -1,0 +1,1 @@
+"""Models of tasks other than segmentation, with their losses; a file per task."""
