@@ -53,7 +53,8 @@ def check_weights(recipe: Recipe, weights: Weights) -> Weights:
 
     try:
         name = recipe.backbone.name
-        taken = load_weights(meta_model(recipe, 2).backbone.trunk, weights.path, name, kind_of(name).classifier)
+        own = meta_model(recipe, 2).backbone
+        taken = load_weights(own.trunk, weights.path, name, kind_of(name).classifier, own.context)
     except Unreadable as error:
         raise InputError(f"backbone.weights: {error}") from None
     except ValueError as error:

@@ -41,13 +41,18 @@ def pretrained_by(recipe: Recipe) -> Literal["", "backbone", "all"]:
 def frozen_norms(model: Segmentor, recipe: Recipe, pretrained: Literal["", "backbone", "all"]) -> list[str]:
     """Names of the batch norms that `optim.freeze_norm` freezes: those that come with statistics of a training.
 
+    Norms of a trunk's context learn, whatever the trunk's weights: those of plain trunks do not have them.
+
     Args:
         pretrained: what does: nothing, the backbone, or the whole model, of a stage before or of `weights`.
     """
     if not recipe.optim.freeze_norm or not pretrained:
         return []
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    return [name for name in norms if pretrained == "all" or name.startswith("backbone.")]
+    added = tuple(f"backbone.trunk.{start}" for start in model.backbone.context)
+    return [
+        name for name in norms if pretrained == "all" or (name.startswith("backbone.") and not name.startswith(added))
+    ]
 
 
 def count_norms(model: Segmentor) -> int:

@@ -81,6 +81,11 @@ class Backbone:
         "[2, 4, 4]",
         None,
     )
+    context: dict[str, Any] | None = key(
+        "what stands in the blocks of a ResNet besides: {name: sr, place: layer4} or nonlocal or isa there, or at "
+        "before_last_of_layer3; {name: se, place: blocks}, cbam or sr, a gate in every block; null for nothing",
+        None,
+    )
     neck: str | None = key("`jpu` makes a map at stride 8 of a trunk at output stride 32; null for none", None)
 
 
@@ -522,6 +527,8 @@ def fingerprint(recipe: Recipe) -> str:
         del content["weights"]
     if recipe.task == SEGMENTATION:  # up to 0.7, likewise
         del content["task"]
+    if recipe.backbone.context is None:  # likewise
+        content["backbone"] = {key: value for key, value in content["backbone"].items() if key != "context"}
     content["optim"] = {k: v for k, v in content["optim"].items() if k not in LATER or v != LATER[k]}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
