@@ -34,7 +34,7 @@ class DetectionView(ResizedView):
         """
         image = decode_image(shards.encoded(row)[0])
         placed = self.place(image.shape[:2], seed)
-        return self.padded(image, placed, canvas), read_objects(shards, row, placed, canvas, seed)
+        return self.padded(image, placed, canvas), read_objects(shards, row, placed, seed)
 
     def pack(self, samples: Sequence[tuple[np.ndarray, Objects]]) -> pa.Table:
         """A block of what `read` gives, see `objects.pack`."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 from pycocotools import mask as rle_api
@@ -24,8 +25,8 @@ class Objects:
     Args:
         boxes: x1, y1, x2, y2 in pixels of the view, float32 (n, 4).
         labels: 0..K-1 of the things, int64 (n,).
-        masks: COCO's compressed run lengths of each mask of the canvas, turned: along rows, not columns. So they decode
-            into rows without a copy.
+        windows: x, y, width, height of the least window of the view that holds an object's mask, int64 (n, 4).
+        masks: COCO's compressed run lengths of each window, along its rows: most objects fill little of the canvas.
         seed: of this image in this epoch.
         size: height and width of the image within the canvas, pixels.
         semantic: uint8 (h, w) of the canvas, where the task has one.
@@ -33,20 +34,20 @@ class Objects:
 
     boxes: np.ndarray
     labels: np.ndarray
+    windows: np.ndarray
     masks: tuple[bytes, ...]
     seed: int
     size: tuple[int, int]
     semantic: np.ndarray | None = None
 
 
-def read_objects(shards: Shards, row: int, placed: Placed, canvas: tuple[int, int], seed: int) -> Objects:
+def read_objects(shards: Shards, row: int, placed: Placed, seed: int) -> Objects:
     """The things of a row in its view; crowds are left out, and what is under a pixel, or has no pixel.
 
     Args:
         shards: of a benchmark with objects.
         row: its number.
         placed: where the image lies.
-        canvas: height and width, pixels.
         seed: of this image in this epoch.
 
     Raises:
@@ -60,18 +61,26 @@ def read_objects(shards: Shards, row: int, placed: Placed, canvas: tuple[int, in
     kept = [s for s in segments if not s.crowd and table[s.number] != NONE]
     boxes = placed.boxes(np.array([s.box for s in kept], np.float64).reshape(-1, 4))
     large = (boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(axis=1)
-    masks = [_mask(s, placed, canvas) if wide else b"" for s, wide in zip(kept, large, strict=True)]
-    chosen = np.array([bool(mask) for mask in masks], bool)
-    labels = table[[s.number for s in kept]] if kept else np.zeros(0, np.int64)
-    return Objects(boxes[chosen], labels[chosen], tuple(filter(None, masks)), seed, placed.size)
+    masks = [_mask(s, placed) if wide else None for s, wide in zip(kept, large, strict=True)]
+    chosen = np.array([mask is not None for mask in masks], bool)
+    windows, outlines = zip(*filter(None, masks), strict=True) if chosen.any() else ((), ())
+    return Objects(
+        boxes=boxes[chosen],
+        labels=table[np.array([s.number for s in kept], np.int64)][chosen],
+        windows=np.array(windows, np.int64).reshape(-1, 4),
+        masks=outlines,
+        seed=seed,
+        size=placed.size,
+    )
 
 
-def _mask(segment: Segment, placed: Placed, canvas: tuple[int, int]) -> bytes:
-    """The run lengths of an object's mask in the view, along rows; empty where it has no pixel."""
+def _mask(segment: Segment, placed: Placed) -> tuple[tuple[int, ...], bytes] | None:
+    """The window of an object's mask in the view, and its run lengths; None where it has no pixel."""
     pixels = rle_api.decode({"size": list(placed.source), "counts": segment.rle})
-    out = np.zeros(canvas, np.uint8)
-    placed.put(np.ascontiguousarray(pixels), out)
-    return rle_api.encode(out.T)["counts"] if out.any() else b""
+    seen = placed.turned(np.ascontiguousarray(pixels))
+    x, y, width, height = cv2.boundingRect(seen)
+    window = np.ascontiguousarray(seen[y : y + height, x : x + width])
+    return ((x, y, width, height), rle_api.encode(window.T)["counts"]) if width else None
 
 
 def pack(samples: Sequence[tuple[np.ndarray, Objects]]) -> pa.Table:
@@ -91,6 +100,7 @@ def pack(samples: Sequence[tuple[np.ndarray, Objects]]) -> pa.Table:
         "seed": pa.array([o.seed for o in objects], pa.uint64()),
         "boxes": pa.array([o.boxes.reshape(-1) for o in objects], pa.list_(pa.float32())),
         "labels": pa.array([o.labels for o in objects], pa.list_(pa.int64())),
+        "windows": pa.array([o.windows.reshape(-1) for o in objects], pa.list_(pa.int64())),
         "masks": pa.array([o.masks for o in objects], pa.list_(pa.binary())),
     }
     if objects[0].semantic is not None:
@@ -133,9 +143,11 @@ def _layers(table: pa.Table) -> list[str]:
 
 
 def _target(row: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    masks = np.zeros((0, height, width), np.uint8)
-    if row["masks"]:  # (width, height, n) in columns is (n, height, width) in rows
-        masks = rle_api.decode([{"size": [width, height], "counts": counts} for counts in row["masks"]]).T
+    masks = np.zeros((len(row["masks"]), height, width), np.uint8)
+    for mask, (x, y, w, h), counts in zip(
+        masks, np.reshape(row["windows"], (-1, 4)).tolist(), row["masks"], strict=True
+    ):
+        mask[y : y + h, x : x + w] = rle_api.decode({"size": [w, h], "counts": counts}).T
     return {
         "boxes": np.array(row["boxes"], np.float32).reshape(-1, 4),
         "labels": np.array(row["labels"], np.int64),

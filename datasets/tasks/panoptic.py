@@ -33,7 +33,7 @@ class PanopticView(ResizedView):
         placed = self.place(mask.shape, seed)
         semantic = np.full(canvas, IGNORE, np.uint8)
         placed.put(cv2.LUT(mask, semantic_table(shards.manifest.classes)), semantic)
-        things = read_objects(shards, row, placed, canvas, seed)
+        things = read_objects(shards, row, placed, seed)
         return self.padded(image, placed, canvas), replace(things, semantic=semantic)
 
     def pack(self, samples: Sequence[tuple[np.ndarray, Objects]]) -> pa.Table:

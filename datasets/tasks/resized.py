@@ -26,13 +26,26 @@ class Placed:
     size: tuple[int, int]
     flipped: bool
 
-    def put(self, pixels: np.ndarray, out: np.ndarray) -> None:
-        """Write resized pixels to the upper left of a canvas; what is around them stays.
+    def turned(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels of the image as the view shows them.
 
         Args:
             pixels: an image uint8 (H, W, 3), resized linearly, or a mask uint8 (H, W), resized by the nearest pixel,
                 both with pixel centres aligned.
-            out: uint8 (h, w, 3), or (h, w) for a mask.
+
+        Returns:
+            uint8 (h, w, 3), or (h, w) for a mask.
+        """
+        how = cv2.INTER_LINEAR if pixels.ndim == 3 else cv2.INTER_NEAREST_EXACT
+        made = pixels if self.source == self.size else cv2.resize(pixels, self.size[::-1], interpolation=how)
+        return cv2.flip(made, 1) if self.flipped else made
+
+    def put(self, pixels: np.ndarray, out: np.ndarray) -> None:
+        """Write them to the upper left of a canvas; what is around them stays.
+
+        Args:
+            pixels: as of `turned`.
+            out: uint8 (H, W, 3), or (H, W) for a mask.
 
         Raises:
             ValueError: the canvas is too small.
@@ -40,9 +53,7 @@ class Placed:
         height, width = self.size
         if height > out.shape[0] or width > out.shape[1]:
             raise ValueError(f"an image of {height}x{width} pixels does not fit a canvas of {out.shape[:2]}")
-        how = cv2.INTER_LINEAR if pixels.ndim == 3 else cv2.INTER_NEAREST_EXACT
-        made = pixels if self.source == self.size else cv2.resize(pixels, (width, height), interpolation=how)
-        out[:height, :width] = cv2.flip(made, 1) if self.flipped else made
+        out[:height, :width] = self.turned(pixels)
 
     def boxes(self, published: np.ndarray) -> np.ndarray:
         """Boxes in the view, cut at the image's edges.

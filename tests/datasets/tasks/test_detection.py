@@ -198,7 +198,10 @@ class TestBlocks:
             np.testing.assert_array_equal(target["labels"], objects.labels)
             assert (target["seed"], tuple(target["size"])) == (objects.seed, objects.size)
             assert target["masks"].shape == (len(objects.boxes), *canvas)
-            assert tuple(rle_api.encode(mask.T)["counts"] for mask in target["masks"]) == objects.masks
+            for mask, (x, y, w, h), counts in zip(target["masks"], objects.windows, objects.masks, strict=True):
+                window = rle_api.decode({"size": [int(w), int(h)], "counts": counts}).T
+                np.testing.assert_array_equal(mask[y : y + h, x : x + w], window)
+                assert mask.sum() == window.sum() > 0
         assert not images.flags.owndata
         with pytest.raises(ValueError, match="share a canvas"):
             VIEW.unpack(block)
