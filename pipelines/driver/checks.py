@@ -8,7 +8,7 @@ import torch
 
 from pipelines.base.errors import InputError
 from pipelines.cluster.sizes import Sizes, joins, machine, several
-from pipelines.recipes.model import count_norms, frozen_norms, meta_model, pretrained_by, spec_by, train_mode
+from pipelines.recipes.model import count_norms, few_classes, frozen_norms, meta_model, pretrained_by, spec_by, train_mode
 from pipelines.recipes.protocols import of_protocol
 from pipelines.recipes.recipe import Recipe, check_split, counts_of, norm_batch
 from pipelines.recipes.tasks import SEGMENTATION
@@ -28,7 +28,7 @@ def check_model(recipe: Recipe) -> None:
         check_task_model(recipe)
         return
     try:
-        model = meta_model(recipe, 2)
+        model = meta_model(recipe, few_classes(recipe))
         outputs = model.train()(torch.zeros(2, 3, *recipe.view.crop, dtype=torch.uint8, device="meta"))
         objective = Objective(recipe.loss)
         objective.check(outputs)
@@ -55,7 +55,7 @@ def check_task_model(recipe: Recipe) -> None:
         InputError: what the builders or the views refuse.
     """
     try:
-        layer_scales(meta_model(recipe, 2), recipe.optim.layer_decay)
+        layer_scales(meta_model(recipe, few_classes(recipe)), recipe.optim.layer_decay)
         train_view(recipe)
         val_view(recipe)
     except (ValueError, TypeError) as error:
@@ -109,7 +109,7 @@ def check_norms(recipe: Recipe, counts: Sequence[int]) -> None:
     seen = [norm_batch(recipe, world) for world in counts]
     if len(set(seen)) < 2:
         return
-    model = meta_model(recipe, 2)
+    model = meta_model(recipe, few_classes(recipe))
     frozen = frozen_norms(model, recipe, pretrained_by(recipe))
     if len(frozen) == count_norms(model):
         return
@@ -130,7 +130,7 @@ def check_parts(recipe: Recipe, world: int, on_gpus: bool) -> None:
     check_split(recipe.batch, world)
     if norm_batch(recipe, world) == 1 and recipe.task == SEGMENTATION:
         try:
-            model = meta_model(recipe, 2)
+            model = meta_model(recipe, few_classes(recipe))
             train_mode(model, frozen_norms(model, recipe, pretrained_by(recipe)))
             model(torch.zeros(1, 3, *recipe.view.crop, dtype=torch.uint8, device="meta"))
         except ValueError as error:

@@ -18,6 +18,7 @@ from segmodels.heads.lean import set_recompute
 from segmodels.inference import Inference, protocol
 from segmodels.segmentor import Segmentor, build_segmentor
 from segmodels.tasks.catalog import build_task_model
+from segmodels.tasks.panoptic import PanopticKeys
 
 META: dict[str, Segmentor] = {}
 
@@ -89,7 +90,8 @@ def build_model(recipe: Recipe, classes: int, weights: str | None = None) -> Seg
     """
     backbone = dataclasses.asdict(recipe.backbone) | {"weights": weights}
     if recipe.task != SEGMENTATION:
-        return build_task_model(recipe.task, num_classes=classes, backbone=backbone, head=recipe.head)
+        number = classes - (recipe.task == "detection")  # whose first class is the background
+        return build_task_model(recipe.task, num_classes=number, backbone=backbone, head=recipe.head)
     model = build_segmentor(
         num_classes=classes, crop=recipe.view.crop, backbone=backbone, head=recipe.head, aux=recipe.aux
     )
@@ -106,6 +108,11 @@ def meta_model(recipe: Recipe, classes: int) -> Segmentor:
             META[repr(parts)] = build_model(recipe, classes)
     set_recompute(META[repr(parts)], recipe.workers.recompute)
     return META[repr(parts)]
+
+
+def few_classes(recipe: Recipe) -> int:
+    """A number of classes for a model of which only what does not depend on it is looked at."""
+    return int(recipe.head.get("stuff", PanopticKeys.stuff)) + 1 if recipe.task == "panoptic" else 2
 
 
 def how(recipe: Recipe) -> str:

@@ -362,7 +362,7 @@ def check(recipe: Recipe) -> None:
     demand(recipe.workers.hang_minutes > 0, f"workers.hang_minutes = {recipe.workers.hang_minutes}: above 0")
     demand(recipe.workers.wait_minutes > 0, f"workers.wait_minutes = {recipe.workers.wait_minutes}: above 0")
     places = [recipe.data, recipe.output, recipe.tracking, recipe.weights, recipe.backbone.weights]
-    places += [uri for stage in recipe.stages for uri in (stage.train, stage.val)]
+    places += splits_of(recipe)
     for place in places:
         demand(
             not holds_secret(place),
@@ -455,6 +455,11 @@ def check_graphs(workers: Workers) -> None:
             "workers.graphs = true with a micro_batch: a CUDA graph's gradients are gone with its next pass; give "
             "workers.micro_batch=null"
         )
+
+
+def splits_of(recipe: Recipe) -> list[str]:
+    """The splits that the stages name, without those that are null."""
+    return [uri for stage in recipe.stages for uri in (stage.train, stage.val) if uri]
 
 
 def check_split(batch: int, workers: int) -> None:

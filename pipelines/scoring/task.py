@@ -6,8 +6,7 @@ workers' parts come together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,26 +14,14 @@ import torch.distributed as dist
 from torch import nn
 
 from datasets.shards import Shards
-from datasets.tasks.view import TaskView
 from pipelines.feed.ahead import lane_to, under_way
 from pipelines.feed.batch import Batch
 from pipelines.feed.plan import open_shards
 from pipelines.feed.validation import read_views, view_batches
 from pipelines.recipes.recipe import Recipe
 from pipelines.recipes.views import val_view
+from pipelines.scoring.scored import Scored
 from segmodels.precision import autocast
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a split scores: `value`, the task's metric; `named`, all numbers for people by name, the metric among them;
-    `classes`, the metric of each class, None for one that is absent. All are shares, 0 to 1."""
-
-    value: float
-    named: Mapping[str, float]
-    classes: Sequence[float | None]
-    rows: int
-    lines: Sequence[str] = field(default=())
 
 
 class Tally(Protocol):
@@ -54,7 +41,7 @@ class Tally(Protocol):
         """
 
 
-def tally_of(recipe: Recipe, shards: Shards, view: TaskView) -> Tally:
+def tally_of(recipe: Recipe, shards: Shards) -> Tally:
     """An empty tally of a recipe's task."""
     if recipe.task == "classification":
         from pipelines.scoring.classification import ClassTally
@@ -63,10 +50,11 @@ def tally_of(recipe: Recipe, shards: Shards, view: TaskView) -> Tally:
     if recipe.task == "detection":
         from pipelines.scoring.detection import DetectionTally
 
-        return DetectionTally(shards, view)
+        return DetectionTally(shards)
     from pipelines.scoring.panoptic import PanopticTally
+    from segmodels.tasks.panoptic import panoptic_keys
 
-    return PanopticTally(shards, view)
+    return PanopticTally(shards, panoptic_keys(recipe.head).rule())
 
 
 def validate_task(
@@ -91,7 +79,7 @@ def validate_task(
     if device.type == "cpu":
         torch.set_num_threads(1)
     shards, view = open_shards(uri), val_view(recipe)
-    tally = tally_of(recipe, shards, view)
+    tally = tally_of(recipe, shards)
     mine = view_batches(shards, view, recipe.inference.batch)[rank::world]
     beat()
     with (

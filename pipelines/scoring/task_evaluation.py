@@ -18,7 +18,8 @@ from pipelines.runs.checkpoint import Checkpoint
 from pipelines.runs.results import lined, percent
 from pipelines.scoring.evaluation import check_known, load_model, refuse_rows
 from pipelines.scoring.seen import digests
-from pipelines.scoring.task import Scored, validate_task
+from pipelines.scoring.scored import Scored
+from pipelines.scoring.task import validate_task
 from segmodels.kernels import settle_kernels
 
 

@@ -6,11 +6,12 @@ from typing import Any
 from torch import nn
 
 from segmodels.checks import choose
+from segmodels.cost import Cost, measure
 from segmodels.tasks.classification import build_classifier
-from segmodels.tasks.detection import build_detector
+from segmodels.tasks.costs import detector_cost
+from segmodels.tasks.detection import Detector, build_detector
 from segmodels.tasks.panoptic import build_panoptic
 
-COSTS = {"classification": classifier_cost, "detection": detector_cost, "panoptic": panoptic_cost}
 BUILDERS = {"classification": build_classifier, "detection": build_detector, "panoptic": build_panoptic}
 
 
@@ -31,3 +32,13 @@ def build_task_model(task: str, *, num_classes: int, backbone: Mapping[str, Any]
     """
     build = choose(BUILDERS, task, "task")
     return build(num_classes=num_classes, backbone=backbone, head=head)
+
+
+def task_cost(model: nn.Module, size: tuple[int, int]) -> Cost:
+    """What a model costs at one RGB image; of a detector with as many regions as `detector_cost` says.
+
+    Args:
+        model: of `build_task_model`.
+        size: (h, w) in pixels.
+    """
+    return detector_cost(model, size) if isinstance(model, Detector) else measure(model, size)
