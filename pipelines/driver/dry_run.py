@@ -22,7 +22,7 @@ from pipelines.driver.room import Room, check_gpus_named, room_of
 from pipelines.driver.run import say_taken
 from pipelines.driver.start import start_of
 from pipelines.driver.weights import HUB, TRUNK, WHOLE, Weights, look_at
-from pipelines.recipes.recipe import Recipe, micro_batch
+from pipelines.recipes.recipe import Recipe, micro_batch, splits_of
 from pipelines.recipes.tasks import SEGMENTATION
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.mlflow_client import default_uri
@@ -124,7 +124,7 @@ def shards_of(recipe: Recipe, output: Path) -> Iterator[str]:
     from pipelines.shards.sample import sample_shards
 
     with tempfile.TemporaryDirectory() as drawn, contextlib.redirect_stdout(io.StringIO()):
-        yield str(sample_shards(Path(drawn)))
+        yield str(sample_shards(Path(drawn), splits_of(recipe)))
 
 
 def show_stages(recipe: Recipe, planned: Sequence[PlannedStage], folder: Path) -> None:
