@@ -1,0 +1,1 @@
+"""Tasks besides segmentation: a model with its losses in a file each."""
