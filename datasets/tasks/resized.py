@@ -2,11 +2,13 @@
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import cv2
 import numpy as np
 
 from datasets.sample import DataError
+from datasets.tasks.aspect import aspect_order
 
 STEP = 32
 """Sides of a canvas are multiples of it: of the greatest stride of a feature pyramid's trunk."""
@@ -92,6 +94,36 @@ class ResizedView:
     long: int = 1333
     flip: float = 0.5
     fill: tuple[int, int, int] = (124, 116, 104)
+
+    orders: ClassVar[bool] = True
+    """Whether `order` is another than a plain permutation."""
+
+    @classmethod
+    def of(cls, crop: tuple[int, int], scale: tuple[float, float], flip: float, *, train: bool) -> Self:
+        """The view of a recipe's `view`.
+
+        Args:
+            crop: `short` and `long`, pixels.
+            scale: least and greatest factor of `short` in training; `long` is multiplied by the greatest.
+            flip: as of the class, in training.
+            train: whether it is of training; that of validation knows no chance.
+
+        Raises:
+            DataError: a value out of its range.
+        """
+        short, long = crop
+        if not train:
+            return cls(short, long, 0.0)
+        return cls((round(short * scale[0]), round(short * scale[1])), round(long * scale[1]), flip)
+
+    @property
+    def words(self) -> str:
+        """The view of validation in words."""
+        return f"short side {self.shorts[1]}, long side at most {self.long}"
+
+    def order(self, sizes: np.ndarray, seed: int, epoch: int, batch: int) -> np.ndarray:
+        """The order of an epoch, see `aspect_order`."""
+        return aspect_order(sizes, seed, epoch, batch)
 
     def __post_init__(self) -> None:
         short = (self.short, self.short) if isinstance(self.short, int) else tuple(self.short)

@@ -104,9 +104,9 @@ def detection_scores(found: Iterable[Detections], shards: Shards) -> Scored:
     ordered = sorted(found, key=lambda detections: detections.row)
     check_rows((detections.row for detections in ordered), len(shards), shards.uri)
     numbers = things(shards.manifest.classes)
-    worst = max((int(detections.labels.max(initial=-1)) for detections in ordered), default=-1)
-    if worst >= len(numbers):
-        raise ValueError(f"label {worst} of a detection; {shards.uri} has {len(numbers)} classes of things")
+    labels = {label for detections in ordered for label in detections.labels.tolist()}
+    if wrong := labels - set(range(len(numbers))):
+        raise ValueError(f"label {min(wrong)} of a detection; {shards.uri} has {len(numbers)} classes of things")
     truth = _truth(shards, numbers)
     named: dict[str, float] = {}
     classes: list[float | None] = [None] * len(shards.manifest.classes)

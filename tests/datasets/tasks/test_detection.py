@@ -10,7 +10,8 @@ from pycocotools import mask as rle_api
 
 from datasets.sample import DataError, Segment, decode_image
 from datasets.shards import Shards
-from datasets.tasks.detection import DetectionView, aspect_order
+from datasets.tasks.aspect import aspect_order
+from datasets.tasks.detection import DetectionView
 from datasets.tasks.resized import STEP, Placed, resized
 from datasets.transforms import epoch_order, sample_seed
 
@@ -64,6 +65,22 @@ class TestSizes:
     def test_values_out_of_range(self, keys: dict[str, Any], match: str) -> None:
         with pytest.raises(DataError, match=match):
             DetectionView(**keys)
+
+
+class TestRecipe:
+    def test_the_keys_of_a_recipe(self) -> None:
+        train = DetectionView.of((800, 1333), (0.8, 1.0), 0.5, train=True)
+        assert train == DetectionView((640, 800), 1333, 0.5)
+        val = DetectionView.of((800, 1333), (0.8, 1.0), 0.5, train=False)
+        assert val == DetectionView(800, 1333, 0)
+        assert val.words == "short side 800, long side at most 1333"
+        assert {val.place((480, 640), seed) for seed in range(50)} == {Placed((480, 640), (800, 1067), False)}
+
+    def test_its_order_is_that_of_batches_of_one_orientation(self) -> None:
+        sizes = np.array([[30, 40], [40, 30]] * 20)
+        np.testing.assert_array_equal(VIEW.order(sizes, 1, 2, 4), aspect_order(sizes, 1, 2, 4))
+        assert not np.array_equal(VIEW.order(sizes, 1, 2, 4), epoch_order(40, 1, 2))
+        assert VIEW.orders
 
 
 class TestView:
@@ -224,7 +241,7 @@ class TestOrder:
         sizes = np.array([[30, 40] if i < wide * rows else [40, 30] for i in range(rows)])
         epochs, stream = 12, []
         for epoch in range(epochs):
-            order = aspect_order(sizes, rows, 3, epoch, batch)
+            order = aspect_order(sizes, 3, epoch, batch)
             assert sorted(order.tolist()) == list(range(rows))
             stream += (sizes[order, 1] >= sizes[order, 0]).tolist()
         steps = [stream[i : i + batch] for i in range(0, len(stream) - batch + 1, batch)]
@@ -237,19 +254,19 @@ class TestOrder:
 
     def test_it_is_a_pure_function_that_differs_by_epoch_and_seed(self) -> None:
         sizes = np.random.default_rng(0).integers(30, 60, (90, 2))
-        made = [aspect_order(sizes, 90, seed, epoch, 8).tolist() for seed in (0, 1) for epoch in (0, 1)]
+        made = [aspect_order(sizes, seed, epoch, 8).tolist() for seed in (0, 1) for epoch in (0, 1)]
         assert len(set(map(tuple, made))) == 4
-        assert aspect_order(sizes, 90, 1, 1, 8).tolist() == made[3]
+        assert aspect_order(sizes, 1, 1, 8).tolist() == made[3]
 
     def test_squares_are_landscape_and_one_orientation_keeps_the_plain_order(self) -> None:
         sizes = np.array([[40, 40], [30, 40]] * 25)
         for epoch in range(3):
-            np.testing.assert_array_equal(aspect_order(sizes, 50, 1, epoch, 8), epoch_order(50, 1, epoch))
+            np.testing.assert_array_equal(aspect_order(sizes, 1, epoch, 8), epoch_order(50, 1, epoch))
 
     def test_epochs_shorter_than_a_batch(self) -> None:
         sizes = np.array([[30, 40], [40, 30], [30, 40]])
         for epoch in range(6):
-            assert sorted(aspect_order(sizes, 3, 0, epoch, 16).tolist()) == [0, 1, 2]
+            assert sorted(aspect_order(sizes, 0, epoch, 16).tolist()) == [0, 1, 2]
 
 
 def test_a_placed_box_is_cut_at_the_edges() -> None:

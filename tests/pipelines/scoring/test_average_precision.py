@@ -197,9 +197,10 @@ class TestRefused:
         with pytest.raises(RuntimeError, match=r"0 are missing, 1 are there twice"):
             detection_scores([*found, found[3]], instances)
 
-    def test_a_label_that_is_no_class(self, instances):
-        found = [found_in(instances, row, lambda mask, label: (mask, 80)) for row in range(len(instances))]
-        with pytest.raises(ValueError, match=r"label 80 of a detection; .* has 80 classes"):
+    @pytest.mark.parametrize("wrong", [80, -1])
+    def test_a_label_that_is_no_class(self, instances, wrong):
+        found = [found_in(instances, row, lambda mask, label: (mask, wrong)) for row in range(len(instances))]
+        with pytest.raises(ValueError, match=rf"label {wrong} of a detection; .* has 80 classes"):
             detection_scores(found, instances)
 
     def test_a_split_without_objects(self, instances):
