@@ -98,7 +98,9 @@ def what(recipe: Recipe, stages: Sequence[Stage]) -> str:
     """The experiment in a few lines."""
     tags = subject(recipe, stages[0] if len(stages) == 1 else None)
     options = ", ".join(f"{k}={v}" for k, v in recipe.head.items() if k != "name")
-    head = f"head `{tags['head']}`" + (f" ({options})" if options else "") + f", {tags['paper']}" * ("paper" in tags)
+    task = f"{tags['task']}, " if "task" in tags else ""
+    paper = f", {tags['paper']}" if "paper" in tags else ""
+    head = f"{task}head `{tags['head']}`" + (f" ({options})" if options else "") + paper
     given = recipe.weights or recipe.backbone.weights
     start = f"weights `{given}`" if given else "random weights"
     trunk = f"trunk `{recipe.backbone.name}` at output stride {recipe.backbone.output_stride} from {start}"

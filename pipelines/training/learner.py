@@ -302,7 +302,8 @@ def forward_pass(learner: Learner) -> Callable[..., tuple[Tensor, dict[str, Tens
     def task_losses(image: Tensor, target: Target, _: Tensor | float, images: float) -> tuple[Tensor, dict[str, Tensor]]:
         with learner.autocast():
             terms = learner.net(image, target, images)
-        return torch.stack([term.float() for term in terms.values()]).sum(), terms
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        return loss, {name: term.detach().float() for name, term in terms.items()}
 
     if learner.job.recipe.task != SEGMENTATION:
         losses = task_losses  # type: ignore[assignment]
