@@ -10,8 +10,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from segmodels.tasks.detection import build_detector, with_p6
-from segmodels.tasks.regions import ASPECTS, Anchors
+from segmodels.tasks.detection import STRIDES, build_detector, with_p6
+from segmodels.tasks.regions import ASPECTS, region_pool
 
 NAMES = ["mask_rcnn", "cascade_mask_rcnn", "panoptic_fpn"]
 ALL = {"anchor_samples": 100000, "box_samples": 100000}  # so many that nothing is left to chance
@@ -70,7 +70,8 @@ def test_equals_the_losses_written_out():
     model = build("mask_rcnn", **ALL).double()
     nn.init.normal_(model.rpn.head.bbox_pred.weight, std=0.1)
     nn.init.normal_(model.regions.box_predictor.bbox_pred.weight, std=0.5)
-    image, target = picture(BOXES, [0, 2])
+    truth = [(12, 12, 52, 52), (2, 2, 18, 20)]  # the first has an anchor at 0.69, which is on it, and one at 0.64
+    image, target = picture(truth, [0, 2])
     losses = model(image[None], [target])
     pyramid = model.pyramid(image[None])
     logits, deltas = model.rpn.head(list(pyramid.values()))
@@ -82,7 +83,7 @@ def test_equals_the_losses_written_out():
         halves = [(round(side / ratio**0.5 / 2), round(side * ratio**0.5 / 2)) for ratio in ASPECTS]
         for y in range(0, SIZE[0], stride):
             anchors += [(x - w, y - h, x + w, y + h) for x in range(0, SIZE[1], stride) for w, h in halves]
-    classes, boxes = proposal_losses(logits, deltas, anchors, BOXES)
+    classes, boxes = proposal_losses(logits, deltas, anchors, truth)
     assert [losses["rpn_class"].item(), losses["rpn_box"].item()] == pytest.approx([classes.item(), boxes.item()])
     (proposals,), _ = model.rpn(ImageList(image[None], [SIZE]), pyramid, [{"boxes": target["boxes"].double()}])
     regions = torch.cat((proposals, target["boxes"].double()))
@@ -90,7 +91,7 @@ def test_equals_the_losses_written_out():
     scores, moves = heads.box_predictor(heads.box_head(heads.box_roi_pool(pyramid, [regions], [SIZE])))
     rows = regions.tolist()
     labels = [1, 3]
-    classes, boxes = box_losses(scores, moves, rows, BOXES, labels, 0.5, (10, 10, 5, 5))
+    classes, boxes = box_losses(scores, moves, rows, truth, labels, 0.5, (10, 10, 5, 5))
     assert [losses["class"].item(), losses["box"].item()] == pytest.approx([classes.item(), boxes.item()])
     assert losses["mask"].item() == pytest.approx(masks_of(heads, pyramid, regions, target, labels, 0.5).item())
 
@@ -167,7 +168,8 @@ def test_anchors_stand_at_the_strides_of_their_levels():
     """Torchvision has 800 // 13 = 61 pixels from cell to cell of P6."""
     sides = [(200, 300), (100, 150), (50, 75), (25, 38), (13, 19)]
     maps = [torch.zeros(1, 1, *side, dtype=torch.bfloat16) for side in sides]
-    (anchors,) = Anchors((32, 64, 128, 256, 512), (4, 8, 16, 32, 64))(ImageList(maps[0], [(800, 1200)]), maps)
+    generator = build("mask_rcnn", anchors=[32, 64, 128, 256, 512]).rpn.anchor_generator
+    (anchors,) = generator(ImageList(maps[0], [(800, 1200)]), maps)
     assert anchors.dtype == torch.float32
     assert len(anchors) == 3 * sum(h * w for h, w in sides)
     centres = (anchors[-3 * 13 * 19 :: 3, :2] + anchors[-3 * 13 * 19 :: 3, 2:]) / 2
@@ -181,6 +183,12 @@ def test_regions_are_looked_at_by_the_trunks_strides_whatever_the_first_image():
             torch.zeros(1, 3, 33, 33, dtype=torch.uint8)
         )  # whose maps torchvision would take for strides of 4, 8, 8, 16
     assert model.regions.box_roi_pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+
+
+def test_a_region_of_the_canonical_side_is_looked_at_in_p4():
+    sides = torch.tensor([14.0, 27, 29, 55, 57, 111, 113, 500])
+    boxes = torch.stack((sides * 0, sides * 0, sides, sides), 1)
+    assert region_pool(STRIDES, 7, 56).map_levels([boxes]).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_parameters_are_torchvisions():

@@ -76,8 +76,8 @@ def test_merge_by_hand():
 
 
 def test_merge_cuts_the_padding_off_and_goes_to_the_pictures_own_size():
-    logits = torch.full((2, 4, 4), -9.0)
-    logits[0] = 9.0
+    logits = torch.zeros(3, 4, 4)
+    logits[0], logits[1, 3], logits[1, :, 3] = 5.0, 9.0, 9.0  # another stuff in the padding, below and at the right
     found = {
         "boxes": torch.tensor([[2.0, 2, 6, 8]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([1]),
         "masks": torch.ones(1, 28, 28), "semantic": logits,
