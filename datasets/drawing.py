@@ -29,7 +29,12 @@ class Thing:
 
 
 def draw_scene(
-    rng: np.random.Generator, size: tuple[int, int], numbers: list[int], domain: str, crowd: int = 0
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    numbers: list[int],
+    domain: str,
+    crowd: int = 0,
+    ground: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[Thing]]:
     """Draw dull objects, then crowds, then the others, largest first, so that the smaller hide the larger.
 
@@ -39,11 +44,12 @@ def draw_scene(
         numbers: the objects' classes, 0..20.
         domain: "coco" or "voc"; backgrounds differ.
         crowd: class of a group of small objects, 0 for none.
+        ground: float (H, W, 3) of 0..255, in place of the domain's background.
 
     Returns:
         The image, uint8 (H, W, 3) RGB, and the things in the order drawn.
     """
-    image = _background(rng, size, domain)
+    image = _background(rng, size, domain) if ground is None else ground.copy()
     things = [_place(rng, size, number) for number in numbers] + ([_crowd(rng, size, crowd)] if crowd else [])
     things.sort(key=lambda thing: (thing.number > 0, not thing.crowd, -int(thing.mask.sum())))
     for thing in things:
@@ -100,8 +106,8 @@ def _surface(rng: np.random.Generator, size: tuple[int, int], thing: Thing) -> n
     pattern = _texture(rng, size, kind, wavelength, thing.polygon.mean(0))[..., None]
     hue = (thing.number - 1) * HUES / 20 + rng.normal(0, 2.0) if thing.number else rng.uniform(0, HUES)
     saturation = rng.uniform(0.7, 1.0) if thing.number else rng.uniform(0, 0.25)
-    bright = _rgb(hue, saturation, rng.uniform(0.75, 1.0))
-    dark = _rgb(hue + rng.normal(0, 2), saturation, rng.uniform(0.35, 0.5))
+    bright = rgb(hue, saturation, rng.uniform(0.75, 1.0))
+    dark = rgb(hue + rng.normal(0, 2), saturation, rng.uniform(0.35, 0.5))
     return bright * pattern + dark * (1 - pattern)
 
 
@@ -110,7 +116,7 @@ def _texture(
 ) -> np.ndarray:
     """A pattern in 0..1, (H, W), turned about `centre` by a random angle."""
     if kind == "speckle":
-        return _noise(rng, size, wavelength / 3)
+        return noise(rng, size, wavelength / 3)
     turn = rng.uniform(0, np.pi)
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     x, y = x - centre[0], y - centre[1]
@@ -125,7 +131,7 @@ def _texture(
     return (np.sin(u) + np.sin(v) > 0.8).astype(np.float32)
 
 
-def _noise(rng: np.random.Generator, size: tuple[int, int], grain: float) -> np.ndarray:
+def noise(rng: np.random.Generator, size: tuple[int, int], grain: float) -> np.ndarray:
     """Smooth noise in 0..1, (H, W), with blobs of `grain` pixels."""
     coarse = rng.random((int(size[0] / grain) + 2, int(size[1] / grain) + 2), dtype=np.float32)
     return np.clip(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
@@ -133,17 +139,17 @@ def _noise(rng: np.random.Generator, size: tuple[int, int], grain: float) -> np.
 
 def _background(rng: np.random.Generator, size: tuple[int, int], domain: str) -> np.ndarray:
     """Dull clutter, float (H, W, 3): blotches in the COCO domain, a slope with grain in the VOC domain."""
-    first, second = (_rgb(rng.uniform(0, HUES), rng.uniform(0, 0.3), rng.uniform(0.2, 0.9)) for _ in range(2))
+    first, second = (rgb(rng.uniform(0, HUES), rng.uniform(0, 0.3), rng.uniform(0.2, 0.9)) for _ in range(2))
     if domain == "coco":
-        mix = 0.6 * _noise(rng, size, rng.uniform(10, 40)) + 0.4 * _noise(rng, size, rng.uniform(2, 6))
+        mix = 0.6 * noise(rng, size, rng.uniform(10, 40)) + 0.4 * noise(rng, size, rng.uniform(2, 6))
     else:
         y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
         way = rng.normal(size=2) / np.array(size)
-        mix = np.clip(0.5 + y * way[0] + x * way[1], 0, 1) * 0.8 + 0.2 * _noise(rng, size, rng.uniform(2, 8))
+        mix = np.clip(0.5 + y * way[0] + x * way[1], 0, 1) * 0.8 + 0.2 * noise(rng, size, rng.uniform(2, 8))
     return first * mix[..., None] + second * (1 - mix[..., None])
 
 
-def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
+def rgb(hue: float, saturation: float, value: float) -> np.ndarray:
     """Hue in half degrees, saturation and value 0..1 -> float RGB 0..255, (3,)."""
     pixel = np.array([[[hue % HUES, 255 * saturation, 255 * value]]]).astype(np.uint8)
     return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,31 @@ def write_sample(
     if aug < train:
         raise DataError(f"aug is {aug}, train {train}; trainaug holds the images of train, so aug is train or more")
     marker = json.dumps({"version": VERSION, "seed": seed} | counts)
+
+    def write(draft: Path) -> None:
+        _write_coco(draft / "coco", seed, {"train": coco, "val": coco_val}, size)
+        _write_voc(draft / "VOCdevkit/VOC2012", seed, {"train": train, "val": val, "aug": aug - train}, size)
+
+    write_whole(root, marker, write)
+
+
+def write_whole(root: Path, marker: str, write: Callable[[Path], None]) -> None:
+    """Write a folder whole or not at all, or keep it where exactly this one is already complete.
+
+    Args:
+        root: the folder to make, absolute.
+        marker: what is in it, in a line of its own file.
+        write: writes the content to an empty place.
+
+    Raises:
+        DataError: the folder holds something else.
+    """
     if _is_written(root, marker):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = root.parent / temporary_name(root.name)
     try:
-        _write_coco(draft / "coco", seed, {"train": coco, "val": coco_val}, size)
-        _write_voc(draft / "VOCdevkit/VOC2012", seed, {"train": train, "val": val, "aug": aug - train}, size)
+        write(draft)
         (draft / MARKER).write_text(marker)
         _rename(draft, root, marker)
     finally:
@@ -110,7 +128,7 @@ def _write_coco(folder: Path, seed: int, counts: dict[str, int], size: tuple[int
         images, notes = [], []
         for key, (image, things) in enumerate(_scenes(seed, "coco", count, size, start), start):
             name = f"{key:012d}.jpg"
-            _write_jpeg(folder / f"{split}2017" / name, image)
+            write_jpeg(folder / f"{split}2017" / name, image)
             images.append({"id": key, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
             notes += [_annotation(thing, key, key * 100 + n) for n, thing in enumerate(things)]
         start += count
@@ -151,7 +169,7 @@ def _write_voc(folder: Path, seed: int, counts: dict[str, int], size: tuple[int,
     for split, count in counts.items():
         lists[split] = [f"{2007 + i % 6}_{i:06d}" for i in range(start, start + count)]
         for stem, (image, things) in zip(lists[split], _scenes(seed, "voc", count, size, start), strict=True):
-            _write_jpeg(folder / "JPEGImages" / f"{stem}.jpg", image)
+            write_jpeg(folder / "JPEGImages" / f"{stem}.jpg", image)
             if split != "aug":
                 _write_palette_png(folder / "SegmentationClass" / f"{stem}.png", _mask(things, border=True))
             if split != "val":
@@ -182,5 +200,6 @@ def _write_palette_png(path: Path, mask: np.ndarray) -> None:
     image.save(path)
 
 
-def _write_jpeg(path: Path, image: np.ndarray) -> None:
+def write_jpeg(path: Path, image: np.ndarray) -> None:
+    """Write an image uint8 (H, W, 3) RGB."""
     path.write_bytes(cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())

@@ -87,6 +87,24 @@ def shards(release, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def task_shards(tmp_path_factory):
+    """Some of the other tasks' sample as shards: coco_instances, coco_panoptic, classes; each train and val."""
+    from datasets.catalog import BENCHMARKS
+    from datasets.manifest import write_manifest
+    from datasets.task_sample import classes, write_task_sample
+    from datasets.writer import write_part
+
+    root, raw = tmp_path_factory.mktemp("tasks"), tmp_path_factory.mktemp("tasks_release") / "sample"
+    write_task_sample(raw, train=14, val=7, size=(40, 64), class_train=12, class_val=6, class_size=(24, 32))
+    made = {name: BENCHMARKS[name](raw / "coco") for name in ("coco_instances", "coco_panoptic")}
+    for name, benchmark in {**made, "classes": classes(raw / "classes")}.items():
+        for split in ("train", "val"):
+            uri, items = str(root / name / split), benchmark.index(split)
+            write_manifest(uri, benchmark, split, [write_part(uri, 0, items, benchmark, split)], True)
+    return root
+
+
+@pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """An MLflow store without runs: making its tables takes seconds, copying them nothing."""
     import mlflow

@@ -1,1 +1,1 @@
-"""What training and validation see of a row where the task is another than segmentation; a file per task."""
+"""Views of a row for tasks other than segmentation, and how a block of them travels. Never torch."""

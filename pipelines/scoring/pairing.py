@@ -16,6 +16,7 @@ from pipelines.base.files import write_json
 from pipelines.cluster.device import device_here, precision_of
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.recipe import Recipe
+from pipelines.recipes.tasks import refuse_task
 from pipelines.runs.checkpoint import Checkpoint
 from pipelines.runs.where import local_output
 from pipelines.scoring.bootstrap import ClassCounts
@@ -84,6 +85,8 @@ def plan_sides(
         InputError: no rows to compare on, or what `plan_evaluation` refuses.
     """
     checkpoints = [Checkpoint.read(file, mapped=True) for file in files]
+    for file, checkpoint in zip(files, checkpoints, strict=True):
+        refuse_task(checkpoint.recipe.task, f"compare runs {file}:")
     uri = uri or rows_of(checkpoints)
     a, b = (
         Side(checkpoint, plan_evaluation(file, checkpoint, uri, wishes, precision, allow_seen))

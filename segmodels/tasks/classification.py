@@ -38,6 +38,7 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.backbone, self.num_classes = backbone, num_classes
         self.label_smoothing = probability("label_smoothing", label_smoothing)
+        self.terms = ("cross_entropy",)
         if backbone.taps is not None and backbone.pyramid is not None:  # a ViT's one map is read, no pyramid of it
             backbone.pyramid = None
             backbone.channels, backbone.strides = backbone.taps.channels, backbone.taps.strides

@@ -25,7 +25,7 @@ def drawn(images, classes, seed=0):
 
 def test_scores_equal_those_of_sorted_classes():
     logits, labels = drawn(200, 12)
-    scores = scores_of(counted(logits, labels, range(200)), 200)
+    scores = scores_of(counted(logits, labels, range(200)), 200, "x")
     one, five = naive(logits, labels)
     assert scores.named == {"top-1": one, "top-5": five}
     assert scores.value == one
@@ -35,10 +35,10 @@ def test_scores_equal_those_of_sorted_classes():
 
 def test_parts_in_any_order_are_the_whole():
     logits, labels = drawn(50, 7)
-    whole = scores_of(counted(logits, labels, range(50)), 50)
+    whole = scores_of(counted(logits, labels, range(50)), 50, "x")
     rows = np.random.default_rng(0).permutation(50)
     parts = [counted(logits[part], labels[part], part) for part in np.array_split(rows, 4)]
-    assert scores_of(together(parts), 50) == whole
+    assert scores_of(together(parts), 50, "x") == whole
     tally = ClassTally(Split(50, 7))
     for part in np.array_split(rows, 3):
         tally.add(logits[part], SimpleNamespace(target=labels[part]), part)
@@ -48,6 +48,8 @@ def test_parts_in_any_order_are_the_whole():
 
 class Split:
     """A split of so many rows and classes."""
+
+    uri = "x"
 
     def __init__(self, rows, classes):
         self.rows, self.manifest = rows, SimpleNamespace(classes=("x",) * classes)
@@ -59,12 +61,12 @@ class Split:
 @pytest.mark.parametrize("classes", [2, 5])
 def test_top_five_of_five_classes_or_fewer_says_nothing(classes):
     logits, labels = drawn(9, classes)
-    assert set(scores_of(counted(logits, labels, range(9)), 9).named) == {"top-1"}
+    assert set(scores_of(counted(logits, labels, range(9)), 9, "x").named) == {"top-1"}
 
 
 def test_a_class_without_an_image_has_no_score():
     logits, labels = torch.eye(6)[[0, 2]], torch.tensor([0, 1])
-    scores = scores_of(counted(logits, labels, [0, 1]), 2)
+    scores = scores_of(counted(logits, labels, [0, 1]), 2, "x")
     assert scores.classes == [1.0, 0.0, None, None, None, None]
     assert scores.named == {"top-1": 0.5, "top-5": 1.0}
 
@@ -82,5 +84,5 @@ def test_ties_are_the_first_classes_and_what_is_no_number_is_wrong():
 @pytest.mark.parametrize("rows", [[0, 1], [0, 1, 1], [0, 1, 3]])
 def test_a_row_that_is_missing_or_twice_is_an_error(rows):
     logits, labels = drawn(len(rows), 6)
-    with pytest.raises(RuntimeError, match="not each of the 3 rows was counted exactly once, such as rows"):
-        scores_of(counted(logits, labels, rows), 3)
+    with pytest.raises(RuntimeError, match="rows of x, which has 3: 1 are missing|1 are there twice"):
+        scores_of(counted(logits, labels, rows), 3, "x")
