@@ -25,11 +25,15 @@ QUANTITIES = {
     "delta": "difference of mIoU", "GFLOPs": "GFLOPs", "GFLOPs_delta": "GFLOPs", "dGFLOPs": "GFLOPs",
     "params_M": "parameters", "dParams_MB": "parameters", "memory_MB": "memory", "mem_M": "memory",
     "dMemory_MB": "memory", "time_ms": "time", "fps": "images a second", "ISA_over_SA": "ratio of costs",
-    "AP_box": "AP", "AP_box50": "AP", "AP_box75": "AP", "AP_mask": "AP", "AP_mask50": "AP", "AP_mask75": "AP",
-    "PQ": "PQ", "PQ_things": "PQ", "PQ_stuff": "PQ", "top1": "top-1 accuracy",
+    "AP_box": "box AP", "AP_box50": "box AP50", "AP_box75": "box AP75",
+    "AP_mask": "mask AP", "AP_mask50": "mask AP50", "AP_mask75": "mask AP75",
+    "PQ": "PQ", "PQ_things": "PQ things", "PQ_stuff": "PQ stuff", "top1": "top-1",
     "sheep": "IoU of a class", "sofa": "IoU of a class", "train": "IoU of a class", "tv": "IoU of a class",
 }  # fmt: skip
-COMPARED = ("mIoU", "pixel accuracy")  # what runs measure
+COMPARED = (  # what runs measure: segmentation's scores, and of other tasks as runs name them
+    "mIoU", "pixel accuracy", "box AP", "box AP50", "box AP75", "mask AP", "mask AP50", "mask AP75", "PQ", "PQ things",
+    "PQ stuff", "top-1",
+)  # fmt: skip
 SCALES = {"mIoU_SS": "single", "SS": "single", "mIoU_MS": "multi", "MS": "multi"}  # columns of tables that have both
 TRAINING = ("id", "benchmark", "stated", "silent", "stages", "note", "pages")
 STAGE = ("at", "train", "epochs", "steps", "lr")

@@ -10,18 +10,23 @@ from pipelines.base.errors import InputError
 @dataclass(frozen=True)
 class Task:
     """`metric`: the score of which the best weights have most. `heads`: names that its recipes give; empty for all of
-    `segmodels.heads.catalog`."""
+    `segmodels.heads.catalog`. `beside`: other scores that a study's table shows, those that papers print."""
 
     metric: str
     heads: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 SEGMENTATION = "segmentation"
 TASKS = {
     SEGMENTATION: Task("mIoU"),
-    "classification": Task("top-1", ("classifier",)),
-    "detection": Task("box AP", ("mask_rcnn", "cascade_mask_rcnn")),
-    "panoptic": Task("PQ", ("panoptic_fpn",)),
+    "classification": Task("top-1", ("classifier",), ("top-5",)),
+    "detection": Task(
+        "box AP",
+        ("mask_rcnn", "cascade_mask_rcnn"),
+        ("box AP50", "box AP75", "mask AP", "mask AP50", "mask AP75"),
+    ),
+    "panoptic": Task("PQ", ("panoptic_fpn",), ("PQ things", "PQ stuff")),
 }
 # Keys that only segmentation has; other tasks leave them as they are by default.
 OWN = ("aux", "loss", "protocols", "measures", "validation", "inference.mode", "inference.window", "inference.stride",
@@ -38,6 +43,11 @@ SOURCES = {
 def metric_of(task: str) -> str:
     """The name of a task's score."""
     return TASKS[task].metric
+
+
+def beside(metric: str) -> tuple[str, ...]:
+    """Other scores that stand beside a task's own in the tables of studies."""
+    return next(task.beside for task in TASKS.values() if task.metric == metric)
 
 
 def refuse_task(task: str, what: str) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 from pipelines.published.printed import conditions, contradictions, marked, row_words
 from pipelines.published.results import COMPARED, NAMES, QUANTITIES, ResultTable, result_tables
+from pipelines.recipes.tasks import TASKS
 from pipelines.scoring.intervals import Interval, t_interval
 from pipelines.scoring.measured import Measured, Row
 
+METRICS = {task.metric for task in TASKS.values()}
 FIELDS = (
     "paper", "table", "row", "quantity", "published", "published elsewhere", "published column",
     "published conditions", "measured", "half width", "seeds", "split", "rows", "protocol", "same scales", "changes",
@@ -73,7 +75,7 @@ def left_out(found: Sequence[Measured], table: ResultTable) -> list[str]:
     lines = [
         f"not set beside a row: {m.run}, {m.quantity} {m.value:.2f} ({m.split}, {m.rows} rows, {m.protocol}): {m.why}"
         for m in found
-        if m.table == table.id and m.row is None and m.why and m.quantity == COMPARED[0]
+        if m.table == table.id and m.row is None and m.why and m.quantity in METRICS
     ]
     return list(dict.fromkeys(lines))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.published.results import ResultTable, results_table
+from pipelines.published.results import COMPARED, ResultTable, results_table
 from pipelines.recipes.bundled import names_in
 from pipelines.recipes.reading import RECIPES, load_recipe
 from pipelines.recipes.recipe import LATER, flatten, to_page
@@ -23,7 +23,7 @@ from pipelines.runs.folder import StudyFolder
 from pipelines.runs.mlflow_client import PARENT
 from pipelines.runs.mlflow_reading import all_runs, text_of
 
-SCORES = {"val/mIoU": "mIoU", "val/pixel_accuracy": "pixel accuracy"}
+SCORES = {"val/pixel_accuracy": "pixel accuracy"} | {f"val/{name}": name for name in COMPARED}
 TESTS = re.compile(r"test/(?P<protocol>.+)/(?P<score>mIoU|pixel_accuracy)")
 ONE_SCALE = ("single", "single-flip", "whole", "slide")  # protocols by name; the papers' own are of several scales
 MODEL = ("backbone.", "head.")  # keys that make the model of a page
@@ -151,14 +151,15 @@ def target_of(source: Source, pages: Any) -> Target | None:
 
 
 def target_of_page(table: ResultTable, params: Mapping[str, str]) -> Target:
-    """The rows of the page whose model a run has."""
-    for page, rows in table.models.items():
-        other = differing(params, page_params(page))
-        if not any(key.startswith(MODEL) for key in other):
-            changes = ", ".join(f"{key}={params.get(key, 'unset')}" for key in other)
-            return Target(table, [table.row(row) for row in rows], changes)
-    pages = ", ".join(table.models) or "none"
-    return Target(table, [], why=f"its model is that of no page of the table ({pages})")
+    """The rows of the page whose model a run has; of several, of that whose training is nearest to the run's."""
+    found = {page: differing(params, page_params(page)) for page in table.models}
+    fits = [page for page, other in found.items() if not any(key.startswith(MODEL) for key in other)]
+    if not fits:
+        pages = ", ".join(table.models) or "none"
+        return Target(table, [], why=f"its model is that of no page of the table ({pages})")
+    page = min(fits, key=lambda page: len(found[page]))
+    changes = ", ".join(f"{key}={params.get(key, 'unset')}" for key in found[page])
+    return Target(table, [table.row(row) for row in table.models[page]], changes)
 
 
 def differing(params: Mapping[str, str], page: Mapping[str, str]) -> list[str]:

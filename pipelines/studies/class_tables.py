@@ -1,4 +1,4 @@
-"""IoU of each class over the variants of a study (as SRNet's Table I): a table for each protocol.
+"""IoU, or another task's metric, of each class over the variants of a study (as SRNet's Table I): a table a protocol.
 
 Where the papers print the IoU of each class of a variant, it stands in a column of its own, behind all measured ones.
 """
@@ -18,7 +18,7 @@ MOST = 40  # classes of a table on a terminal
 def tables(more: Further, variants: Sequence[str]) -> Iterator[tuple[str, list[list[str]]]]:
     """The title of each table, and its cells with their head."""
     for name, classes in (more.classes or {}).items():
-        title = "IoU of each class, percent" + ("" if name == VALIDATION else f", {name}")
+        title = f"{more.of_class} of each class, percent" + ("" if name == VALIDATION else f", {name}")
         printed = {v: values for v, values in (more.printed or {}).items() if len(values) == len(classes)}
         rows = [
             [

@@ -17,6 +17,7 @@ from pipelines.driver.reasons import Reasons
 from pipelines.driver.room import Room, check_gpus_named, room_of
 from pipelines.recipes.reading import make_recipe
 from pipelines.recipes.recipe import Recipe
+from pipelines.recipes.tasks import SEGMENTATION
 from pipelines.runs.folder import StudyFolder
 from pipelines.runs.mlflow_client import default_uri
 from pipelines.runs.mlflow_faults import check_address
@@ -131,10 +132,12 @@ def row_of(trial: Trial, planned: Sequence[PlannedStage], room: Room, reasons: R
     for message in told.found:
         reasons.add(f"variant {trial.variant!r}: {message}")
     try:
+        parameters = sum(p.numel() for p in meta_model(recipe, classes).parameters())
+        if recipe.task != SEGMENTATION:  # whose steps are not estimated
+            return [f"{parameters / 1e6:.1f}", *unknown[0][1:]], 0.0
         cost = estimate(recipe, classes, max(1, room.sizes.count), min(precisions(recipe, room)))
     except ValueError:  # said by check_models or check_share
         return unknown
-    parameters = sum(p.numel() for p in meta_model(recipe, classes).parameters())
     gpu = next((gpu for name, _ in room.gpus if (gpu := known_gpu(name))), None)
     seconds = steps * recipe.batch / possible_speed(cost, recipe, gpu).images_per_s if gpu else 0.0
     hours = f"{seconds / 3600:.1f}" if gpu else "–"

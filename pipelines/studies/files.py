@@ -11,6 +11,8 @@ from pipelines.base.errors import InputError
 from pipelines.base.files import to_json, write_text
 from pipelines.driver.planned import PlannedStage
 from pipelines.recipes.model import how
+from pipelines.recipes.reading import make_recipe
+from pipelines.recipes.tasks import metric_of
 from pipelines.studies.plots import draw
 from pipelines.studies.study import StudyPlan, Trial
 from pipelines.studies.table import build, html, markdown, numbers, text
@@ -47,7 +49,8 @@ def published_of(plan: StudyPlan) -> Numbers:
 
     try:
         rows = {name: variant.published for name, variant in plan.study.variants.items()}
-        values, table = published_values(given.table, given.column, rows), results_table(given.table)
+        metric = metric_of(make_recipe(plan.page).task)
+        values, table = published_values(given.table, given.column, rows, metric), results_table(given.table)
         found = {name: table.row(where) for name, where in rows.items() if where is not None}
         others = {name: says for name, row in found.items() if (says := table.elsewhere(row, given.column))}
         said = "".join(f"; * of {name} elsewhere: {says}" for name, says in others.items())
@@ -69,7 +72,7 @@ def write_files(
     """Write table and plots of the trials that have ended so far; print the table.
 
     Returns:
-        The files by their names as artifacts, and the name of the trial with the highest mIoU where one was scored.
+        The files by their names as artifacts, and the name of the trial with the highest score where one has any.
     """
     rows = [row_of(t.variant, t.seed, t.recipe, place.trial(t.name)) for t in trials]
     study, folder = plan.study, place.study
@@ -86,6 +89,7 @@ def write_files(
         curve=study.curve,
         notes=" ".join(filter(None, [study.notes.strip(), caption])),
         confidence=confidence,
+        metric=metric_of(make_recipe(plan.page).task),
     )
     forms = {"txt": text, "md": markdown, "html": html, "json": lambda table: to_json(numbers(table), indent=1)}
     for suffix, form in forms.items():

@@ -55,7 +55,7 @@ def results(table: StudyTable) -> list[tuple[Line, Interval]]:
 
 
 def under(table: StudyTable) -> str:
-    """The small print of a plot: the meaning of the bars, and how mIoU was measured."""
+    """The small print of a plot: the meaning of the bars, and how the metric was measured."""
     return f"measured: {conditions(table)}; bars: {table.confidence:.0%} t-intervals over the seeds"
 
 
@@ -79,13 +79,13 @@ def gains(table: StudyTable) -> Figure | None:
         axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.4 * len(lines))), frameon=False)
     axes.set_yticks(range(len(lines)), [literal(line.variant) for line, _ in lines])
     axes.set_ylim(len(lines) - 0.4, -0.6)
-    axes.set_xlabel(f"gain over {literal(str(table.baseline))}, percentage points of mIoU, paired by seed")
+    axes.set_xlabel(f"gain over {literal(str(table.baseline))}, percentage points of {table.metric}, paired by seed")
     finish(axes, table.title, under(table))
     return figure
 
 
 def curve(table: StudyTable) -> Figure | None:
-    """mIoU over the values of the study's key; published values in a panel of their own, with the same span of mIoU."""
+    """The metric over the values of the study's key; published values in a panel of their own, with the same span."""
     key = table.curve
     found = [(line, mean) for line, mean in results(table) if key in line.settings]
     if key is None or len(found) < 2:
@@ -109,13 +109,13 @@ def curve(table: StudyTable) -> Figure | None:
         panel.set_xticks([x for x, _ in points], ticks, **leaning)
         panel.minorticks_off()
         panel.set_xlabel(literal(key))
-    panels[0].set_ylabel("mIoU, percent")
+    panels[0].set_ylabel(f"{table.metric}, percent")
     finish(panels[0], table.title, under(table), width=60)
     return figure
 
 
 def parallel(table: StudyTable) -> Figure | None:
-    """A line per variant through the keys that all set and that vary, to its mIoU, which also gives its colour."""
+    """A line per variant through the keys that all set and that vary, to its score, which also gives its colour."""
     found = results(table)
     keys = dict.fromkeys(key for line, _ in found for key in line.settings)
     shared = [key for key in keys if all(key in line.settings for line, _ in found)]
@@ -136,7 +136,7 @@ def parallel(table: StudyTable) -> Figure | None:
         for height, name in ticks:
             text = axes.text(x + 0.02, height, literal(name), fontsize=8, va="center", zorder=4)
             text.set_path_effects([withStroke(linewidth=3, foreground="white")])
-    axes.set_xticks(range(len(columns)), [*map(literal, varied), "mIoU, percent"])
+    axes.set_xticks(range(len(columns)), [*map(literal, varied), f"{table.metric}, percent"])
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.75)
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -145,7 +145,7 @@ def parallel(table: StudyTable) -> Figure | None:
 
 
 def front(table: StudyTable, key: str) -> Figure | None:
-    """Measured mIoU over a cost; variants that another one beats in both are grey."""
+    """The measured metric over a cost; variants that another one beats in both are grey."""
     name, divisor, less = COSTS[key]
     costs = [(line.variant, mean, line.summary.costs[key]) for line, mean in results(table) if line.summary]
     found = [(variant, mean, value / divisor) for variant, mean, value in costs if value is not None]
@@ -158,7 +158,7 @@ def front(table: StudyTable, key: str) -> Figure | None:
     for (_, mean, value), on in zip(found, best, strict=True):
         dot(axes, value, mean.mean * 100, mean, faint=not on)
     axes.set_xlabel(name)
-    axes.set_ylabel("mIoU, percent")
+    axes.set_ylabel(f"{table.metric}, percent")
     axes.margins(0.15, 0.1)
     finish(axes, f"{table.title}: Pareto front", under(table))
     label(figure, axes, [(value, mean.mean * 100, variant) for variant, mean, value in found])

@@ -21,6 +21,7 @@ from pipelines.base.errors import InputError, users_message
 from pipelines.base.files import to_json
 from pipelines.base.polling import Polling
 from pipelines.recipes.reading import load_recipe
+from pipelines.recipes.tasks import metric_of
 from pipelines.runs.folder import RunFolder, StudyFolder
 from pipelines.runs.mlflow_client import KEY, PARENT, Point, answering, default_uri, send_metrics, set_tags
 from pipelines.runs.mlflow_note import send_note
@@ -173,7 +174,7 @@ class StudyRun(Tracked):
         return tracker
 
     def settle(self, tracker: Tracker, end: TrialEnd) -> None:
-        """How a trial ended: status, tag, mIoU in percent."""
+        """How a trial ended: status, tag, score in percent."""
         error = tracker.folder.error
         text = error.read_text() if end.status == "failed" and error.exists() else end.why
         how = {"status": STATUSES[end.status], "time": end.time or None} | (
@@ -182,7 +183,8 @@ class StudyRun(Tracked):
         tracker.connect()
         run = tracker.state["parent"]
         if end.miou is not None:
-            self.client.log_metric(run, "mIoU", end.miou * 100, timestamp=end.time, step=0)
+            metric = metric_of(tracker.recipe.task)
+            self.client.log_metric(run, metric, end.miou * 100, timestamp=end.time, step=0)
         why = f": {end.why}" if end.why else f" at {end.progress:.0%}" if end.progress is not None else ""
         set_tags(self.client, run, {"trial": f"{end.status}{why}"})
         tracker.send_end(how)
@@ -243,7 +245,7 @@ class StudyRun(Tracked):
         self.client.set_terminated(self.run_id, end["status"], end_time=end["time"])
 
     def name_best(self, best: str) -> None:
-        """Where the checkpoint of the trial with the highest mIoU is: an artifact of its run, and a file.
+        """Where the checkpoint of the trial with the highest score is: an artifact of its run, and a file.
 
         One seed's score says little of its variant, so it is a pointer to a checkpoint, and no metric of the study.
         """
@@ -254,8 +256,9 @@ class StudyRun(Tracked):
         uri = self.client.get_run(run).info.artifact_uri
         tags = {"best.trial": best, "best.run": run, "best.checkpoint": f"{uri}/checkpoint/{path.name}"}
         set_tags(self.client, self.run_id, tags | {"best.checkpoint_file": str(path)})
-        miou = Result.read(files.stage(stage).result).miou
-        page = tags | {"file": str(path), "mIoU_percent_of_this_seed": None if miou is None else miou * 100}
+        done = Result.read(files.stage(stage).result)
+        score = None if done.miou is None else done.miou * 100
+        page = tags | {"file": str(path), f"{done.metric}_percent_of_this_seed": score}
         self.client.log_text(self.run_id, to_json(page, indent=1), "best_trial.json")
 
 

@@ -1,7 +1,7 @@
 """A study's results as one table: published next to measured numbers, gains with intervals, and costs.
 
-Published numbers have columns of their own and never enter a mean. mIoU is a fraction in rows and percent in tables;
-gains are in percentage points.
+Published numbers have columns of their own and never enter a mean. The metric, mIoU unless the task is another than
+segmentation, is a fraction in rows and percent in tables; gains are in percentage points.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.base.text import padded
 from pipelines.runs.mlflow_lines import metric_names
+from pipelines.runs.results import Result
 from pipelines.scoring.intervals import Interval, Summary, summarise
 from pipelines.studies.class_tables import in_html, in_markdown, in_text
 from pipelines.studies.scores import Further, further, short
@@ -62,6 +63,7 @@ class StudyTable:
     notes: str
     confidence: float
     further: Further = field(default_factory=Further)
+    metric: str = Result.metric
 
 
 def build(
@@ -78,6 +80,7 @@ def build(
     curve: str | None = None,
     notes: str = "",
     confidence: float = 0.95,
+    metric: str = Result.metric,
 ) -> StudyTable:
     """Put trials and published numbers together, a line per variant in the order of the page.
 
@@ -85,7 +88,7 @@ def build(
         title: of the study.
         variants: name -> settings, dotted keys with their values. A variant without a trial has a line too.
         rows: one trial each, see `intervals.summarise` and `scores.further`.
-        protocol: how mIoU was measured: split, rows, whole or slide, scales, flip, length of training. One for all,
+        protocol: how the metric was measured: split, rows, whole or slide, scales, flip, length of training. One for all,
             or one for each variant, by name.
         baseline: the variant that gains are measured against. Without one, lines are sorted, the best first.
         published: name -> percent, as printed.
@@ -95,6 +98,7 @@ def build(
         curve: the dotted key whose values are the x axis of a curve.
         notes: of the study's page.
         confidence: of every interval.
+        metric: the score that is compared, by its name.
 
     Raises:
         ValueError: rows of a variant that is not named, an unknown baseline, a variant without its protocol, or rows
@@ -123,8 +127,10 @@ def build(
     if baseline is None:
         lines.sort(key=lambda line: -line.summary.mean.mean if line.summary and line.summary.mean else 1.0)
     common, others = protocols(variants, protocol, baseline)
-    more = replace(further(rows, confidence), printed=published_classes)
-    return StudyTable(title, tuple(lines), common, others, baseline, published_as, curve, notes, confidence, more)
+    more = replace(further(rows, confidence, metric), printed=published_classes)
+    return StudyTable(
+        title, tuple(lines), common, others, baseline, published_as, curve, notes, confidence, more, metric
+    )
 
 
 def protocols(
@@ -218,7 +224,8 @@ def caption(table: StudyTable) -> list[str]:
     """What a reader must know to trust the table, one paragraph each."""
     level = f"{table.confidence:.0%}".replace("%", " %")
     other = "".join(f" But {name}: {protocol}." for name, protocol in table.others.items())
-    parts = [f"Measured: mIoU in percent, {table.protocol}.{other} ± is half of the {level} t-interval over the seeds."]
+    how = f"{table.metric} in percent, {table.protocol}"
+    parts = [f"Measured: {how}.{other} ± is half of the {level} t-interval over the seeds."]
     if table.further.words:
         tests = "".join(f" {name}: {words}." for name, words in table.further.words.items())
         parts.append(f"The same trainings, scored once more with the best weights of each:{tests}")
@@ -238,12 +245,14 @@ def caption(table: StudyTable) -> list[str]:
 
 
 def numbers(table: StudyTable) -> dict[str, Any]:
-    """The table for programs: mIoU in percent, gains in percentage points, null where there is no number."""
+    """The table for programs: the metric in percent, gains in percentage points, null where there is no number."""
     return {
-        "title": table.title, "protocol": table.protocol, "other_protocols": dict(table.others),
+        "title": table.title, "metric": table.metric, "protocol": table.protocol, "other_protocols": dict(table.others),
         "baseline": table.baseline, "confidence": table.confidence, "published_as": table.published_as,
         "protocols": dict(table.further.words or {}),
-        "variants": [line_numbers(line) | further_numbers(line.variant, table.further) for line in table.lines],
+        "variants": [
+            line_numbers(line, table.metric) | further_numbers(line.variant, table.further) for line in table.lines
+        ],
     }  # fmt: skip
 
 
@@ -260,13 +269,13 @@ def further_numbers(variant: str, more: Further) -> dict[str, Any]:
     return {"scores": scores, "iou": iou} if scores else {}
 
 
-def line_numbers(line: Line) -> dict[str, Any]:
+def line_numbers(line: Line, metric: str) -> dict[str, Any]:
     """One variant: its mean over the seeds and the half width of its interval, and the same of its gain."""
     own = line.summary
     mean, gain = (own.mean, own.gain) if own else (None, None)
     return {
         "variant": line.variant, "settings": dict(line.settings), "seeds": mean.n if mean else 0,
-        "mIoU": hundred(mean.mean if mean else None), "mIoU_half_width": hundred(mean.half if mean else None),
+        metric: hundred(mean.mean if mean else None), f"{metric}_half_width": hundred(mean.half if mean else None),
         "gain": hundred(gain.mean if gain else None), "gain_half_width": hundred(gain.half if gain else None),
         "verdict": own.verdict if own else "no trial", "note": own.note if own else "",
         "published": line.published, "published_gain": line.published_gain, "published_elsewhere": line.elsewhere,
@@ -280,15 +289,16 @@ def hundred(value: float | None) -> float | None:
 
 
 def metrics_of(page: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of a study, of a table as `numbers` gives it: `mIoU/VARIANT`, `gain/VARIANT` and their half widths.
+    """The metrics of a study, of a table as `numbers` gives it: `mIoU/VARIANT` or what else is compared, `gain/VARIANT`
+    and their half widths.
 
     No metric is the score of a single seed where there are several, so that none is taken for the study's result.
     """
-    lines = page["variants"]
+    lines, metric = page["variants"], page.get("metric", Result.metric)  # up to 0.7 a table did not say it
     names = metric_names([line["variant"] for line in lines])
     found = {
         f"{key}/{name}": line[key]
-        for key in ("mIoU", "mIoU_half_width", "gain", "gain_half_width", "seeds")
+        for key in (metric, f"{metric}_half_width", "gain", "gain_half_width", "seeds")
         for name, line in zip(names, lines, strict=True)
     }
     for name, line in zip(names, lines, strict=True):

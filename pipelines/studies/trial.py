@@ -71,7 +71,8 @@ class Part(Noted):
 
 @dataclass(frozen=True)
 class TrialEnd(Noted):
-    """How a trial ended: `status` done, stopped or failed; how far, 0 to 1, its mIoU there, or why; `time` in ms."""
+    """How a trial ended: `status` done, stopped or failed; how far, 0 to 1, its mIoU there (or what else its task
+    scores: the key is older than other tasks), or why; `time` in ms."""
 
     status: str
     time: int = 0
@@ -173,7 +174,7 @@ def follow(recipe: Recipe, place: TrialContext, folder: Path, followed: bool) ->
 
 
 class Points:
-    """The validations in a trial's records: how far the trial is, 0 to 1, and its mIoU there."""
+    """The validations in a trial's records: how far the trial is, 0 to 1, and its score there, as `miou`."""
 
     def __init__(self, folder: Path, stages: Sequence[tuple[str, int]]) -> None:
         self.folder, self.stages = folder, stages

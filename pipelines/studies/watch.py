@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.base.text import clock, plain
 from pipelines.cluster.waiting import QUIET_S, TELL_S, free
+from pipelines.recipes.tasks import metric_of
 from pipelines.runs.record import read_record
 from pipelines.runs.screen import size
 from pipelines.studies.study import Trial
@@ -62,7 +63,8 @@ class Watch:
         if "recorded" in result and not result.get("done"):
             timeline(self.place.trial(name), "told", recorded=result["recorded"], progress=result["progress"])
         if "miou" in result and result["progress"] < 1 and not result.get("done"):
-            self.say(name, f"{result['progress']:.0%} of its steps, mIoU {result['miou'] * 100:.2f} %")
+            metric = metric_of(self.look_up(name).recipe.task)
+            self.say(name, f"{result['progress']:.0%} of its steps, {metric} {result['miou'] * 100:.2f} %")
 
     def completed(self, name: str, result: Mapping[str, Any]) -> None:
         """The trial's function returned, or the rule stopped it."""
@@ -114,12 +116,13 @@ class Watch:
     def count(self, name: str) -> None:
         """Take note of an end."""
         timeline(self.place.trial(name), "ended")
-        how = ended(self.look_up(name).recipe, self.place.trial(name)) or TrialEnd("done")
+        recipe = self.look_up(name).recipe
+        how = ended(recipe, self.place.trial(name)) or TrialEnd("done")
         took = time.time() - self.began.pop(name, time.time())
         self.counts[how.status] += 1
         self.seconds.append(took)
         self.left -= 1
-        score = f", mIoU {how.miou * 100:.2f} %" if how.miou is not None else ""
+        score = f", {metric_of(recipe.task)} {how.miou * 100:.2f} %" if how.miou is not None else ""
         part = f" early, after {how.progress or 0:.0%} of its steps" if how.status == "stopped" else ""
         why = f": {how.why}" if how.why else ""
         self.say(name, f"{how.status}{part}{score}, {clock(took)}{why}", True)
