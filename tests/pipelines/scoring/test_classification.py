@@ -84,5 +84,5 @@ def test_ties_are_the_first_classes_and_what_is_no_number_is_wrong():
 @pytest.mark.parametrize("rows", [[0, 1], [0, 1, 1], [0, 1, 3]])
 def test_a_row_that_is_missing_or_twice_is_an_error(rows):
     logits, labels = drawn(len(rows), 6)
-    with pytest.raises(RuntimeError, match="rows of x, which has 3: 1 are missing|1 are there twice"):
+    with pytest.raises(RuntimeError, match=r"rows of x, which has 3: 1 are missing|1 are there twice"):
         scores_of(counted(logits, labels, rows), 3, "x")
