@@ -100,9 +100,7 @@ def further(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95, metric:
     )
 
 
-def columns(
-    done: Sequence[Mapping[str, Any]], names: Sequence[str], confidence: float, metric: str
-) -> Iterator[Score]:
+def columns(done: Sequence[Mapping[str, Any]], names: Sequence[str], confidence: float, metric: str) -> Iterator[Score]:
     """The scores of each protocol, of the validation without the compared one."""
     for name in names:
         tested = [(row["variant"], row["tests"][name]["scores"]) for row in done if name in row["tests"]]

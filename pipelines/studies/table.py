@@ -88,8 +88,8 @@ def build(
         title: of the study.
         variants: name -> settings, dotted keys with their values. A variant without a trial has a line too.
         rows: one trial each, see `intervals.summarise` and `scores.further`.
-        protocol: how the metric was measured: split, rows, whole or slide, scales, flip, length of training. One for all,
-            or one for each variant, by name.
+        protocol: how the metric was measured: split, rows, whole or slide, scales, flip, length of training. One for
+            all, or one for each variant, by name.
         baseline: the variant that gains are measured against. Without one, lines are sorted, the best first.
         published: name -> percent, as printed.
         published_as: where that is printed and under which protocol.

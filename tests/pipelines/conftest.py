@@ -10,6 +10,7 @@ from torch import nn
 from tracking_server import Server
 
 from segmodels import backbone, segmentor
+from segmodels.tasks import classification, detection
 
 
 class Shapes(nn.Module):
@@ -17,7 +18,8 @@ class Shapes(nn.Module):
 
     def __init__(self, trunk):
         super().__init__()
-        self.channels, self.strides, self.mean, self.std = trunk.channels, trunk.strides, trunk.mean, trunk.std
+        self.name, self.channels, self.strides = trunk.name, trunk.channels, trunk.strides
+        self.mean, self.std = trunk.mean, trunk.std
 
     def forward(self, image):
         batch, _, *size = image.shape
@@ -51,9 +53,10 @@ def hollow(monkeypatch):
     On the meta device those three are decomposed into thousands of small operations: a second for each model.
     """
     build = backbone.build_backbone
-    monkeypatch.setattr(
-        segmentor, "build_backbone", lambda name, output_stride=8, **options: shapes(build, name, output_stride)
-    )
+    for module in (segmentor, classification, detection):
+        monkeypatch.setattr(
+            module, "build_backbone", lambda name, output_stride=8, **options: shapes(build, name, output_stride)
+        )
     monkeypatch.setattr(F, "batch_norm", same)
     monkeypatch.setattr(F, "interpolate", resized)
 

@@ -308,3 +308,23 @@ def test_the_door_without_a_store_shows_every_row_empty(tmp_path, monkeypatch, c
     assert "0 of them measured here" in shown
     assert "measured: nothing, there is no" in shown
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_of_other_tasks_stand_next_to_their_rows():
+    store = Store()
+    words = "short side 800, long side at most 1333"
+    for page, steps in (("", 90000), ("_2x", 180000)):
+        metrics = {"val/box AP": steps / 5000, "val/mask AP50": 50.0, "val/box AP small": 1.0, "val/box AP/person": 2.0}
+        stage = stage_params("coco_instances/val", 5000, 5000, words)
+        store.chain(f"run{page}", f"ocnet/coco_mask_rcnn_resnet50_isa{page}", (stage, metrics))
+    once = lines(store, "ocnet/table12", method="+ISA", schedule="1x")
+    assert once == [
+        f"box AP 18.00 (1 seed): coco_instances/val, 5000 rows, {words}; run run",
+        f"mask AP50 50.00 (1 seed): coco_instances/val, 5000 rows, {words}; run run",
+    ]
+    twice = lines(store, "ocnet/table12", method="+ISA", schedule="2x")  # of the same model: the page tells them apart
+    assert [line.partition(":")[0] for line in twice] == ["box AP 36.00 (1 seed)", "mask AP50 50.00 (1 seed)"]
+    assert lines(store, "ocnet/table12", method="+NL", schedule="1x") == []
+    text = csv_text(["ocnet"], measured_of(store))
+    found = [row for row in csv.DictReader(io.StringIO(text)) if row["runs"] == "run" and row["quantity"] == "box AP"]
+    assert [(row["published"], row["measured"]) for row in found] == [("38.8", "18.0000")]

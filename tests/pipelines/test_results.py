@@ -9,6 +9,7 @@ import pytest
 from pipelines import compare
 from pipelines.base.errors import InputError
 from pipelines.published.results import (
+    COMPARED,
     QUANTITIES,
     published_values,
     read_table,
@@ -19,8 +20,10 @@ from pipelines.published.results import (
 from pipelines.published.tables import PAPERS
 from pipelines.recipes.bundled import names_in
 from pipelines.recipes.reading import RECIPES, load_recipe, make_recipe
+from pipelines.recipes.tasks import TASKS, metric_of
 from pipelines.studies.files import published_of
 from pipelines.studies.study import STUDIES, load_study
+from segmodels.optim import Schedule, rate_factor
 
 TABLES = [table for paper in PAPERS for table in result_tables(paper)[1]]
 TRAININGS = [training for paper in PAPERS for training in result_tables(paper)[2]]
@@ -32,7 +35,7 @@ def test_all_tables_are_there():
         "reconet": (12, 104), "srnet": (13, 133), "ctnet": (9, 91), "ocnet": (13, 152),
     }  # fmt: skip
     assert len({table.id for table in TABLES}) == 47
-    assert len(FOLLOWED) == 27
+    assert len(FOLLOWED) == 31
 
 
 @pytest.mark.parametrize(
@@ -240,6 +243,30 @@ def test_every_column_of_numbers_says_what_it_measures():
     assert numbers - SETTINGS == set(QUANTITIES)
 
 
+def test_scores_of_every_task_are_compared_with_what_papers_print():
+    for name, task in TASKS.items():
+        assert task.metric in COMPARED, name
+        printed = {kind for kind in task.beside if kind in QUANTITIES.values()}
+        assert printed <= set(COMPARED), name
+    assert set(COMPARED) <= set(QUANTITIES.values())
+
+
+def test_rates_fall_at_the_steps_that_are_stated():
+    """OCNet, 4.5: after 60,000 and 80,000 of 90,000 steps, after 120,000 and 160,000 of 180,000."""
+    for page, drops in (("", (60000, 80000)), ("_2x", (120000, 160000))):
+        recipe = load_recipe(f"ocnet/coco_mask_rcnn_resnet50{page}")
+        optim, steps = recipe.optim, recipe.stages[0].steps
+        schedule = Schedule(optim.schedule, milestones=optim.milestones, gamma=optim.gamma)
+        for drop in drops:
+            before, after = (rate_factor(step, steps, schedule, warmup=optim.warmup) for step in (drop - 1, drop))
+            assert after == pytest.approx(before / 10)
+    epoch = 118287 // 16
+    optim = load_recipe("srnet/coco_mask_rcnn_resnet50").optim  # mmdetection's 1x: after 8 and 11 of 12 epochs
+    schedule = Schedule(optim.schedule, milestones=optim.milestones, gamma=optim.gamma)
+    for drop in (8 * epoch, 11 * epoch):
+        assert schedule.at(drop / (12 * epoch)) == pytest.approx(schedule.at((drop - 1) / (12 * epoch)) / 10)
+
+
 STUDIES_OF_TABLES = [name for name in names_in(STUDIES) if load_study(name).study.published]
 
 
@@ -247,29 +274,32 @@ STUDIES_OF_TABLES = [name for name in names_in(STUDIES) if load_study(name).stud
 def test_every_study_cites_a_column_of_what_it_measures(name):
     plan = load_study(name)
     given = plan.study.published
-    assert QUANTITIES[given.column] == "mIoU"
+    recipe = make_recipe(plan.page)
+    assert QUANTITIES[given.column] == metric_of(recipe.task)
     numbers = published_of(plan)
     assert any(value is not None for value in numbers.values.values())
     # and tested at as many scales, where the paper says at how many
-    table, spec = results_table(given.table), make_recipe(plan.page)
-    spec = spec.validation or spec.inference
+    table, spec = results_table(given.table), recipe.validation or recipe.inference
     has = "single" if spec.scales == (1.0,) and not spec.flip else "multi"
     rows = [table.row(v.published) for v in plan.study.variants.values() if v.published]
     assert {table.scales(row, given.column) for row in rows} <= {"", has} or "ms_flip" in table.columns
 
 
 @pytest.mark.parametrize(
-    ("column", "message"),
+    ("study", "right", "column", "message"),
     [
-        ("pixAcc", "column 'pixAcc' of ocnet/table1 holds pixel accuracy, but measured is mIoU, which is in: mIoU"),
-        ("P_h", "holds no number that is compared"),
+        ("ocnet/partition", "mIoU", "pixAcc",
+         "column 'pixAcc' of ocnet/table1 holds pixel accuracy, but measured is mIoU, which is in: mIoU"),
+        ("ocnet/partition", "mIoU", "P_h", "holds no number that is compared"),
+        ("srnet/detection", "AP_box", "AP_mask", "holds mask AP, but measured is box AP, which is in: AP_box"),
+        ("srnet/panoptic", "PQ", "PQ_stuff", "holds PQ stuff, but measured is PQ, which is in: PQ"),
     ],
-)
-def test_a_study_that_cites_another_quantity_is_refused(tmp_path, column, message):
+)  # fmt: skip
+def test_a_study_that_cites_another_quantity_is_refused(tmp_path, study, right, column, message):
     page = tmp_path / "study.yaml"
-    text = (STUDIES / "ocnet/partition.yaml").read_text()
-    assert "column: mIoU" in text
-    page.write_text(text.replace("column: mIoU", f"column: {column}"))
+    text = (STUDIES / f"{study}.yaml").read_text()
+    assert f"column: {right}}}" in text
+    page.write_text(text.replace(f"column: {right}}}", f"column: {column}}}"))
     with pytest.raises(InputError, match=message):
         published_of(load_study(page))
 
@@ -281,7 +311,7 @@ def test_every_page_with_a_table_has_its_rows_there():
     for page, table in pages.items():
         rows = [table.row(where) for where in table.models[page]]
         assert len({id(row) for row in rows}) == len(rows) > 0
-        columns = [*table.columns_of("mIoU"), *table.columns_of("top-1 accuracy")]
+        columns = table.columns_of(metric_of(load_recipe(page).task))
         assert any(row[column] is not None for row in rows for column in columns)
 
 

@@ -7,7 +7,9 @@ import pytest
 
 from pipelines.ablate import EXAMPLES, main
 from pipelines.published.results import published_values, results_table
-from pipelines.studies.fair import check_fair, check_models, expand
+from pipelines.recipes.reading import load_recipe
+from pipelines.recipes.tasks import metric_of
+from pipelines.studies.fair import check_fair, check_models, expand, page_of
 from pipelines.studies.files import Numbers
 from pipelines.studies.run import check
 from pipelines.studies.study import STUDIES, load_study
@@ -43,7 +45,8 @@ def test_every_row_of_the_papers_tables_has_a_variant():
         study = load_study(name).study
         if study.published:
             wanted = {key: variant.published for key, variant in study.variants.items()}
-            values = published_values(study.published.table, study.published.column, wanted)
+            metric = metric_of(load_recipe(study.recipe).task)
+            values = published_values(study.published.table, study.published.column, wanted, metric)
             assert values[study.baseline] is not None, f"{name}: gains need the baseline's number"
             table = results_table(study.published.table)
             columns.setdefault(table.id, set()).add(study.published.column)
@@ -53,7 +56,8 @@ def test_every_row_of_the_papers_tables_has_a_variant():
     assert set(used) == {
         "reconet/table7", "reconet/table8", "reconet/table9", "reconet/table12", "srnet/table3a", "srnet/table4",
         "srnet/table1", "ctnet/table1", "ctnet/table2", "ctnet/table4", "ctnet/table5", "ctnet/table6",
-        "ocnet/table1", "ocnet/table2", "ocnet/table3", "ocnet/table5",
+        "ocnet/table1", "ocnet/table2", "ocnet/table3", "ocnet/table5", "srnet/table9a", "srnet/table9b",
+        "srnet/table10", "ocnet/table12",
     }  # fmt: skip
     for id, rows in used.items():
         missing = [row for row in results_table(id).rows if row not in rows]
@@ -105,7 +109,26 @@ FITS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in BUNDLED if load_study(name).study.published])
+OF_TABLES = [name for name in BUNDLED if load_study(name).study.published]
+OF_TASKS = [name for name in OF_TABLES if load_recipe(load_study(name).study.recipe).task != "segmentation"]
+
+
+@pytest.mark.parametrize("name", OF_TASKS)
+def test_a_variant_of_another_task_is_the_page_of_the_row_that_it_cites(name):
+    plan = load_study(name, seeds=1)
+    table = results_table(plan.study.published.table)
+    pages = {repr(table.row(where)): page for page, (where,) in table.models.items()}
+    cited = []
+    for trial in expand(plan):
+        page = load_recipe(pages[repr(table.row(plan.study.variants[trial.variant].published))])
+        ours, theirs = page_of(trial.recipe), page_of(page)
+        differs = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
+        assert differs <= {"name", "stages.0.val_every"}, f"{trial.variant}: {differs}"
+        cited.append(page.name)
+    assert len(cited) == len(set(cited)) == len(table.rows)
+
+
+@pytest.mark.parametrize("name", [name for name in OF_TABLES if name not in OF_TASKS])
 def test_a_variant_is_what_the_row_that_it_cites_names(name):
     plan = load_study(name, seeds=1)
     table = results_table(plan.study.published.table)

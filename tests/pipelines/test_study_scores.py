@@ -1,5 +1,6 @@
 """A study's further scores by hand: protocols of the same training, pixel accuracy, IoU of each class."""
 
+import dataclasses
 import json
 
 import pytest
@@ -107,3 +108,30 @@ def test_protocols_that_differ_between_variants_are_both_said():
     rows = [row("a", 0, 0.4, 0.5), row("b", 0, 0.4, 0.5)]
     rows[1]["tests"]["ms"]["protocol"] = "slide"
     assert further(rows).words["ms"] == "whole, scales 0.5 1.0, flip; or slide"
+
+
+def detected(box, mask, person):
+    """A result of detection: its own metric, all its numbers, of each class the metric."""
+    named = {"box AP": box, "box AP50": box + 0.2, "box AP small": 0.01, "mask AP": mask}
+    return dataclasses.replace(
+        result(box, 0.0), tests={}, accuracy=None, metric="box AP", named=named,
+        classes=("background", "person"), iou=[None, person],
+    )  # fmt: skip
+
+
+def test_another_task_has_the_scores_that_papers_print_and_its_own_of_each_class():
+    rows = [
+        {"variant": v, "seed": 0, "status": "done", "miou": box, "tests": scores_of(detected(box, mask, person))}
+        for v, box, mask, person in (("plain", 0.30, 0.25, 0.5), ("sr", 0.32, 0.28, 0.6))
+    ]
+    table = build("Blocks", {"plain": {}, "sr": {}}, rows, "short side 800", baseline="plain", metric="box AP")
+    (_, shown) = cells(table)
+    assert (shown["measured"], shown["gain measured"]) == ("32.00 (1 seed)", "+2.00")
+    assert [shown[name] for name in ("box AP50", "mask AP")] == ["52.00", "28.00"]
+    assert not {"box AP small", "box AP", "pixel accuracy"} & set(shown)
+    lines = text(table).splitlines()
+    place = lines.index("box AP of each class, percent")
+    assert [line.split() for line in lines[place + 1 :]] == [["class", "plain", "sr"], ["person", "50.00", "60.00"]]
+    metrics = metrics_of(json.loads(to_json(numbers(table))))
+    assert metrics["val/mask AP/sr"] == pytest.approx(28)
+    assert metrics["box AP/sr"] == pytest.approx(32)

@@ -235,3 +235,24 @@ def test_axes_of_parallel_coordinates():
     assert marks.axis([16, 128]) == ([16.0, 128.0], "log")
     assert marks.axis([0.1, 0.3]) == ([0.1, 0.3], "linear")
     assert marks.axis(["avg", "max"]) == ([0.0, 1.0], "linear")
+
+
+def test_a_study_of_another_task_names_its_score():
+    table = example(metric="box AP", published_as="SRNet Table 9a, AP_box")
+    assert not any("mIoU" in shown(table) for shown in (text, markdown, html))
+    assert "Measured: box AP in percent, camvid val" in " ".join(text(table).split())
+    page = json.loads(to_json(numbers(table)))
+    assert (page["metric"], page["variants"][1]["box AP"]) == ("box AP", pytest.approx(52.0))
+    metrics = metrics_of(page)
+    assert metrics["box AP/b"] == pytest.approx(52.0)
+    assert metrics["box AP_half_width/b"] == pytest.approx(26.172, abs=1e-3)
+    assert not any("mIoU" in name for name in metrics)
+    assert plots.gains(table).axes[0].get_xlabel() == "gain over a, percentage points of box AP, paired by seed"
+    assert plots.curve(table).axes[0].get_ylabel() == plots.front(table, "gmacs").axes[0].get_ylabel()
+    assert plots.curve(table).axes[0].get_ylabel() == "box AP, percent"
+
+
+def test_a_table_of_an_older_version_is_of_miou():
+    page = json.loads(to_json(numbers(example())))
+    assert page.pop("metric") == "mIoU"
+    assert metrics_of(page)["mIoU/b"] == pytest.approx(52.0)
