@@ -123,7 +123,7 @@ def shards_of(recipe: Recipe, output: Path) -> Iterator[str]:
     from pipelines.shards.sample import sample_shards
 
     with tempfile.TemporaryDirectory() as drawn, contextlib.redirect_stdout(io.StringIO()):
-        yield str(sample_shards(Path(drawn)))
+        yield str(sample_shards(Path(drawn), recipe.stages))
 
 
 def show_stages(recipe: Recipe, planned: Sequence[PlannedStage], folder: Path) -> None:

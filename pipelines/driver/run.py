@@ -125,7 +125,7 @@ def plan_sample(recipe: Recipe, output: Path, folder: Path, timeline: Timeline, 
     from pipelines.shards.sample import sample_shards
 
     with timeline.part("the sample and its shards"):
-        return plan_stages(recipe, str(sample_shards(output)), folder, seen=weights.seen)
+        return plan_stages(recipe, str(sample_shards(output, recipe.stages)), folder, seen=weights.seen)
 
 
 def say(what: str, happens: str) -> None:

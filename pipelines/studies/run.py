@@ -93,7 +93,7 @@ def run_study(plan: StudyPlan, at_once: int | None = None, confidence: float = 0
         if checked is None:
             from pipelines.shards.sample import sample_shards
 
-            checked = check(plan, base, trials, numbers, str(sample_shards(output)))
+            checked = check(plan, base, trials, numbers, str(sample_shards(output, base.stages)))
         # in a local session Ray's CPUs are bookkeeping, and the machine's cores decide
         at_once = at_once if os.environ.get("RAY_ADDRESS") else slots
         sizes, at_once = room(base.workers, **totals(), wanted=at_once)
