@@ -13,6 +13,7 @@ from datasets.readers.coco_instances import coco_instances
 from datasets.readers.coco_panoptic import coco_panoptic
 from datasets.readers.cocostuff import cocostuff10k, cocostuff164k
 from datasets.readers.folder import folder
+from datasets.readers.imagenet import imagenet
 from datasets.readers.lip import lip
 from datasets.readers.mapillary import mapillary
 from datasets.readers.pascal_context import pascal_context59, pascal_context60
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
     "siftflow": siftflow,
     "lip": lip,
     "mapillary": mapillary,
+    "imagenet": imagenet,
     "folder": folder,
 }
 

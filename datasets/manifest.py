@@ -57,7 +57,7 @@ class Manifest:
         partial: whether these are only some of the published rows.
         labelled: whether every row has a mask.
         histogram: pixels of the K classes, then those of 255, over all rows.
-        images: for each of the K classes, then for 255, the rows that hold it.
+        images: for each of the K classes, then for 255, the rows that hold it: a pixel, or, without masks, a segment.
         around: for each of the K classes, the labelled pixels of the rows that hold it.
         boundary: reach in pixels -> labelled pixels that have one of another class within that reach.
         flip_pairs: classes that change places when an image is flipped left to right.
@@ -99,8 +99,13 @@ class Manifest:
 
     @property
     def unseen(self) -> list[str]:
-        """Classes that no pixel has; all of them in a split without labels."""
-        return [name for name, pixels in zip(self.classes, self.histogram, strict=False) if not pixels]
+        """Classes that no row holds; all of them in a split without labels."""
+        return [name for name, images in zip(self.classes, self.images, strict=False) if not images]
+
+    @property
+    def classified(self) -> bool:
+        """Whether rows have classes without masks: those of whole images."""
+        return not self.labelled and any(self.images)
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,10 @@ def _count(system: fs.FileSystem, folder: str, names: list[str], classes: int) -
     around, content = np.zeros(classes, np.int64), hashlib.sha256()
     for name in names:
         with system.open_input_file(f"{folder}/{name}") as source:
-            table = open_parquet(source, name, COLUMNS).read(columns=columns)
+            file = open_parquet(source, name, COLUMNS)
+            table = file.read(columns=columns)
+            if table["histogram"].null_count:
+                images += _classes(file.read(columns=["segments"])["segments"], classes)
         ids.update(table["id"].to_pylist())
         seen.update(table["sha256"].to_pylist())
         content.update("".join(table["digest"].to_pylist()).encode())
@@ -218,6 +226,12 @@ def _count(system: fs.FileSystem, folder: str, names: list[str], classes: int) -
         duplicates=ids.total() - len(seen),
         digest=content.hexdigest(),
     )
+
+
+def _classes(segments: pa.ChunkedArray, classes: int) -> np.ndarray:
+    """Rows without a mask that have a segment of each of the K classes, then 0 for 255."""
+    held = [number for row in segments.to_pylist() if row for number in {segment["number"] for segment in row}]
+    return np.bincount(np.array(held, np.int64), minlength=classes + 1)
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:

@@ -103,12 +103,16 @@ def main() -> None:
     rows = len(open_shards(uri))  # their faults are told before PyTorch is imported, which takes seconds
     shown = args.checkpoint if "://" in args.checkpoint else path
     print(f"{shown} on the {rows:,} rows of {uri}: PyTorch is imported, the checkpoint is read", flush=True)
+    from pipelines.recipes.tasks import SEGMENTATION
     from pipelines.runs.checkpoint import Checkpoint
     from pipelines.scoring.evaluation import Wishes, plan_evaluation
     from pipelines.scoring.measures import MEASURES
     from pipelines.scoring.report import Scored, print_scores, write_scores
 
     checkpoint = Checkpoint.read(path, mapped=True)
+    if checkpoint.recipe.task != SEGMENTATION:
+        evaluate_task(args, path, checkpoint, uri)
+        return
     measures = [name for name in MEASURES if getattr(args, name)]
     wishes = Wishes(args.protocols, overrides(args), args.average, measures)
     task = plan_evaluation(path, checkpoint, uri, wishes, args.precision, args.allow_seen).named(args.checkpoint)
@@ -122,6 +126,36 @@ def main() -> None:
     print_scores(checkpoint.classes, scored)
     if args.out:
         print(f"written: {args.out}/{', '.join(write_scores(args.out, task, checkpoint, scored))}")
+
+
+def evaluate_task(args: argparse.Namespace, path: Path, checkpoint: Checkpoint, uri: str) -> None:
+    """Score a checkpoint of another task than segmentation, under the one protocol that its recipe has.
+
+    Raises:
+        InputError: protocols or measures of segmentation are asked for, or several workers; and as `plan_task`.
+    """
+    from pipelines.base.files import write_json
+    from pipelines.cluster.device import device_here
+    from pipelines.scoring.task_evaluation import evaluate_here, lines, page, plan_task
+
+    task = checkpoint.recipe.task
+    ways = [*overrides(args), *(n for n in ("boundary", "strata", "calibration", "average", "workers") if getattr(args, n))]
+    if args.protocols or ways:
+        raise InputError(
+            f"{path} is of task: {task}, which has one protocol, in this process: leave out "
+            f"{', '.join(f'--{name}' for name in (['protocol'] if args.protocols else []) + ways)}"
+        )
+    plan = plan_task(path, checkpoint, uri, args.precision, args.allow_seen)
+    if args.out:
+        writable("--out", args.out)
+    print(f"scores: {plan.words}", flush=True)
+    progress = Progress(plan.rows, "images", lambda line: print(line, flush=True))
+    done = itertools.count(1)
+    scored = evaluate_here(plan, checkpoint, device_here(args.gpus), lambda: progress.reach(next(done)))
+    print("\n".join(lines(plan, checkpoint, scored)))
+    if args.out:
+        write_json(args.out / "scores.json", page(plan, checkpoint, scored))
+        print(f"written: {args.out}/scores.json")
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:

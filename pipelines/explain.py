@@ -73,12 +73,14 @@ def main() -> None:
     if not is_image:
         open_shards(uri)  # their faults are told before PyTorch is imported, which takes seconds
     print("PyTorch is imported, the checkpoint is read", flush=True)
+    from pipelines.recipes.tasks import refuse_task
     from pipelines.runs.checkpoint import Checkpoint
     from pipelines.scoring.explaining import check_head
     from pipelines.scoring.subject import check_pixels, from_file, from_row
 
     path = args.path
     checkpoint = Checkpoint.read(path, mapped=True)
+    refuse_task(checkpoint.recipe.task, f"explain {path}:")
     if args.against is None or args.measure:
         check_head(checkpoint.recipe, path)
     if args.out:
@@ -160,12 +162,14 @@ def beside(path: Path, checkpoint: Checkpoint, subject: Subject, prediction: Any
     """
     from pipelines.cluster.device import device_here
     from pipelines.recipes.model import how
+    from pipelines.recipes.tasks import refuse_task
     from pipelines.runs.checkpoint import Checkpoint
     from pipelines.scoring.evaluation import load_model
     from pipelines.scoring.explaining import predict_image
     from pipelines.scoring.side_by_side import compare, differing
 
     second = Checkpoint.read(path, mapped=True)
+    refuse_task(second.recipe.task, f"--against {path}:")
     if second.classes != checkpoint.classes:
         raise InputError(
             f"--against {path} knows {len(second.classes)} classes {list(second.classes[:4])}…, the first checkpoint "

@@ -152,12 +152,14 @@ def planned(args: argparse.Namespace, path: Path) -> Plan:
         InputError: classes that the server does not want, a way to predict that the head does not take, or a bad page.
     """
     from datasets.release_ids import release_ids
+    from pipelines.recipes.tasks import SEGMENTATION, refuse_task
     from pipelines.runs.checkpoint import load
     from pipelines.serving.plan import plan_prediction
     from pipelines.serving.submission import check_classes
     from segmodels.tiles import PIXELS
 
     checkpoint = load(path, mapped=True)
+    refuse_task(checkpoint["recipe"].get("task", SEGMENTATION), f"predict {path}:")
     if args.submission:
         check_classes(args.submission, checkpoint["classes"])
     classes = checkpoint["classes"]

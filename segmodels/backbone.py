@@ -7,7 +7,7 @@ has a block per stage and a stem of three 3x3 (24, 32, 64), `test_resnet` a bloc
 they are in no paper, and are for trials without a GPU. All else that timm has is `timm/NAME`, see `timm_trunks.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from timm.models import is_model
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
+from segmodels.blocks import add_context
 from segmodels.checks import TIMM, nearest, positive
 from segmodels.dfnet import DF1, DF2, DFNet
 from segmodels.hrnet import HRNet
@@ -108,6 +109,7 @@ class Backbone(nn.Module):
         output_stride: pixels per cell of the last map; one of the trunk's `output_strides`.
         pretrained: download timm's weights.
         multi_grid: see `set_multi_grid`; None leaves the dilations above.
+        context: what stands in the blocks of a ResNet besides, see `blocks.add_context`; None for nothing.
 
     Attributes:
         trunk: what has weights in a file.
@@ -116,6 +118,7 @@ class Backbone(nn.Module):
         channels: widths of the four maps.
         strides: pixels per cell of the four maps.
         one_size_programs: whether an exported program takes images of one size alone.
+        context: how the names of the context's weights begin, within the trunk; a plain trunk's file lacks them.
         mean, std: what an image in 0..1 is normalised with, per channel of RGB.
 
     Shape: normalised image (B, 3, H, W) -> list of four maps (B, channels[i], ⌈H/strides[i]⌉, ⌈W/strides[i]⌉).
@@ -128,6 +131,7 @@ class Backbone(nn.Module):
         *,
         pretrained: bool = False,
         multi_grid: Sequence[int] | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -145,6 +149,7 @@ class Backbone(nn.Module):
         self.std: tuple[float, ...] = tuple(std)
         if multi_grid is not None:
             set_multi_grid(self, multi_grid)
+        self.context = () if context is None else add_context(trunk, name, context)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         if self.taps is None:
@@ -185,7 +190,12 @@ def set_multi_grid(backbone: Backbone, multi_grid: Sequence[int]) -> None:
 
 
 def build_backbone(
-    name: str, output_stride: int = 8, weights: str | None = None, *, multi_grid: Sequence[int] | None = None
+    name: str,
+    output_stride: int = 8,
+    weights: str | None = None,
+    *,
+    multi_grid: Sequence[int] | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a trunk of `BACKBONES`, or any of timm's networks.
 
@@ -195,10 +205,12 @@ def build_backbone(
             timm's networks what timm offers.
         weights: None for random weights; a file (.pth, .pt, .bin, .safetensors); or "hub", timm's download.
         multi_grid: dilations of the blocks of a ResNet's last stage, see `set_multi_grid`; None for timm's.
+        context: what stands in a ResNet's blocks besides: `name`, `place` and keywords of `blocks.add_context`; None
+            for nothing. A file of weights may have its weights, or be a plain trunk's: then they stay fresh.
 
     Raises:
-        ValueError: an unknown name; an output stride or multi-grid that the trunk cannot have; a file whose weights
-            are not this trunk's, or a download of a trunk that timm does not have.
+        ValueError: an unknown name; an output stride, multi-grid or context that the trunk cannot have; a file whose
+            weights are not this trunk's, or a download of a trunk that timm does not have.
         FileNotFoundError: no such file.
     """
     kind = kind_of(name)
@@ -209,7 +221,7 @@ def build_backbone(
         raise ValueError(f"output_stride is {output_stride}; allowed: {', '.join(map(str, allowed))}. {cure}")
     if weights == "hub" and kind.tag is None:
         raise ValueError(f"weights is 'hub', but timm has no {name} to download; give a file, or null for none")
-    backbone = Backbone(name, output_stride, pretrained=weights == "hub", multi_grid=multi_grid)
+    backbone = Backbone(name, output_stride, pretrained=weights == "hub", multi_grid=multi_grid, context=context)
     if weights is not None and weights != "hub":
-        load_weights(backbone.trunk, weights, name, kind.classifier)
+        load_weights(backbone.trunk, weights, name, kind.classifier, backbone.context)
     return backbone

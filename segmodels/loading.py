@@ -181,6 +181,8 @@ def segmentor_of(content: Mapping[str, Any], device: torch.device) -> Segmentor:
         device: where it computes.
     """
     page = content["recipe"]
+    if (task := page.get("task", "segmentation")) != "segmentation":
+        raise FileError(f"this checkpoint is of task: {task}; only those of task: segmentation predict masks")
     model = build_segmentor(
         num_classes=len(content["classes"]),
         crop=tuple(page["view"]["crop"]),

@@ -16,7 +16,7 @@ from segmodels.upsampling import bilinear
 
 AUX_STAGE = 3
 AUX_CHANNELS = 256
-TRUNK = {"name": "resnet101s", "output_stride": 8, "weights": None, "multi_grid": None, "neck": None}
+TRUNK = {"name": "resnet101s", "output_stride": 8, "weights": None, "multi_grid": None, "context": None, "neck": None}
 
 
 class Segmentor(nn.Module):
@@ -104,7 +104,8 @@ def build_segmentor(
     Args:
         num_classes: K.
         crop: (h, w) in pixels of the training crop. A head bound to its size is built for this crop's map.
-        backbone: `name`, `output_stride`, `weights`, `multi_grid` of `build_backbone`, and `neck`, a key of `NECKS`.
+        backbone: `name`, `output_stride`, `weights`, `multi_grid`, `context` of `build_backbone`, and `neck`, a key of
+            `NECKS`.
         head: `name` in `HEADS`, and its keywords.
         aux: likewise, and `stage`, 1 to 4 (3, res4, if not given); 256 channels if not given. None for no such head.
 

@@ -53,7 +53,9 @@ class Taken:
     missing: str
 
 
-def load_weights(trunk: nn.Module, path: str, name: str, classifier: Sequence[str] = ()) -> Taken:
+def load_weights(
+    trunk: nn.Module, path: str, name: str, classifier: Sequence[str] = (), added: Sequence[str] = ()
+) -> Taken:
     """Load a file of a trunk's weights.
 
     All entries of the trunk must be there, but for counters of batch norms; of the file are left a classifier, heads,
@@ -64,6 +66,7 @@ def load_weights(trunk: nn.Module, path: str, name: str, classifier: Sequence[st
         path: of the file.
         name: of the trunk, for messages.
         classifier: how the names begin that a file of the whole network has and the trunk does not.
+        added: how those begin that a plain trunk's file lacks: all are taken or, if the file has none, left fresh.
 
     Raises:
         Unreadable: no state dict, or one that only a pickle that runs code can give.
@@ -73,11 +76,17 @@ def load_weights(trunk: nn.Module, path: str, name: str, classifier: Sequence[st
     entries = read_entries(path)
     own, found = shapes(trunk.state_dict()), entries.shapes
     match = match_entries(own, found, entries.ordered, classifier)
+    fresh = [key for key in own if key.startswith(tuple(added))]
+    if any(key in match.names for key in fresh):
+        fresh = []
+    elif fresh:
+        own = {key: shape for key, shape in own.items() if key not in fresh}
+        match = match_entries(own, found, entries.ordered, classifier)
     if not match.whole(own, found):
         raise ValueError(f"{path} holds another model's weights: {told(match, own, found, name)}")
     if not any(value.is_meta for value in trunk.state_dict().values()):
         trunk.load_state_dict({key: entries.tensors[n] for key, n in match.names.items()}, strict=False)
-    return account(match, own, entries, name)
+    return account(match, own, entries, name, len(fresh))
 
 
 def counts(key: str) -> bool:
@@ -183,17 +192,19 @@ def told(match: Match, own: Shapes, found: Shapes, name: str) -> str:
     )
 
 
-def account(match: Match, own: Shapes, entries: Entries, name: str) -> Taken:
-    """What to tell of weights that were taken."""
+def account(match: Match, own: Shapes, entries: Entries, name: str, fresh: int) -> Taken:
+    """What to tell of weights that were taken; `fresh` entries of the trunk are not looked for in the file."""
     used = set(match.names.values())
     under = f" below {entries.under!r}" if entries.under else ""
     millions = sum(entries.tensors[n].numel() for n in used) / 1e6
     left = parts_of([n for n in entries.tensors if n not in used])
-    lacking = [key for key in own if key not in match.names]
+    lacking = len([key for key in own if key not in match.names])
+    missing = [f"{lacking} counters of batch norms, which decide nothing"] * bool(lacking)
+    missing += [f"{fresh} of the trunk's context, which are fresh"] * bool(fresh)
     return Taken(
         f"{len(used)} entries{under}, {millions:.2f} M values, are all of {name}: found {match.how}",
         ", ".join(f"{number} of {part}" for part, number in left.items()) or "nothing",
-        f"{len(lacking)} counters of batch norms, which decide nothing" if lacking else "nothing",
+        ", ".join(missing) or "nothing",
     )
 
 

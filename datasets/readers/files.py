@@ -17,6 +17,8 @@ UNPACK = {
     ".7z": "7z x {file} -o{folder}", ".rar": "unrar x {file} {folder}/",
 }  # fmt: skip
 """Suffix of an archive -> the command that unpacks it."""
+READ_PACKED = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
+"""Archives of releases whose readers read them as they are."""
 
 
 @contextmanager
@@ -104,8 +106,8 @@ def instead(missing: str | Path) -> str:
 
 
 def is_archive(name: str) -> bool:
-    """Whether a name is that of an archive."""
-    return Path(name).suffix.lower() in UNPACK
+    """Whether a name is that of an archive that is to be unpacked."""
+    return Path(name).suffix.lower() in UNPACK and name not in READ_PACKED
 
 
 def unpack(archive: Path) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from datasets.sample import DataError
 from datasets.tasks.aspect import aspect_order
+from datasets.tasks.view import TaskView
 
 STEP = 32
 """Sides of a canvas are multiples of it: of the greatest stride of a feature pyramid's trunk."""
@@ -75,7 +76,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class ResizedView:
+class ResizedView(TaskView):
     """A whole image whose short side is resized to `short`, or its long side to `long` where that makes it smaller.
 
     It is a function of only the seed. A view for validation has one `short`, and `flip` 0.

@@ -8,9 +8,11 @@ import torch
 
 from pipelines.base.errors import InputError
 from pipelines.cluster.sizes import Sizes, joins, machine, several
-from pipelines.recipes.model import count_norms, frozen_norms, meta_model, pretrained_by, spec_by, train_mode
+from pipelines.recipes.model import count_norms, few_classes, frozen_norms, meta_model, pretrained_by, spec_by, train_mode
 from pipelines.recipes.protocols import of_protocol
 from pipelines.recipes.recipe import Recipe, check_split, counts_of, norm_batch
+from pipelines.recipes.tasks import SEGMENTATION
+from pipelines.recipes.views import train_view, val_view
 from pipelines.scoring.checks import check_window
 from segmodels.losses import Objective
 from segmodels.optim import layer_scales
@@ -22,8 +24,11 @@ def check_model(recipe: Recipe) -> None:
     Raises:
         InputError: what the builders refuse.
     """
+    if recipe.task != SEGMENTATION:
+        check_task_model(recipe)
+        return
     try:
-        model = meta_model(recipe, 2)
+        model = meta_model(recipe, few_classes(recipe))
         outputs = model.train()(torch.zeros(2, 3, *recipe.view.crop, dtype=torch.uint8, device="meta"))
         objective = Objective(recipe.loss)
         objective.check(outputs)
@@ -41,6 +46,20 @@ def check_model(recipe: Recipe) -> None:
             f"a term, or it never learns. Add loss.{forgotten[0]}={{TERM: WEIGHT}}, e.g. {{cross_entropy: 0.4}}; a "
             "weight of 0 leaves it out"
         )
+
+
+def check_task_model(recipe: Recipe) -> None:
+    """As `check_model`, of a task that is not segmentation.
+
+    Raises:
+        InputError: what the builders or the views refuse.
+    """
+    try:
+        layer_scales(meta_model(recipe, few_classes(recipe)), recipe.optim.layer_decay)
+        train_view(recipe)
+        val_view(recipe)
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from None
 
 
 def check_known_share(recipe: Recipe) -> None:
@@ -90,7 +109,7 @@ def check_norms(recipe: Recipe, counts: Sequence[int]) -> None:
     seen = [norm_batch(recipe, world) for world in counts]
     if len(set(seen)) < 2:
         return
-    model = meta_model(recipe, 2)
+    model = meta_model(recipe, few_classes(recipe))
     frozen = frozen_norms(model, recipe, pretrained_by(recipe))
     if len(frozen) == count_norms(model):
         return
@@ -109,9 +128,9 @@ def check_parts(recipe: Recipe, world: int, on_gpus: bool) -> None:
     if recipe.workers.graphs and not on_gpus:
         raise InputError("workers.graphs = true: CUDA graphs need GPUs; allowed on CPUs: workers.graphs=false")
     check_split(recipe.batch, world)
-    if norm_batch(recipe, world) == 1:
+    if norm_batch(recipe, world) == 1 and recipe.task == SEGMENTATION:
         try:
-            model = meta_model(recipe, 2)
+            model = meta_model(recipe, few_classes(recipe))
             train_mode(model, frozen_norms(model, recipe, pretrained_by(recipe)))
             model(torch.zeros(1, 3, *recipe.view.crop, dtype=torch.uint8, device="meta"))
         except ValueError as error:

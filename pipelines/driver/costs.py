@@ -8,8 +8,10 @@ import torch
 
 from pipelines.recipes.model import build_model, meta_model
 from pipelines.recipes.recipe import Recipe
-from segmodels.cost import PAPER_SIZES, Cost, conv_matmul_macs, on_meta
+from pipelines.recipes.tasks import SEGMENTATION
+from segmodels.cost import PAPER_SIZES, Cost, conv_matmul_macs, measure, on_meta
 from segmodels.segmentor import Segmentor
+from segmodels.tasks.catalog import task_cost
 
 COUNTED: dict[str, dict[tuple[int, int], float]] = {}  # of the last model: the stages of a chain have one
 
@@ -24,8 +26,18 @@ def cost_metrics(recipe: Recipe, classes: int, cost: Cost) -> dict[str, float]:
         classes: K.
         cost: of the model at its crop.
     """
-    sizes = {cost.size: cost.macs / 1e9} | gmacs_of(recipe, classes)
+    sizes = {cost.size: cost.macs / 1e9} | (gmacs_of(recipe, classes) if recipe.task == SEGMENTATION else {})
     return {"cost/params_M": cost.parameters / 1e6} | {f"cost/GMACs_{h}x{w}": value for (h, w), value in sizes.items()}
+
+
+def cost_of(recipe: Recipe, classes: int) -> Cost:
+    """What the recipe's model costs at its crop.
+
+    Args:
+        classes: K.
+    """
+    model = meta_model(recipe, classes)
+    return task_cost(model, recipe.view.crop) if recipe.task != SEGMENTATION else measure(model, recipe.view.crop)
 
 
 def gmacs_of(recipe: Recipe, classes: int) -> dict[tuple[int, int], float]:

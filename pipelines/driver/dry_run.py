@@ -22,7 +22,8 @@ from pipelines.driver.room import Room, check_gpus_named, room_of
 from pipelines.driver.run import say_taken
 from pipelines.driver.start import start_of
 from pipelines.driver.weights import HUB, TRUNK, WHOLE, Weights, look_at
-from pipelines.recipes.recipe import Recipe, micro_batch
+from pipelines.recipes.recipe import Recipe, micro_batch, splits_of
+from pipelines.recipes.tasks import SEGMENTATION
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.mlflow_client import default_uri
 from pipelines.runs.mlflow_faults import check_address
@@ -123,7 +124,7 @@ def shards_of(recipe: Recipe, output: Path) -> Iterator[str]:
     from pipelines.shards.sample import sample_shards
 
     with tempfile.TemporaryDirectory() as drawn, contextlib.redirect_stdout(io.StringIO()):
-        yield str(sample_shards(Path(drawn), recipe.stages))
+        yield str(sample_shards(Path(drawn), splits_of(recipe)))
 
 
 def show_stages(recipe: Recipe, planned: Sequence[PlannedStage], folder: Path) -> None:
@@ -173,6 +174,9 @@ def show_workers(
     with reasons.guard():
         if classes and (close := check_memory(recipe, classes, sizes, gpus)):
             print(f"warning    {close}")
+    if recipe.task != SEGMENTATION:
+        print(f"memory     not estimated for task: {recipe.task}")
+        return {}
     on_gpu = bool(sizes.gpus)
     beside = "CUDA's own, about 1 GiB, comes" if on_gpu else "the process itself and its data come"
     costs = {}

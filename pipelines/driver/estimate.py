@@ -12,6 +12,7 @@ from pipelines.cluster.gpus import Found, gpus_here, gpus_of_nodes
 from pipelines.cluster.sizes import Sizes
 from pipelines.recipes.model import frozen_norms, meta_model, pretrained_by
 from pipelines.recipes.recipe import Recipe, micro_batch
+from pipelines.recipes.tasks import SEGMENTATION
 from segmodels.gpus import CONTEXT_BYTES, known_gpu
 from segmodels.heads.lean import set_recompute
 from segmodels.losses import Objective
@@ -23,7 +24,7 @@ KNOWN: dict[str, StepCost] = {}  # of the last model
 
 
 def estimate(recipe: Recipe, classes: int, world: int, precision: str, micro: int | None = None) -> StepCost:
-    """A step of one of `world` workers.
+    """A step of one of `world` workers, of a segmentor.
 
     Args:
         classes: K.
@@ -31,8 +32,10 @@ def estimate(recipe: Recipe, classes: int, world: int, precision: str, micro: in
         micro: images of a forward pass; None as the recipe says.
 
     Raises:
-        ValueError: the model does not take such a batch.
+        ValueError: the model does not take such a batch, or the task is another.
     """
+    if recipe.task != SEGMENTATION:
+        raise ValueError(f"a step of task: {recipe.task} is not estimated, only those of task: {SEGMENTATION}")
     images = micro or micro_batch(recipe, world)
     passes = max(1, recipe.batch // world // images)
     parts = (recipe.backbone, recipe.weights, recipe.view.crop, recipe.head, recipe.aux, recipe.loss,
@@ -72,7 +75,7 @@ def check_memory(recipe: Recipe, classes: int, sizes: Sizes, gpus: Sequence[Foun
         InputError: it has none; the message says what would.
     """
     known = [gpu for gpu in gpus if not math.isnan(gpu[1])]
-    if not sizes.gpus or not known:
+    if not sizes.gpus or not known or recipe.task != SEGMENTATION:  # other tasks are not estimated
         return ""
     name, gib = min(known, key=lambda gpu: gpu[1])
     world, precision = max(1, sizes.count), precision_on(recipe, name)

@@ -12,18 +12,19 @@ from typing import Any
 
 from datasets.manifest import Manifest
 from pipelines.cluster.sizes import Sizes, threads
-from pipelines.driver.costs import cost_metrics
+from pipelines.driver.costs import cost_metrics, cost_of
 from pipelines.driver.planned import PlannedStage
 from pipelines.driver.weights import Weights
-from pipelines.recipes.model import how, meta_model
+from pipelines.recipes.model import how
 from pipelines.recipes.recipe import Recipe, flatten
+from pipelines.recipes.tasks import metric_of
 from pipelines.runs.folder import RunFolder, StageFolder
 from pipelines.runs.record import read_record
 from pipelines.runs.results import About, Outcome, Result
 from pipelines.runs.screen import FollowedStage
 from pipelines.runs.where import shown_path
 from pipelines.training.job import Job
-from segmodels.cost import card, measure
+from segmodels.cost import card
 
 
 def make_jobs(
@@ -86,14 +87,15 @@ def finish_stage(recipe: Recipe, plan: PlannedStage, place: StageFolder) -> None
         checkpoint=where(place.checkpoint(outcome.step)), best_checkpoint=where(place.best) if val else None,
         protocol=how(recipe), time=int(time.time() * 1000),
         classes=plan.train.classes, iou=lines[-1]["iou"] if lines else (),
-        accuracy=lines[-1]["accuracy"] if lines else None, tests=tests[-1] if tests else {},
+        accuracy=lines[-1].get("accuracy") if lines else None, tests=tests[-1] if tests else {},
+        metric=metric_of(recipe.task), named=lines[-1].get("named", {}) if lines else {},
     ).write(place.result)  # fmt: skip
 
 
 def about_stage(recipe: Recipe, plan: PlannedStage, weights: Weights) -> About:
     """What MLflow is told of a stage: parameters, cost card, origin of rows and weights, the machines of a cluster."""
     train, val = plan.train, plan.val
-    cost = measure(meta_model(recipe, len(train.classes)), recipe.view.crop)
+    cost = cost_of(recipe, len(train.classes))
     params = flatten(dataclasses.asdict(plan.stage), "stage") | {f"cost.{k}": v for k, v in card(cost).items()}
     params |= {"shards.train": plan.train_uri, "shards.train.hash": train.hash, "shards.train.rows": train.rows}
     if val:

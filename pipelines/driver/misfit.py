@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipelines.base.text import nearest
-from pipelines.recipes.model import meta_model
+from pipelines.recipes.model import few_classes, meta_model
 from pipelines.recipes.recipe import Recipe
 from segmodels.backbone import BACKBONES, build_backbone, kind_of
 from segmodels.weight_files import Entries, Shapes, read_entries, shapes
@@ -20,7 +20,7 @@ def misfit(recipe: Recipe, path: str, why: str) -> str:
         entries = read_entries(path)
     except ValueError:
         return f"{head}: {why}"
-    own = shapes(meta_model(recipe, 2).backbone.trunk.state_dict())
+    own = shapes(meta_model(recipe, few_classes(recipe)).backbone.trunk.state_dict())
     match = match_entries(own, entries.shapes, entries.ordered, kind_of(name).classifier)
     fit, number = match.fit(own, entries.shapes), sum(not counts(key) for key in own)
     text = f"{head} holds other weights than {name} takes: {fit} of the {number} entries of {name} fit."

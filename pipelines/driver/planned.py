@@ -20,6 +20,7 @@ from pipelines.base.addresses import locate
 from pipelines.base.errors import InputError
 from pipelines.recipes.protocols import of_protocol
 from pipelines.recipes.recipe import Recipe, Stage
+from pipelines.recipes.tasks import SEGMENTATION, SOURCES
 from pipelines.runs.folder import RunFolder, StageFolder
 from pipelines.runs.results import About
 from pipelines.scoring.seen import digests, refuse_seen
@@ -77,8 +78,9 @@ def plan_stages(
         if val:
             with guard():
                 refuse_seen(stage, seen, Shards(val.uri))
-            with guard():
-                check_sizes(recipe, recipe.validation or recipe.inference, val.name, Shards(val.uri))
+            if recipe.task == SEGMENTATION:
+                with guard():
+                    check_sizes(recipe, recipe.validation or recipe.inference, val.name, Shards(val.uri))
             for name in recipe.protocols:
                 with guard(), of_protocol(name):
                     check_sizes(recipe, spec_by(name, recipe.inference), val.name, Shards(val.uri))
@@ -115,11 +117,11 @@ def check_splits(recipe: Recipe, root: str, guard: Guard = nullcontext) -> Itera
         for split in (train, val):
             if split is not None:
                 with guard():
-                    check_labels(stage, split)
+                    check_labels(stage, split, recipe.task)
         if train is None:
             continue
         with guard():
-            check_classes(stage, train, val)
+            check_classes(stage, train, val, recipe.task)
         with guard():
             check_class_weights(recipe, train)
         with guard():
@@ -133,13 +135,20 @@ def open_split(key: str, name: str, root: str) -> Split:
     return Split(key, name, uri, read_manifest(uri))
 
 
-def check_labels(stage: Stage, split: Split) -> None:
-    """A split must have labels.
+def check_labels(stage: Stage, split: Split, task: str) -> None:
+    """A split must have the labels of the task.
 
     Raises:
-        InputError: it has no rows, no masks, or no pixel of a class.
+        InputError: it has no rows, no masks, or no pixel of a class; for other tasks than segmentation no objects.
     """
     manifest = split.manifest
+    if task != SEGMENTATION:
+        if not manifest.rows or Shards(split.uri).peek(0)["segments"] is None:
+            raise InputError(
+                f"stage {stage.name}: {split.uri} ({manifest.benchmark}) has {manifest.rows} rows, without objects: "
+                f"task: {task} needs shards of {', '.join(SOURCES[task])}"
+            )
+        return
     if not manifest.labelled or not manifest.rows:
         raise InputError(
             f"stage {stage.name}: {split.uri} has {manifest.rows} rows, labelled: {manifest.labelled}. Name a split "
@@ -154,14 +163,14 @@ def check_labels(stage: Stage, split: Split) -> None:
         )
 
 
-def check_classes(stage: Stage, train: Split, val: Split | None) -> None:
-    """Training and validation must have the same classes, two or more.
+def check_classes(stage: Stage, train: Split, val: Split | None, task: str) -> None:
+    """Training and validation must have the same classes, two or more where everything is of one.
 
     Raises:
         InputError: they do not.
     """
     classes = list(train.manifest.classes)
-    if len(classes) < 2:
+    if len(classes) < 2 and task != "detection":
         raise InputError(
             f"stage {stage.name}: {train.uri} has only the class {classes[0]!r}: every pixel is of it, so there is "
             "nothing to learn. Name what else there is, such as background, in classes.yaml, and prepare again."

@@ -26,7 +26,8 @@ from pipelines.driver.planned import PlannedStage, plan_stages
 from pipelines.driver.start import start_of
 from pipelines.driver.weights import Weights
 from pipelines.feed.batches import BLOCK_ROWS
-from pipelines.recipes.recipe import Recipe, counts_of
+from pipelines.recipes.recipe import Recipe, counts_of, splits_of
+from pipelines.recipes.tasks import SEGMENTATION
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.mlflow_client import System, default_uri
 from pipelines.runs.mlflow_faults import check_address
@@ -125,7 +126,7 @@ def plan_sample(recipe: Recipe, output: Path, folder: Path, timeline: Timeline, 
     from pipelines.shards.sample import sample_shards
 
     with timeline.part("the sample and its shards"):
-        return plan_stages(recipe, str(sample_shards(output, recipe.stages)), folder, seen=weights.seen)
+        return plan_stages(recipe, str(sample_shards(output, splits_of(recipe))), folder, seen=weights.seen)
 
 
 def say(what: str, happens: str) -> None:
@@ -195,6 +196,6 @@ def train_stages(
         place.push()  # workers take it up
         with shown(followed), gauged(str(recipe.name), jobs, len(planned) - len(jobs)), place.caught_up():
             fit(jobs, place.folder, feed)
-        if recipe.mlflow_model:
+        if recipe.mlflow_model and recipe.task == SEGMENTATION:
             place.bring(final_weights(RunFolder(place.folder).stage(recipe.stages[-1].name)))
             pack_last(recipe, place.folder)

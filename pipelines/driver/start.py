@@ -46,14 +46,15 @@ def check_weights(recipe: Recipe, weights: Weights) -> Weights:
         return weights
 
     from pipelines.driver.misfit import misfit
-    from pipelines.recipes.model import meta_model
+    from pipelines.recipes.model import few_classes, meta_model
     from segmodels.backbone import kind_of
     from segmodels.weight_files import Unreadable
     from segmodels.weights import load_weights
 
     try:
         name = recipe.backbone.name
-        taken = load_weights(meta_model(recipe, 2).backbone.trunk, weights.path, name, kind_of(name).classifier)
+        own = meta_model(recipe, few_classes(recipe)).backbone
+        taken = load_weights(own.trunk, weights.path, name, kind_of(name).classifier, own.context)
     except Unreadable as error:
         raise InputError(f"backbone.weights: {error}") from None
     except ValueError as error:

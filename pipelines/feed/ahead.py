@@ -15,7 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipelines.feed.batch import Batch
+from pipelines.feed.batch import Batch, Target, moved, tensors_of
+
+ALIGNED = 8  # bytes at whose multiples tensors begin in pages
 
 
 class Mark(Protocol):
@@ -34,8 +36,8 @@ class Copies(Protocol):
     def pages(self, size: int) -> Tensor:
         """Page-locked memory of the host: uint8 (size,)."""
 
-    def start(self, image: Tensor, mask: Tensor) -> tuple[Batch, Mark]:
-        """Begin to copy image (B, H, W, 3) and mask (B, H, W) from such pages; returns at once, with its end."""
+    def start(self, image: Tensor, target: Target) -> tuple[Batch, Mark]:
+        """Begin to copy image (B, H, W, 3) and target from such pages; returns at once, with its end."""
 
     def await_(self, batch: Batch, mark: Mark) -> None:
         """Have all that this thread gives the device from now on wait for the copy."""
@@ -59,9 +61,9 @@ class CudaCopies:
     def pages(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
-    def start(self, image: Tensor, mask: Tensor) -> tuple[Batch, Mark]:
+    def start(self, image: Tensor, target: Target) -> tuple[Batch, Mark]:
         there = image.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
-        batch = Batch(there, mask.to(self.device, non_blocking=True))
+        batch = Batch(there, moved(target, lambda tensor: tensor.to(self.device, non_blocking=True)))
         mark = torch.cuda.Event(blocking=True)  # who waits for it sleeps
         mark.record(self.stream)
         return batch, mark
@@ -69,7 +71,7 @@ class CudaCopies:
     def await_(self, batch: Batch, mark: Mark) -> None:
         model = torch.cuda.current_stream(self.device)
         model.wait_event(mark)  # type: ignore[arg-type]  # is a torch.cuda.Event
-        for tensor in (batch.image, batch.mask):
+        for tensor in (batch.image, *tensors_of(batch.target)):
             tensor.record_stream(model)  # else its memory would be another batch's as soon as Python drops it
 
 
@@ -81,13 +83,17 @@ class Pages:
     left: Mark | None = None
 
     def hold(self, copies: Copies, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Tensors uint8 copied into this memory, one after the other, once its last copy has left it."""
+        """Tensors copied into this memory, one after the other, once its last copy has left it."""
         if self.left is not None:
             self.left.synchronize()
-        if len(self.memory) < (size := sum(tensor.numel() for tensor in tensors)):
-            self.memory = copies.pages(size)
-        parts = self.memory[:size].split([tensor.numel() for tensor in tensors])
-        return [part.view(tensor.shape).copy_(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+        sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors]
+        if len(self.memory) < sum(sizes):
+            self.memory = copies.pages(sum(sizes))
+        parts = self.memory[: sum(sizes)].split(sizes)
+        return [
+            part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+            for part, tensor in zip(parts, tensors, strict=True)
+        ]
 
 
 class Lane:
@@ -106,9 +112,10 @@ class Lane:
             return batch, None
         pages = next(self.turns)
         with self.copies.beside():
-            image, mask = pages.hold(self.copies, (batch.image.permute(0, 2, 3, 1), batch.mask))
-            moved, pages.left = self.copies.start(image, mask)
-        return moved, pages.left
+            image, *held = pages.hold(self.copies, (batch.image.permute(0, 2, 3, 1), *tensors_of(batch.target)))
+            waiting = iter(held)
+            sent, pages.left = self.copies.start(image, moved(batch.target, lambda _: next(waiting)))
+        return sent, pages.left
 
     def receive(self, batch: Batch, mark: Mark | None) -> Batch:
         """The batch on the device, for the work that this thread gives the device from now on."""

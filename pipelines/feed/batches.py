@@ -6,6 +6,7 @@ that decodes is up in half the time.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Generator, Iterator
 from multiprocessing.util import get_temp_dir
@@ -16,11 +17,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from datasets.tasks.view import TaskView
+from datasets.transforms import TrainView
 from pipelines.cluster.folder import short_sockets
 from pipelines.cluster.inside_ray import FEED, end_data_threads, hook, near
 from pipelines.cluster.nodes import AVOIDED, avoid
-from pipelines.feed.batch import Batch, make_batch
-from pipelines.feed.plan import SamplePlan, read_blocks, read_sample
+from pipelines.feed.batch import Batch, Target, as_tensors, make_batch
+from pipelines.feed.plan import SamplePlan, canvas_of, read_blocks, read_sample, read_task_sample
 
 Read = Callable[[pa.Table, SamplePlan, int], Iterator[pa.Table]]
 BLOCK_ROWS = 48  # samples in a Ray block: smaller ones drown in bookkeeping, for larger ones batches wait longer
@@ -96,7 +99,8 @@ def executions(plan: SamplePlan, tasks: int, task_cpus: float, read: Read) -> Ge
         context.print_on_execution_start = False
         context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Unhurried]
         # Ray hands on what a task yields when it is more than that, and cuts it when it is half as much again
-        context.target_max_block_size = per_block * plan.share * plan.view.crop[0] * plan.view.crop[1] * 4 * 3 // 4
+        height, width = canvas_of(plan, plan.start)
+        context.target_max_block_size = per_block * plan.share * height * width * 4 * 3 // 4
         for table in data.iter_batches(batch_size=plan.share, batch_format="pyarrow", prefetch_batches=4):
             yield unpack(table, plan)
 
@@ -128,6 +132,8 @@ class Unhurried:
 
 def unpack(table: pa.Table, plan: SamplePlan) -> Batch:
     """A batch over the very bytes of the Arrow table."""
+    if isinstance(plan.view, TaskView):
+        return make_batch(*plan.view.unpack(table))
     height, width = plan.view.crop
     return make_batch(
         flat(table["image"]).reshape(-1, height, width, 3), flat(table["mask"]).reshape(-1, height, width)
@@ -149,8 +155,9 @@ class Positions(torch.utils.data.Dataset):
     def __init__(self, plan: SamplePlan) -> None:
         self.plan = plan
 
-    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        return read_sample(self.plan, position)
+    def __getitem__(self, position: int) -> tuple[np.ndarray, Any]:
+        task = isinstance(self.plan.view, TaskView)
+        return (read_task_sample if task else read_sample)(self.plan, position)
 
 
 class Steps(torch.utils.data.Sampler[range]):
@@ -166,8 +173,11 @@ class Steps(torch.utils.data.Sampler[range]):
         return map(self.plan.positions, range(self.plan.start, self.plan.steps))
 
 
-def collate(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
-    """Stack to image (B, H, W, 3) and mask (B, H, W)."""
+def collate(view: TrainView | TaskView, samples: list[tuple[np.ndarray, Any]]) -> tuple[Tensor, Target]:
+    """Stack to image (B, H, W, 3) and target."""
+    if isinstance(view, TaskView):
+        pixels, target = view.unpack(view.pack(samples))
+        return torch.from_numpy(pixels), as_tensors(target)
     images, masks = zip(*samples, strict=True)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
 
@@ -180,9 +190,9 @@ def torch_batches(plan: SamplePlan, tasks: int) -> Generator[Batch]:
     loader = torch.utils.data.DataLoader(
         Positions(plan),
         batch_sampler=Steps(plan),  # type: ignore[arg-type]  # ranges do as lists
-        collate_fn=collate,
+        collate_fn=functools.partial(collate, plan.view),
         num_workers=tasks,
         **options,
     )
-    for images, masks in loader:
-        yield Batch(images.permute(0, 3, 1, 2), masks)
+    for images, target in loader:
+        yield Batch(images.permute(0, 3, 1, 2), target)

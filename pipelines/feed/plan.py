@@ -11,12 +11,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from datasets.sample import DataError, keep_freed_memory
 from datasets.shards import Shards
+from datasets.tasks.view import TaskView
 from datasets.transforms import TrainView, epoch_order, sample_seed
 from pipelines.cluster.nodes import blind
 
@@ -30,7 +32,7 @@ class SamplePlan:
 
     shards: str
     rows: int
-    view: TrainView
+    view: TrainView | TaskView
     seed: int
     batch: int
     steps: int
@@ -63,21 +65,42 @@ def open_shards(uri: str) -> Shards:
 
 
 @functools.lru_cache(maxsize=2)
-def order_of(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """As `epoch_order`, kept for this epoch and the one before: 4 bytes a row and epoch."""
-    return epoch_order(rows, seed, epoch)
+def order_of(plan: SamplePlan, epoch: int) -> np.ndarray:
+    """As `epoch_order`, or as the task's view has it; kept for this epoch and the one before: 4 bytes a row and epoch."""
+    if isinstance(plan.view, TaskView) and plan.view.orders:
+        shards = open_shards(plan.shards)
+        return plan.view.order(shards.sizes[shards.index.by_id], plan.seed, epoch, plan.batch)
+    return epoch_order(plan.rows, plan.seed, epoch)
 
 
 def row_of(plan: SamplePlan, position: int) -> tuple[int, int]:
     """(epoch, row) of a stream position."""
     epoch, place = divmod(position, plan.rows)
-    return epoch, int(open_shards(plan.shards).index.by_id[order_of(plan.rows, plan.seed, epoch)[place]])
+    return epoch, int(open_shards(plan.shards).index.by_id[order_of(plan, epoch)[place]])
+
+
+def canvas_of(plan: SamplePlan, step: int) -> tuple[int, int]:
+    """Height and width that all images of a step share, of all workers."""
+    if isinstance(plan.view, TrainView):
+        return plan.view.crop
+    everyone = range(step * plan.batch, (step + 1) * plan.batch)
+    return plan.view.canvas(open_shards(plan.shards).sizes[[row_of(plan, position)[1] for position in everyone]])
+
+
+def read_task_sample(plan: SamplePlan, position: int) -> tuple[np.ndarray, Any]:
+    """Image uint8 (h, w, 3) of the step's canvas at a stream position, and what its view gives with it."""
+    assert isinstance(plan.view, TaskView)
+    shards = open_shards(plan.shards)
+    epoch, row = row_of(plan, position)
+    seed = sample_seed(plan.seed, epoch, shards.index.name(row))
+    return plan.view.read(shards, row, seed, canvas_of(plan, position // plan.batch))
 
 
 def read_sample(
     plan: SamplePlan, position: int, out: tuple[np.ndarray, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 (h, w, 3) and mask uint8 (h, w) of a stream position, cropped to the view; in `out` if given."""
+    assert isinstance(plan.view, TrainView)
     shards = open_shards(plan.shards)
     epoch, row = row_of(plan, position)
     image, mask = shards.sample(row)
@@ -112,6 +135,8 @@ def see(uri: str) -> None:
 
 def read_block(positions: Sequence[int], plan: SamplePlan) -> pa.Table:
     """The views of stream positions as raw pixels (bytes, not floats and not tensors of Python objects)."""
+    if isinstance(plan.view, TaskView):
+        return plan.view.pack([read_task_sample(plan, position) for position in positions])
     images = np.empty((len(positions), *plan.view.crop, 3), np.uint8)
     masks = np.empty((len(positions), *plan.view.crop), np.uint8)
     for place, position in enumerate(positions):

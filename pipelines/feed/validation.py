@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from datasets.shards import Shards
+from datasets.tasks.view import TaskView
 from pipelines.feed.batch import Batch, make_batch
 
 
@@ -30,6 +31,16 @@ def validation_batches(shards: Shards, batch: int | Callable[[Sequence[int]], in
     return batches
 
 
+def view_batches(shards: Shards, view: TaskView, most: int) -> list[list[int]]:
+    """Likewise, in batches of rows that share a canvas."""
+    order = sorted(range(len(shards)), key=lambda row: (view.canvas(shards.sizes[[row]]), shards.ids[row]))
+    batches: list[list[int]] = []
+    for _, alike in itertools.groupby(order, key=lambda row: view.canvas(shards.sizes[[row]])):
+        rows = list(alike)
+        batches += [rows[first : first + most] for first in range(0, len(rows), most)]
+    return batches
+
+
 def read_ahead(shards: Shards, batches: list[list[int]], threads: int = 2) -> Generator[Batch]:
     """Whole images and masks of the given rows, decoded by threads while the model works (OpenCV frees the GIL)."""
 
@@ -37,6 +48,21 @@ def read_ahead(shards: Shards, batches: list[list[int]], threads: int = 2) -> Ge
         images, masks = zip(*map(shards.sample, rows), strict=True)
         return make_batch(np.stack(images), np.stack(masks))
 
+    return in_threads(read, batches, threads)
+
+
+def read_views(shards: Shards, batches: list[list[int]], view: TaskView, threads: int = 2) -> Generator[Batch]:
+    """Likewise, what a task's view without chance gives of the rows."""
+
+    def read(rows: list[int]) -> Batch:
+        canvas = view.canvas(shards.sizes[rows])
+        return make_batch(*view.unpack(view.pack([view.read(shards, row, 0, canvas) for row in rows])))
+
+    return in_threads(read, batches, threads)
+
+
+def in_threads(read: Callable[[list[int]], Batch], batches: list[list[int]], threads: int) -> Generator[Batch]:
+    """Batches in their order, read by threads ahead of who takes them."""
     with ThreadPoolExecutor(threads) as pool:
         waiting = [pool.submit(read, rows) for rows in batches[: 2 * threads]]
         for rows in [*batches[2 * threads :], *[[]] * len(waiting)]:

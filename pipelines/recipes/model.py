@@ -11,10 +11,14 @@ from torch import nn
 
 from pipelines.recipes.protocols import PROTOCOLS
 from pipelines.recipes.recipe import InferenceSpec, Recipe
+from pipelines.recipes.tasks import SEGMENTATION
+from pipelines.recipes.views import val_view
 from segmodels import loading
 from segmodels.heads.lean import set_recompute
 from segmodels.inference import Inference, protocol
 from segmodels.segmentor import Segmentor, build_segmentor
+from segmodels.tasks.catalog import build_task_model
+from segmodels.tasks.panoptic import PanopticKeys
 
 META: dict[str, Segmentor] = {}
 
@@ -38,13 +42,18 @@ def pretrained_by(recipe: Recipe) -> Literal["", "backbone", "all"]:
 def frozen_norms(model: Segmentor, recipe: Recipe, pretrained: Literal["", "backbone", "all"]) -> list[str]:
     """Names of the batch norms that `optim.freeze_norm` freezes: those that come with statistics of a training.
 
+    Norms of a trunk's context learn, whatever the trunk's weights: those of plain trunks do not have them.
+
     Args:
         pretrained: what does: nothing, the backbone, or the whole model, of a stage before or of `weights`.
     """
     if not recipe.optim.freeze_norm or not pretrained:
         return []
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    return [name for name in norms if pretrained == "all" or name.startswith("backbone.")]
+    added = tuple(f"backbone.trunk.{start}" for start in model.backbone.context)
+    return [
+        name for name in norms if pretrained == "all" or (name.startswith("backbone.") and not name.startswith(added))
+    ]
 
 
 def count_norms(model: Segmentor) -> int:
@@ -73,13 +82,16 @@ def inference_by(name: str, recipe: Recipe) -> Inference:
 
 
 def build_model(recipe: Recipe, classes: int, weights: str | None = None) -> Segmentor:
-    """The recipe's segmentor.
+    """The recipe's model: a segmentor, or what another task has.
 
     Args:
         classes: K.
         weights: a local file of the backbone's, or `hub`; None for random ones.
     """
     backbone = dataclasses.asdict(recipe.backbone) | {"weights": weights}
+    if recipe.task != SEGMENTATION:
+        number = classes - (recipe.task == "detection")  # whose first class is the background
+        return build_task_model(recipe.task, num_classes=number, backbone=backbone, head=recipe.head)
     model = build_segmentor(
         num_classes=classes, crop=recipe.view.crop, backbone=backbone, head=recipe.head, aux=recipe.aux
     )
@@ -89,7 +101,7 @@ def build_model(recipe: Recipe, classes: int, weights: str | None = None) -> Seg
 
 def meta_model(recipe: Recipe, classes: int) -> Segmentor:
     """The recipe's segmentor on the meta device, built once for a model; its mode is as the last caller left it."""
-    parts = (recipe.backbone, recipe.view.crop, recipe.head, recipe.aux, classes)
+    parts = (recipe.task, recipe.backbone, recipe.view.crop, recipe.head, recipe.aux, classes)
     if repr(parts) not in META:
         META.clear()  # a study checks one model after the other
         with torch.device("meta"):
@@ -98,6 +110,13 @@ def meta_model(recipe: Recipe, classes: int) -> Segmentor:
     return META[repr(parts)]
 
 
+def few_classes(recipe: Recipe) -> int:
+    """A number of classes for a model of which only what does not depend on it is looked at."""
+    return int(recipe.head.get("stuff", PanopticKeys.stuff)) + 1 if recipe.task == "panoptic" else 2
+
+
 def how(recipe: Recipe) -> str:
     """The protocol of the scores that stages print."""
+    if recipe.task != SEGMENTATION:
+        return val_view(recipe).words
     return protocol(inference_of(recipe, recipe.validation or recipe.inference))

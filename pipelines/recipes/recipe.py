@@ -14,6 +14,7 @@ import yaml
 from pipelines.base.addresses import CURE, hide_secret, holds_secret
 from pipelines.base.errors import InputError
 from pipelines.recipes.protocols import check_measures, check_names
+from pipelines.recipes.tasks import OWN, SEGMENTATION, TASKS
 
 # The rule of a run's identity. A key that can change what a run computes, beyond the order in which floating-point sums
 # are taken, is part of it: another value is another run. All other keys are here, each with what a change of it does.
@@ -80,6 +81,11 @@ class Backbone:
         "[2, 4, 4]",
         None,
     )
+    context: dict[str, Any] | None = key(
+        "what stands in the blocks of a ResNet besides: {name: sr, place: layer4} or nonlocal or isa there, or at "
+        "before_last_of_layer3; {name: se, place: blocks}, cbam or sr, a gate in every block; null for nothing",
+        None,
+    )
     neck: str | None = key("`jpu` makes a map at stride 8 of a trunk at output stride 32; null for none", None)
 
 
@@ -125,8 +131,16 @@ class Optim:
 class View:
     """What training sees of an image: scaled, padded and cropped, flipped, its colours changed."""
 
-    crop: tuple[int, int] = key("height and width of the training crop, in pixels", (512, 512))
-    scale: tuple[float, float] = key("range of factors by which an image is scaled before it is cropped", (0.5, 2.0))
+    crop: tuple[int, int] = key(
+        "height and width of the training crop, in pixels; of detection and panoptic: the short side that an image is "
+        "resized to, and the longest that the long one may be",
+        (512, 512),
+    )
+    scale: tuple[float, float] = key(
+        "range of factors by which an image is scaled before it is cropped; of classification: range of the share of "
+        "its area that is cropped; of detection and panoptic: range of factors of the short side",
+        (0.5, 2.0),
+    )
     flip: float = key("probability of a flip from left to right", 0.5)
     rotate: float = key("largest rotation to either side, in degrees", 0.0)
     brightness: float = key("largest change of brightness, as a share", 0.0)
@@ -224,6 +238,11 @@ class Recipe:
     """A whole experiment: a chain of stages."""
 
     stages: tuple[Stage, ...] = key("the trainings, one after the other")
+    task: Literal["segmentation", "classification", "detection", "panoptic"] = key(
+        "what is learnt: of each pixel, of the whole image, objects with boxes and masks, or things and stuff; see "
+        "`head` for what each takes",
+        "segmentation",
+    )
     name: str | None = key("the run's folder below output/runs; null for the page's name and a hash", None)
     published: str | None = key("the published table that this is to meet: PAPER/TABLE", None)
     seed: int = key("of fresh weights, of the order of images, of their views", 0)
@@ -236,7 +255,8 @@ class Recipe:
     )
     backbone: Backbone = key("the trunk, or only its name", Backbone)
     head: dict[str, Any] = key(
-        "name and keywords of the head, or only its name; `python -m segmodels NAME` shows them",
+        "name and keywords of the head, or only its name; `python -m segmodels NAME` shows those of segmentation; "
+        "classification takes classifier, detection mask_rcnn or cascade_mask_rcnn, panoptic panoptic_fpn",
         lambda: {"name": "fcn"},
     )
     aux: dict[str, Any] | None = key(
@@ -283,7 +303,7 @@ class Recipe:
     log_every: int = key("steps between two lines of the record", 10)
     keep_last: int = key("checkpoints of a stage that stay", 2)
     checkpoint_minutes: float = key("most minutes between two checkpoints", 10.0)
-    mlflow_model: bool = key("log the best weights of the last stage as an MLflow model, at the end of the run", True)
+    mlflow_model: bool = key("log the best weights of the last stage as an MLflow model, at the end of a run that segments", True)
 
 
 def check(recipe: Recipe) -> None:
@@ -328,6 +348,7 @@ def check(recipe: Recipe) -> None:
     check_measures(recipe.measures)
     demand(bool(recipe.protocols) or not recipe.measures, "measures without protocols: name one, such as [single]")
     demand("name" in recipe.head, "head lacks its name, e.g. {name: fcn}")
+    check_task(recipe)
     demand(recipe.aux is None or "name" in recipe.aux, "aux lacks its name, e.g. {name: fcn, stage: 3}")
     demand((recipe.workers.number or 0) >= 0, f"workers.count = {recipe.workers.count}: 0 or more, or null")
     demand(
@@ -341,13 +362,41 @@ def check(recipe: Recipe) -> None:
     demand(recipe.workers.hang_minutes > 0, f"workers.hang_minutes = {recipe.workers.hang_minutes}: above 0")
     demand(recipe.workers.wait_minutes > 0, f"workers.wait_minutes = {recipe.workers.wait_minutes}: above 0")
     places = [recipe.data, recipe.output, recipe.tracking, recipe.weights, recipe.backbone.weights]
-    places += [uri for stage in recipe.stages for uri in (stage.train, stage.val)]
+    places += splits_of(recipe)
     for place in places:
         demand(
             not holds_secret(place),
             f"{hide_secret(str(place))} holds a user or password, which would be logged. {CURE}",
         )
     demand(recipe.log_every >= 1 and recipe.keep_last >= 1, "log_every and keep_last must be 1 or more")
+
+
+def check_task(recipe: Recipe) -> None:
+    """What a task takes of a recipe.
+
+    Raises:
+        InputError: a head of another task, or a key that only segmentation has.
+    """
+    task, name = TASKS[recipe.task], recipe.head["name"]
+    owner = next((other for other, facts in TASKS.items() if name in facts.heads), SEGMENTATION)
+    if owner != recipe.task:
+        allowed = ", ".join(task.heads) or "those of `python -m segmodels`"
+        raise InputError(f"head {name!r} is of task: {owner}, this recipe has task: {recipe.task}; allowed: {allowed}")
+    if recipe.task == SEGMENTATION:
+        return
+    page, plain = flatten(to_page(recipe)), flatten(to_page(Recipe(stages=recipe.stages)))
+    for key in OWN:
+        inside = {k for k in page.keys() | plain.keys() if k == key or k.startswith(f"{key}.")}
+        if changed := sorted(k for k in inside if page.get(k) != plain.get(k)):
+            raise InputError(
+                f"{changed[0]} = {page.get(changed[0])}: of task: {SEGMENTATION} only, this recipe has task: "
+                f"{recipe.task}; leave it out"
+            )
+    if recipe.task == "classification" and recipe.view.scale[1] > 1:
+        raise InputError(
+            f"view.scale = {list(recipe.view.scale)}: with task: classification it is the range of the share of the "
+            "image's area that is cropped, at most 1; such as [0.08, 1]"
+        )
 
 
 # Keys that belong to one optimizer or one schedule; with another they may only be what they are by default.
@@ -406,6 +455,11 @@ def check_graphs(workers: Workers) -> None:
             "workers.graphs = true with a micro_batch: a CUDA graph's gradients are gone with its next pass; give "
             "workers.micro_batch=null"
         )
+
+
+def splits_of(recipe: Recipe) -> list[str]:
+    """The splits that the stages name, without those that are null."""
+    return [uri for stage in recipe.stages for uri in (stage.train, stage.val) if uri]
 
 
 def check_split(batch: int, workers: int) -> None:
@@ -476,6 +530,10 @@ def fingerprint(recipe: Recipe) -> str:
         del content["norm"]
     if recipe.weights is None:  # up to 0.6, likewise
         del content["weights"]
+    if recipe.task == SEGMENTATION:  # up to 0.7, likewise
+        del content["task"]
+    if recipe.backbone.context is None:  # likewise
+        content["backbone"] = {key: value for key, value in content["backbone"].items() if key != "context"}
     content["optim"] = {k: v for k, v in content["optim"].items() if k not in LATER or v != LATER[k]}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

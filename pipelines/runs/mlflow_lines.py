@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from pipelines.base import pictures
+from pipelines.recipes.tasks import TASKS
 from pipelines.runs.folder import StageFolder
 from pipelines.runs.mlflow_client import Point, send_metrics, set_tags
 from pipelines.runs.mlflow_faults import first_line
-from pipelines.runs.results import About, f1_of, mean_of, percent
+from pipelines.runs.results import About, f1_of, mean_of, percent, score_of
 
 METRICS = {
     "train": {"loss": "train/loss", "lr": "train/lr", "epoch": "train/epoch", "images_per_s": "speed/images_per_s",
@@ -37,7 +38,8 @@ GPU = {
 KINDS = ("confusion", "iou", "iou_table")
 
 CURVES = "curves.png"
-CHAIN = {"train/loss": "chain/train_loss", "train/lr": "chain/lr", "val/mIoU": "chain/val_mIoU"}
+CHAIN = {"train/loss": "chain/train_loss", "train/lr": "chain/lr"}
+CHAIN |= {f"val/{task.metric}": f"chain/val_{task.metric}" for task in TASKS.values()}
 
 
 def metric_names(names: Iterable[str]) -> list[str]:
@@ -117,11 +119,22 @@ def values_of(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]
         values |= {f"train/loss/{term}": v for term, v in line.get("terms", {}).items()}
         values |= {f"gpu/{rank}/{GPU[k]}": v for rank, gpu in enumerate(line.get("gpus", ())) for k, v in gpu.items()}
     elif line["kind"] == "val":
+        if "metric" in line:
+            return task_values(line, names)
         f1 = f1_of(line["iou"])
         values |= {f"val/IoU/{name}": v for name, v in zip(names, line["iou"], strict=True)}
         values |= {f"val/F1/{name}": v for name, v in zip(names, f1, strict=True)} | {"val/mF1": mean_of(f1)}
         return {k: v * 100 for k, v in values.items() if v is not None}
     return {k: v for k, v in values.items() if v is not None}
+
+
+def task_values(line: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """The metrics of a validation of another task than segmentation, in percent: all its numbers, and of each class."""
+    metric = score_of(line)
+    values = {f"val/{metric}": line["miou"]} | {f"val/{name}": value for name, value in line["named"].items()}
+    if line["iou"]:
+        values |= {f"val/{metric}/{name}": v for name, v in zip(names, line["iou"], strict=True)}
+    return {f"{k}": v * 100 for k, v in values.items() if v is not None}
 
 
 def tested(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -156,10 +169,13 @@ def send_validation(client: Any, run: str, place: StageFolder, line: Mapping[str
     """Overlays, confusion matrix, IoU bars and a table of one validation; sent again they replace the first."""
     step = f"step-{line['step']:08d}"
     title = (
-        f"{place.path.name}, step {line['step']}: mIoU {percent(line['miou'])} %\n{line['rows']} rows, {about.protocol}"
+        f"{place.path.name}, step {line['step']}: {score_of(line)} {percent(line['miou'])} %\n{line['rows']} rows, "
+        f"{about.protocol}"
     )
     for picture in line["overlays"]:
         client.log_artifact(run, str(place.path / picture), f"overlays/{Path(picture).parent.name}")
+    if "counts" not in line:
+        return
     counts = np.load(place.path / line["counts"])
     send_scores(client, run, [f"{kind}/{step}" for kind in KINDS], title, line["iou"], counts, about)
 

@@ -98,7 +98,9 @@ def what(recipe: Recipe, stages: Sequence[Stage]) -> str:
     """The experiment in a few lines."""
     tags = subject(recipe, stages[0] if len(stages) == 1 else None)
     options = ", ".join(f"{k}={v}" for k, v in recipe.head.items() if k != "name")
-    head = f"head `{tags['head']}`" + (f" ({options})" if options else "") + f", {tags['paper']}" * ("paper" in tags)
+    task = f"{tags['task']}, " if "task" in tags else ""
+    paper = f", {tags['paper']}" if "paper" in tags else ""
+    head = f"{task}head `{tags['head']}`" + (f" ({options})" if options else "") + paper
     given = recipe.weights or recipe.backbone.weights
     start = f"weights `{given}`" if given else "random weights"
     trunk = f"trunk `{recipe.backbone.name}` at output stride {recipe.backbone.output_stride} from {start}"
@@ -128,18 +130,17 @@ def headline(told: Sequence[Told]) -> str:
         return "**Result:** no score." if all(t.result for t in told) else "**Result:** none yet."
     stage, last = scored[-1]
     where = f"all {last.val_rows} rows of {stage.val}"
-    return f"**Result: {percent(last.miou)} % mIoU** after {last.stage}, on {where} ({last.protocol})."
+    return f"**Result: {percent(last.miou)} % {last.metric}** after {last.stage}, on {where} ({last.protocol})."
 
 
 def scores(told: Sequence[Told]) -> str:
     """The scores of the stages that have ended."""
     if not (rows := [result_row(t.result) for t in told if t.result]):
         return ""
-    head = ["stage", "rows trained on", "steps", "mIoU before", "mIoU after", "best (step)", "val rows"]
-    how = next(t.result.protocol for t in told if t.result)
-    line = (
-        f"**Stages**, mIoU in percent, {how}, from one confusion matrix over the rows; – where there are no such rows:"
-    )
+    first = next(t.result for t in told if t.result)
+    metric, whole = first.metric, ", from one confusion matrix over the rows" if first.metric == Result.metric else ""
+    head = ["stage", "rows trained on", "steps", f"{metric} before", f"{metric} after", "best (step)", "val rows"]
+    line = f"**Stages**, {metric} in percent, {first.protocol}{whole}; – where there are no such rows:"
     return f"{line}\n\n{table(head, rows)}"
 
 

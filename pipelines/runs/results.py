@@ -71,6 +71,9 @@ class Outcome(Noted):
 class Result(Noted):
     """The result of a stage: rows, steps, mIoU (0 to 1) with its protocol, speed, checkpoints; `time` in ms.
 
+    Of another task than segmentation `miou_before`, `miou`, `best` and `iou` are its own score, which `metric` names,
+    and `named` has all its numbers: the keys are older than those tasks.
+
     `iou` are those of the classes that `miou` is the mean of, None for one that is absent, and `accuracy` is the share
     of pixels that are right; results of older versions have none of them. `tests` are what the best weights score
     under the recipe's protocols, by name: `protocol` in words, `rows`, all of `Scores`, and the file with the counts
@@ -94,6 +97,8 @@ class Result(Noted):
     iou: Sequence[float | None] = ()
     accuracy: float | None = None
     tests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    metric: str = "mIoU"
+    named: Mapping[str, float] = field(default_factory=dict)
 
 
 def finished(recipe: Recipe, folder: Path) -> list[Result]:
@@ -104,17 +109,36 @@ def finished(recipe: Recipe, folder: Path) -> list[Result]:
 
 def table(results: Sequence[Result]) -> str:
     """The results for people: rows, steps, mIoU before and after with its protocol, speed, checkpoint; then classes."""
-    head = ["stage", "rows trained on", "steps", "val rows", "mIoU before", "mIoU after", "images/s", "checkpoint"]
+    metric = results[0].metric
+    head = ["stage", "rows trained on", "steps", "val rows", f"{metric} before", f"{metric} after", "images/s",
+            "checkpoint"]  # fmt: skip
     rows = [
         [r.stage, str(r.rows), str(r.steps), str(r.val_rows or "–"), percent(r.miou_before), percent(r.miou),
          f"{r.images_per_s:.1f}", r.checkpoint]
         for r in results
     ]  # fmt: skip
+    whole = ", from one confusion matrix over the split" if metric == Result.metric else ""
     note = (
-        f"mIoU in percent, of the stage's last weights on every val row, {results[0].protocol}, from one confusion "
-        "matrix over the split; – where the stage has no rows that it may be scored on."
+        f"{metric} in percent, of the stage's last weights on every val row, {results[0].protocol}{whole}; – where the "
+        "stage has no rows that it may be scored on."
     )
-    return "\n".join(["", *lined(head, rows), note, *test_table(results), *class_tables(results)])
+    classes = class_tables(results) if metric == Result.metric else task_tables(results)
+    return "\n".join(["", *lined(head, rows), note, *test_table(results), *classes])
+
+
+def task_tables(results: Sequence[Result]) -> Iterator[str]:
+    """All numbers of another task, and its score of each class, with a column for each stage that was scored."""
+    scored = [r for r in results if r.named]
+    if not scored:
+        return
+    stages, right = [r.stage for r in scored], range(1, 1 + len(scored))
+    yield ""
+    yield from lined(["score", *stages], [[k, *(percent(r.named.get(k)) for r in scored)] for k in scored[0].named], right)
+    yield "In percent."
+    yield ""
+    rows = zip(scored[0].classes, *(r.iou for r in scored), strict=True)
+    yield from lined(["class", *stages], [[name, *map(percent, values)] for name, *values in rows], right)
+    yield f"{scored[0].metric} of each class in percent; – for a class of which there is none."
 
 
 def test_table(results: Sequence[Result]) -> Iterator[str]:
@@ -155,6 +179,11 @@ def class_tables(results: Sequence[Result]) -> Iterator[str]:
         yield ""
         yield from lined(["class", *heads], [*rows, mean], range(1, 1 + len(columns)))
         yield "IoU and F1 (Dice) in percent; – for a class that is in neither truth nor prediction."
+
+
+def score_of(line: Mapping[str, Any]) -> str:
+    """The name of the score that a record's line of a validation has as `miou`."""
+    return str(line.get("metric", Result.metric))
 
 
 def percent(value: float | None) -> str:

@@ -12,7 +12,7 @@ from pipelines.base.polling import Polling
 from pipelines.base.text import clock
 from pipelines.runs.folder import StageFolder
 from pipelines.runs.record import read_record
-from pipelines.runs.results import About, percent
+from pipelines.runs.results import About, percent, score_of
 
 POLL_S = 0.3
 
@@ -77,10 +77,9 @@ def describe(stage: str, line: Mapping[str, Any], about: About) -> str:
             f"ETA {clock(line['eta_s'])}"
         )
     if line["kind"] == "val":
-        return (
-            f"{head}  step {line['step']:>5}/{about.steps}  val mIoU {percent(line['miou'])} %  pixel accuracy "
-            f"{percent(line['accuracy'])} %  ({line['rows']} rows, {about.protocol})"
-        )
+        more = line.get("named") or {"pixel accuracy": line.get("accuracy")}
+        told = "  ".join(f"{name} {percent(value)} %" for name, value in {score_of(line): line["miou"], **more}.items())
+        return f"{head}  step {line['step']:>5}/{about.steps}  val {told}  ({line['rows']} rows, {about.protocol})"
     if line["kind"] == "test":
         return "\n".join(
             f"{head}  test {name}: mIoU {percent(scores['miou'])} %  pixel accuracy {percent(scores['accuracy'])} %  "

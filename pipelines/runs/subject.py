@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines.base.addresses import locate
 from pipelines.recipes.model import how
 from pipelines.recipes.recipe import Recipe, Stage
+from pipelines.recipes.tasks import SEGMENTATION
 from segmodels.cards import paper_of
 from segmodels.heads.catalog import HEADS
 
@@ -17,6 +18,7 @@ def subject(recipe: Recipe, stage: Stage | None = None) -> dict[str, str]:
     """
     shown = stage or ([s for s in recipe.stages if s.val] or recipe.stages)[-1]
     tags = {
+        "task": recipe.task if recipe.task != SEGMENTATION else "",
         "paper": paper(recipe.head["name"]),
         "head": recipe.head["name"],
         "trunk": recipe.backbone.name,

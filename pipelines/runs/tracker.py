@@ -373,10 +373,12 @@ def points_of(done: Result, flat: bool) -> list[Point]:
         done: the stage.
         flat: whether the run is the stage's own too.
     """
-    scores = {"mIoU": done.miou, "mIoU_before": done.miou_before} if done.val_rows else {}
+    metric = done.metric
+    scores = {metric: done.miou, f"{metric}_before": done.miou_before} if done.val_rows else {}
     scores |= {f"test/{name}/mIoU": test["miou"] for name, test in done.tests.items()}
     named = {f"{'' if flat else f'{done.stage}/'}{key}": value for key, value in scores.items()}
-    named |= {f"final/{key}": value for key, value in {**scores, "mF1": mean_of(f1_of(done.iou))}.items()}
+    more = {"mF1": mean_of(f1_of(done.iou))} if metric == Result.metric else done.named
+    named |= {f"final/{key}": value for key, value in {**scores, **more}.items()}
     return [Point(key, value * 100, done.time, 0) for key, value in named.items() if value is not None]
 
 

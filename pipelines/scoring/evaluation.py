@@ -107,14 +107,26 @@ def plan_evaluation(
     shards = open_shards(uri)  # once: `count_images` reads the same ones
     check_labels(path, checkpoint, uri, shards.manifest)
     seen = int(np.isin(digests(shards), checkpoint.seen).sum())
-    if seen and not allow_seen:
-        raise InputError(
-            f"{seen} of the {len(shards)} images of {uri} were trained on by this checkpoint's chain: the score would "
-            "mean nothing. Score on other rows, or add --allow-seen to see it labelled as such."
-        )
+    refuse_rows(seen, shards, allow_seen)
     recipe, wishes = checkpoint.recipe, wishes or Wishes()
     protocols = dict(wanted(recipe, wishes, shards))
     return Task(path, recipe, uri, shards.manifest, protocols, seen, precision, tuple(wishes.measures))
+
+
+def refuse_rows(seen: int, shards: Shards, allow_seen: bool) -> None:
+    """Refuse rows that were trained on, unless they are allowed.
+
+    Args:
+        seen: their number.
+
+    Raises:
+        InputError: there are some.
+    """
+    if seen and not allow_seen:
+        raise InputError(
+            f"{seen} of the {len(shards)} images of {shards.uri} were trained on by this checkpoint's chain: the score "
+            "would mean nothing. Score on other rows, or add --allow-seen to see it labelled as such."
+        )
 
 
 def wanted(recipe: Recipe, wishes: Wishes, shards: Shards) -> Iterator[tuple[str, Inference]]:
@@ -152,6 +164,15 @@ def check_labels(path: Path, checkpoint: Checkpoint, uri: str, manifest: Manifes
     """
     if not manifest.labelled or not manifest.rows:
         raise InputError(f"{uri} holds {manifest.rows} rows, labelled: {manifest.labelled}: nothing to score")
+    check_known(path, checkpoint, uri, manifest)
+
+
+def check_known(path: Path, checkpoint: Checkpoint, uri: str, manifest: Manifest) -> None:
+    """Make sure that a split has the classes that the checkpoint knows.
+
+    Raises:
+        InputError: it has others.
+    """
     known, there = list(checkpoint.classes), list(manifest.classes)
     if known != there:
         raise InputError(

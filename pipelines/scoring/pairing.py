@@ -16,6 +16,7 @@ from pipelines.base.files import write_json
 from pipelines.cluster.device import device_here, precision_of
 from pipelines.feed.plan import open_shards
 from pipelines.recipes.recipe import Recipe
+from pipelines.recipes.tasks import refuse_task
 from pipelines.runs.checkpoint import Checkpoint
 from pipelines.runs.where import local_output
 from pipelines.scoring.bootstrap import ClassCounts
@@ -63,7 +64,8 @@ def validated_on(checkpoint: Checkpoint) -> str | None:
     stage = next(stage for stage in recipe.stages if stage.name == checkpoint.stage)
     if stage.val is None:
         return None
-    root = recipe.data if recipe.data != Recipe.data else str(sample_shards(local_output(recipe.output), [stage]))
+    drawn = recipe.data == Recipe.data
+    root = str(sample_shards(local_output(recipe.output), [stage.val])) if drawn else recipe.data
     return below(root, stage.val)
 
 
@@ -84,6 +86,8 @@ def plan_sides(
         InputError: no rows to compare on, or what `plan_evaluation` refuses.
     """
     checkpoints = [Checkpoint.read(file, mapped=True) for file in files]
+    for file, checkpoint in zip(files, checkpoints, strict=True):
+        refuse_task(checkpoint.recipe.task, f"compare runs {file}:")
     uri = uri or rows_of(checkpoints)
     a, b = (
         Side(checkpoint, plan_evaluation(file, checkpoint, uri, wishes, precision, allow_seen))

@@ -69,8 +69,8 @@ def validate(
     ):
         for part in parts:
             part = part.to(device, channels_last=device.type == "cuda")
-            confusion.update(predict(model, part.image, inference).argmax(1), part.mask)
-            rows += len(part.mask)
+            confusion.update(predict(model, part.image, inference).argmax(1), part.target)
+            rows += len(part.target)
             beat()
     torch.set_num_threads(threads)
     counts = torch.cat([confusion.counts.flatten(), torch.tensor([rows], device=device)])

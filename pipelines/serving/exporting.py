@@ -14,6 +14,7 @@ import segmodels
 from pipelines.base.errors import InputError, RunFailed
 from pipelines.base.files import replacing
 from pipelines.recipes.model import inference_of
+from pipelines.recipes.tasks import SEGMENTATION, refuse_task
 from pipelines.runs.checkpoint import Checkpoint, load
 from pipelines.serving.program import Facts, axes, trace, write_onnx, write_torch
 from pipelines.serving.running import Agreement, Run, compare, eager, runner
@@ -66,6 +67,7 @@ def open_source(path: Path) -> Source:
             f"{path} is a file for use, without the notes of the training that a card shows. Give the checkpoint that "
             "it was made of: RUN/STAGE/best.pt"
         )
+    refuse_task(content["recipe"].get("task", SEGMENTATION), f"export {path}:")
     return Source(content, Checkpoint.of(content), segmentor_of(content, torch.device("cpu")))
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import AvgPool2dSame
 from torch import Tensor, nn
 
 from pipelines.base.errors import InputError, SetupError
+from pipelines.serving.padding import traceable_padding
 from pipelines.serving.translations import table
 from segmodels.segmentor import Segmentor
 
@@ -89,32 +89,8 @@ def trace(model: Segmentor, output: str) -> torch.export.ExportedProgram:
     image = torch.zeros(2, 3, height, width, dtype=torch.uint8)
     free = torch.export.Dim.DYNAMIC
     shapes = {"image": {axis: free if axis == 0 else free(min=side) for axis in axes(model)}}
-    with torch.no_grad(), quiet(), constant_padding(model):
+    with torch.no_grad(), quiet(), traceable_padding(model):
         return torch.export.export(Program(model.eval(), output), (image,), dynamic_shapes=shapes)
-
-
-@contextlib.contextmanager
-def constant_padding(model: nn.Module) -> Iterator[None]:
-    """The body with a constant padding in timm's average pooling of stride 1 (shortcuts of dilated ResNets).
-
-    timm computes it of the image's size by `math.ceil`, which a `.pt2` file cannot hold.
-    """
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, AvgPool2dSame) and child.stride == (1, 1)
-    ]
-    for parent, name, child in found:
-        before, after = zip(*(((k - 1) // 2, k // 2) for k in child.kernel_size[::-1]), strict=True)  # type: ignore[index]
-        pad = nn.ZeroPad2d((before[0], after[0], before[1], after[1]))
-        pool = nn.AvgPool2d(child.kernel_size, 1, 0, child.ceil_mode, child.count_include_pad)
-        setattr(parent, name, nn.Sequential(pad, pool))
-    try:
-        yield
-    finally:
-        for parent, name, child in found:
-            setattr(parent, name, child)
 
 
 def least(model: Segmentor) -> int:

@@ -41,6 +41,9 @@ def describe(manifest: Manifest, uri: str) -> None:
           f"{', PARTIAL' if manifest.partial else ''}, {len(manifest.files)} file(s), {size / 1e6:.1f} MB, "
           f"schema {manifest.schema_version}, hash {manifest.hash}")  # fmt: skip
     print(f"images identical to another of this split: {manifest.duplicates}")
+    if manifest.classified:
+        describe_images(manifest)
+        return
     if not manifest.labelled:
         print("no labels")
         return
@@ -54,6 +57,14 @@ def describe(manifest: Manifest, uri: str) -> None:
     for reach, pixels in manifest.boundary.items():
         print(f"{pixels / labelled:7.2%} of the labelled pixels have another class within {reach} pixel(s)")
     print_weights(manifest)
+
+
+def describe_images(manifest: Manifest) -> None:
+    """Print how many images each class has, where an image has one class and no mask."""
+    print("no masks: each image is of one class")
+    widest = max(1, *manifest.images)
+    for name, images in zip(manifest.classes, manifest.images, strict=False):
+        print(f"{name:>30}  {images:>9,} images  {'#' * round(30 * images / widest) or '(never)' * (not images)}")
 
 
 def print_weights(manifest: Manifest) -> None:

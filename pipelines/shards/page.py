@@ -116,7 +116,7 @@ def split_section(facts: Mapping[str, Any], name: str, sheet: np.ndarray | None)
     sizes = ", ".join(f"{s['width']}x{s['height']} ({s['rows']})" for s in split["sizes"])
     least, greatest = ("x".join(map(str, reversed(split[f"{key}_size"]))) for key in ("least", "greatest"))
     edges = "; ".join(f"{share:.1%} within {reach} pixel(s)" for reach, share in split["boundary"].items())
-    body = class_table(split) if split["labelled"] else "<p>No labels.</p>"
+    body = class_table(split) if split["labelled"] else image_table(split) if split["classified"] else NO_LABELS
     return (
         f"<h2>{escape(name)}</h2><p>Sizes (width x height), the commonest: {sizes}; least {least}, "
         f"greatest {greatest}. Labelled pixels that have another class: {edges}.</p>{body}"
@@ -128,6 +128,15 @@ def pictures(name: str, sheet: np.ndarray, ids: Iterable[str]) -> str:
     """Some rows of a split, and their ids as text: the pictures' font lacks some letters."""
     image = f'<img alt="rows of {escape(name)}" src="data:image/jpeg;base64,{jpeg(sheet)}">'
     return f"<p>{image}</p><p>Shown: {escape(', '.join(ids))}</p>"
+
+
+NO_LABELS = "<p>No labels.</p>"
+
+
+def image_table(split: Mapping[str, Any]) -> str:
+    """The classes of whole images, and how many images each has."""
+    rows = [[escape(name), f"{images:,}"] for name, images in zip(split["classes"], split["images"], strict=False)]
+    return table(["class", "images"], rows)
 
 
 def class_table(split: Mapping[str, Any]) -> str:

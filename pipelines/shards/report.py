@@ -146,12 +146,13 @@ def split_facts(shards: Shards) -> dict[str, Any]:
         "official_rows": manifest.official_rows,
         "partial": manifest.partial,
         "labelled": manifest.labelled,
+        "classified": manifest.classified,
         "hash": manifest.hash,
         "files": len(manifest.files),
         "bytes": sum(file["bytes"] for file in manifest.files),
         "histogram": manifest.histogram,
         "images": manifest.images,
-        "unseen": manifest.unseen if manifest.labelled else [],
+        "unseen": manifest.unseen if manifest.labelled or manifest.classified else [],
         "boundary": {reach: n / max(1, labelled) for reach, n in manifest.boundary.items()},
         "weights": {name: weigh(manifest) for name, (_, weigh) in WEIGHTS.items()} if manifest.labelled else {},
         "sizes": [{"height": h, "width": w, "rows": n} for (h, w), n in sizes.most_common(5)],
@@ -215,7 +216,7 @@ def warnings(facts: Mapping[str, Any]) -> list[str]:
         if split["skipped"]:
             first = named((entry["why"] for entry in split["skipped"]), between="; ")
             lines.append(f"{name} lacks {len(split['skipped'])} damaged row(s), left out as asked for: {first}")
-        if not split["labelled"]:
+        if not (split["labelled"] or split["classified"]):
             lines.append(f"{name} has no labels: it cannot be trained on or scored")
         if split["unseen"]:
             lines.append(f"{name} never shows {len(split['unseen'])} class(es): {named(split['unseen'])}")

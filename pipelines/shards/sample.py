@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datasets.sample import Benchmark
-    from pipelines.recipes.recipe import Stage
 
 MASKS: dict[str, tuple[str, ...]] = {
     "coco_voc": ("train", "val"),
@@ -19,15 +18,15 @@ TASKS: dict[str, tuple[str, ...]] = dict.fromkeys(("coco_instances", "coco_panop
 """The sample's benchmarks and their splits: of segmentation, and of the other tasks."""
 
 
-def sample_shards(output: Path, stages: Iterable[Stage] = ()) -> Path:
+def sample_shards(output: Path, wanted: Collection[str] = ()) -> Path:
     """The bundled sample below `output`, generated and sharded unless it is there; returns the shards' folder.
 
     Args:
         output: the folder of runs.
-        stages: whose splits are wanted, such as `coco_instances/train`. Of the other tasks' benchmarks only the named
-            ones are made; segmentation's are all made, unless all named splits are of other tasks.
+        wanted: splits such as `coco_instances/train`. Of the other tasks' benchmarks only the named ones are made;
+            segmentation's are all made, unless all named splits are of other tasks.
     """
-    named = {name.partition("/")[0] for stage in stages for name in (stage.train, stage.val) if name}
+    named = {name.partition("/")[0] for name in wanted}
     if not named or named - set(TASKS):
         _shard(output, "release", MASKS)
     if tasks := {name: splits for name, splits in TASKS.items() if name in named}:

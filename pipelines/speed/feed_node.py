@@ -174,7 +174,7 @@ def consume(
     came = []
     for batch in ray_batches(plan, tasks, cpus, read):
         images.copy_(batch.image.permute(0, 2, 3, 1))
-        masks.copy_(batch.mask)
+        masks.copy_(batch.target)
         came.append(time.time())
         steps[plan.rank] = len(came)
         while len(came) - steps.min() >= plan.steps // TURNS:

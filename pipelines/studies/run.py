@@ -22,7 +22,7 @@ from pipelines.driver.estimate import check_gpus
 from pipelines.driver.run import SAMPLE, say_taken, store_bytes
 from pipelines.driver.start import start_of
 from pipelines.recipes.reading import load_recipe, make_recipe
-from pipelines.recipes.recipe import Recipe
+from pipelines.recipes.recipe import Recipe, splits_of
 from pipelines.runs.folder import StudyFolder
 from pipelines.runs.mlflow_client import default_uri
 from pipelines.runs.mlflow_faults import check_address
@@ -93,7 +93,7 @@ def run_study(plan: StudyPlan, at_once: int | None = None, confidence: float = 0
         if checked is None:
             from pipelines.shards.sample import sample_shards
 
-            checked = check(plan, base, trials, numbers, str(sample_shards(output, base.stages)))
+            checked = check(plan, base, trials, numbers, str(sample_shards(output, splits_of(base))))
         # in a local session Ray's CPUs are bookkeeping, and the machine's cores decide
         at_once = at_once if os.environ.get("RAY_ADDRESS") else slots
         sizes, at_once = room(base.workers, **totals(), wanted=at_once)

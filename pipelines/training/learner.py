@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.transforms import TrainView, views_version
+from datasets.transforms import views_version
 from pipelines.cluster.device import fix_order, named_together, precision_of
 from pipelines.cluster.sizes import several
+from pipelines.feed.batch import Target
 from pipelines.feed.plan import SamplePlan
 from pipelines.recipes.model import build_model, count_norms, frozen_norms
 from pipelines.recipes.recipe import Recipe, Stage, micro_batch, norm_batch
+from pipelines.recipes.tasks import SEGMENTATION
+from pipelines.recipes.views import train_view
 from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import DRAWS, Checkpoint, Numerics, Progress
 from pipelines.training.copy import Copy
@@ -285,7 +288,10 @@ def distribute(model: Segmentor, world: int, device: torch.device, recipe: Recip
 
 
 def forward_pass(learner: Learner) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
-    """From images and masks to the loss and its terms, as `Objective` gives them; compiled where the recipe says so."""
+    """From images and targets to the loss and its terms, as `Objective` gives them; compiled where the recipe says so.
+
+    Models of other tasks than segmentation give their terms themselves.
+    """
     workers = learner.job.recipe.workers
 
     def losses(image: Tensor, mask: Tensor, pixels: Tensor | float, images: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -293,6 +299,14 @@ def forward_pass(learner: Learner) -> Callable[..., tuple[Tensor, dict[str, Tens
             outputs = learner.net(image)
         return learner.objective(outputs, mask, pixels, images)
 
+    def task_losses(image: Tensor, target: Target, _: Tensor | float, images: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with learner.autocast():
+            terms = learner.net(image, target, images)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        return loss, {name: term.detach().float() for name, term in terms.items()}
+
+    if learner.job.recipe.task != SEGMENTATION:
+        losses = task_losses  # type: ignore[assignment]
     if not workers.compile:
         return losses
     return torch.compile(losses, mode="reduce-overhead" if workers.graphs else None)
@@ -312,5 +326,5 @@ def share_buffers(model: nn.Module, world: int) -> None:
 
 def make_plan(job: Job) -> SamplePlan:
     """The stage's stream of samples, as the only worker would see it."""
-    view = TrainView(**dataclasses.asdict(job.recipe.view), flip_pairs=job.flip_pairs)
+    view = train_view(job.recipe, job.flip_pairs)
     return SamplePlan(job.train, job.rows, view, job.recipe.seed, job.recipe.batch, job.end)

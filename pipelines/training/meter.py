@@ -14,10 +14,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.feed.batch import Batch
+from pipelines.recipes.tasks import SEGMENTATION
 from pipelines.runs.checkpoint import Progress
 from pipelines.training.learner import Learner
 from pipelines.training.telemetry import Telemetry
 from pipelines.training.waits import Waits, clock_of
+
+
+def term_names(learner: Learner) -> list[str]:
+    """The terms of the loss, as a record names them."""
+    if learner.job.recipe.task != SEGMENTATION:
+        return list(learner.model.terms)
+    return [f"{output}.{term}" for output, named in learner.job.recipe.loss.items() for term in named]
 
 
 class Meter:
@@ -30,7 +38,7 @@ class Meter:
         self.device, self.rank, self.world = learner.device, learner.rank, learner.world
         self.saving = learner.saving
         self.batch, self.rows, self.steps_of_stage = job.recipe.batch, job.rows, job.steps
-        self.terms = [f"{output}.{term}" for output, named in job.recipe.loss.items() for term in named]
+        self.terms = term_names(learner)
         # The steps that are not logged yet: each worker has its part, and what a checkpoint holds is rank 0's.
         unknown = (math.nan,) * len(self.terms)  # of a version that kept no terms
         terms = progress.terms or (unknown,) * len(progress.losses)

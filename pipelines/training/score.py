@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +15,12 @@ import torch
 from pipelines.base import pictures
 from pipelines.base.text import Progress
 from pipelines.feed.plan import open_shards
-from pipelines.feed.validation import validation_batches
+from pipelines.feed.validation import validation_batches, view_batches
 from pipelines.recipes.model import inference_of
+from pipelines.recipes.tasks import SEGMENTATION, metric_of
+from pipelines.recipes.views import val_view
 from pipelines.runs.record import Record
+from pipelines.scoring.task import validate_task
 from pipelines.scoring.validate import validate
 from pipelines.training.job import Job
 from pipelines.training.learner import Learner, share_buffers
@@ -35,35 +40,68 @@ def score(learner: Learner, step: int, record: Record, beat: Callable[[], None] 
     """
     import ray.train
 
-    job, recipe, shown = learner.job, learner.job.recipe, learner.shown
-    spec = recipe.validation or recipe.inference
-    inference = dataclasses.replace(inference_of(recipe, spec), flip_pairs=job.flip_pairs)
     beat()
-    share_buffers(shown, learner.world)
-    counts = validate(
-        shown, str(job.val), inference, learner.device, learner.rank, learner.world, learner.precision, spec.batch,
-        told(learner, images_at_once([inference], shown.num_classes, spec.batch), step, record, beat),
-    )  # fmt: skip
-    result = scores(torch.from_numpy(counts))
-    learner.progress = learner.progress.scored(step, result.miou)
+    share_buffers(learner.shown, learner.world)
+    found = (score_masks if learner.job.recipe.task == SEGMENTATION else score_task)(learner, step, record, beat)
+    learner.progress = learner.progress.scored(step, found.value)
     if learner.progress.best_step == step:
         learner.keep_best(step)
     if learner.rank == 0:
+        record.add("val", step, miou=found.value, **found.line())
+    ray.train.report({"step": step, "miou": found.value})
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a validation gives: the score, and what else the record's line says of it, which only rank 0 makes."""
+
+    value: float
+    line: Callable[[], dict[str, Any]]
+
+
+def score_task(learner: Learner, step: int, record: Record, beat: Callable[[], None]) -> Found:
+    """Validate a model of another task than segmentation."""
+    job, recipe = learner.job, learner.job.recipe
+    uri = str(job.val)
+    batches = view_batches(open_shards(uri), val_view(recipe), recipe.inference.batch)
+    scored = validate_task(
+        learner.shown, recipe, uri, learner.device, learner.rank, learner.world, learner.precision,
+        told(learner, batches, step, record, beat),
+    )  # fmt: skip
+    line = {"metric": metric_of(recipe.task), "named": scored.named, "iou": scored.classes, "rows": scored.rows}
+    return Found(scored.value, lambda: {**line, "overlays": []})
+
+
+def score_masks(learner: Learner, step: int, record: Record, beat: Callable[[], None]) -> Found:
+    """Validate a segmentor."""
+    job, recipe, shown = learner.job, learner.job.recipe, learner.shown
+    spec = recipe.validation or recipe.inference
+    inference = dataclasses.replace(inference_of(recipe, spec), flip_pairs=job.flip_pairs)
+    most = images_at_once([inference], shown.num_classes, spec.batch)
+    batches = validation_batches(open_shards(str(job.val)), most)
+    counts = validate(
+        shown, str(job.val), inference, learner.device, learner.rank, learner.world, learner.precision, spec.batch,
+        told(learner, batches, step, record, beat),
+    )  # fmt: skip
+    result = scores(torch.from_numpy(counts))
+
+    def line() -> dict[str, Any]:
         with learner.autocast():
             overlays = draw_overlays(job, shown, inference, learner.device, step)
         matrix = Path(pictures.save_counts(job.place.counts(step), counts)).relative_to(job.folder)
-        record.add(
-            "val", step, miou=result.miou, accuracy=result.accuracy, fwiou=result.fwiou, iou=result.iou,
-            counts=str(matrix), overlays=overlays, rows=len(open_shards(str(job.val))),
-        )  # fmt: skip
-    ray.train.report({"step": step, "miou": result.miou})
+        return {
+            "accuracy": result.accuracy, "fwiou": result.fwiou, "iou": result.iou, "counts": str(matrix),
+            "overlays": overlays, "rows": len(open_shards(str(job.val))),
+        }  # fmt: skip
+
+    return Found(result.miou, line)
 
 
 def told(
-    learner: Learner, batch: Callable[[Sequence[int]], int], step: int, record: Record, beat: Callable[[], None]
+    learner: Learner, batches: Sequence[Sequence[int]], step: int, record: Record, beat: Callable[[], None]
 ) -> Callable[[], None]:
     """A beat that also notes every few seconds how far the validation of this worker is; the screen shows it."""
-    mine = validation_batches(open_shards(str(learner.job.val)), batch)[learner.rank :: learner.world]
+    mine = batches[learner.rank :: learner.world]
     done = itertools.accumulate(map(len, mine), initial=0)
     images = "images" if learner.world == 1 else "images of this worker's share"
     progress = Progress(sum(map(len, mine)), images, lambda line: record.add("progress", step, text=f"val{line}"))

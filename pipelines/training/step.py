@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipelines.feed.batch import Batch
+from pipelines.feed.batch import Batch, Target
+from pipelines.feed.blank import blank_target
 from pipelines.recipes.model import train_mode
 from pipelines.training.learner import Learner
 from segmodels.optim import rate_factor, set_lr
@@ -33,14 +34,15 @@ def train_step(learner: Learner, batch: Batch, step: int, asked: int = 0) -> tup
     torch.manual_seed(dropout_seed(recipe.seed, step, learner.rank))  # dropout needs no state in checkpoints
     set_lr(learner.optimizer, rate_factor(step, job.steps, job.schedule, warmup=job.warmup))
     batch = batch.to(learner.device, learner.channels_last)
-    labelled, ending = over_workers(count_labelled(batch.mask), asked, world)
+    labelled, ending = over_workers(count_labelled(batch.target, learner.device), asked, world)
     learner.optimizer.zero_grad(set_to_none=True)
     losses = []
     for part, last in micro_batches(batch, learner.micro):
         # Shares of the GLOBAL batch's labelled pixels and images; DDP averages, hence the number of workers.
-        pixels, images = count_labelled(part.mask) / labelled * world, len(part.mask) / recipe.batch * world
+        pixels = count_labelled(part.target, learner.device) / labelled * world
+        images = len(part) / recipe.batch * world
         with synchronise(learner.net, last):
-            loss, terms = learner.losses(part.image, part.mask, pixels, images)
+            loss, terms = learner.losses(part.image, part.target, pixels, images)
         scaled = learner.scaling.scaled(loss) if learner.scaling else loss
         scaled.backward()
         losses.append(torch.stack([loss.detach(), *terms.values()]) / world)
@@ -62,13 +64,13 @@ def rehearse(learner: Learner) -> None:
     """
     if learner.world < 3:
         return
-    model, crop = learner.model, learner.job.recipe.view.crop
+    model, recipe = learner.model, learner.job.recipe
     kept = [buffer.clone() for buffer in model.buffers()]
-    image, mask = torch.zeros(learner.micro, 3, *crop, dtype=torch.uint8), torch.zeros(learner.micro, *crop).byte()
-    batch = Batch(image, mask).to(learner.device, learner.channels_last)
+    image = torch.zeros(learner.micro, 3, *recipe.view.crop, dtype=torch.uint8)
+    batch = Batch(image, blank_target(recipe, learner.micro)).to(learner.device, learner.channels_last)
     train_mode(model, learner.frozen)
-    shares = torch.ones((), device=learner.device), learner.micro / learner.job.recipe.batch * learner.world
-    learner.losses(batch.image, batch.mask, *shares)[0].backward()
+    shares = torch.ones((), device=learner.device), learner.micro / recipe.batch * learner.world
+    learner.losses(batch.image, batch.target, *shares)[0].backward()
     learner.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), kept, strict=True):
@@ -83,9 +85,8 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
 
 def micro_batches(batch: Batch, size: int) -> Iterator[tuple[Batch, bool]]:
     """Parts of a batch, each with whether it is the last."""
-    for first in range(0, len(batch.mask), size):
-        part = slice(first, first + size)
-        yield Batch(batch.image[part], batch.mask[part]), first + size >= len(batch.mask)
+    for first in range(0, len(batch), size):
+        yield batch.part(slice(first, first + size)), first + size >= len(batch)
 
 
 def synchronise(net: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -100,9 +101,11 @@ def after_step(model: nn.Module) -> None:
             move()
 
 
-def count_labelled(mask: Tensor) -> Tensor:
-    """Labelled pixels, on the device."""
-    return (mask != 255).sum().float()
+def count_labelled(target: Target, device: torch.device) -> Tensor:
+    """Labelled pixels of masks, on the device; 0 for a target that is none: those losses count images."""
+    if isinstance(target, Tensor) and target.ndim == 3:
+        return (target != 255).sum().float()
+    return torch.zeros((), device=device)
 
 
 def over_workers(labelled: Tensor, asked: int, world: int) -> tuple[Tensor, Tensor]:

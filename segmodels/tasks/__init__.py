@@ -1,1 +1,1 @@
-"""Tasks besides segmentation: a model with its losses in a file each."""
+"""Models of tasks other than segmentation, with their losses; a file per task."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from segmodels.backbone import Backbone, build_backbone
 from segmodels.checks import check_keywords, choose, keywords_of, positive
@@ -61,7 +61,7 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.num_classes = backbone, num_classes
-        self.fpn = FeaturePyramidNetwork(list(backbone.channels), channels, LastLevelMaxPool())
+        self.fpn = FeaturePyramidNetwork(list(backbone.channels), channels)
         self.rpn, self.regions = rpn, regions
         self.terms: tuple[str, ...] = tuple(NAMES)
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1))
@@ -70,7 +70,7 @@ class Detector(nn.Module):
     def pyramid(self, image: Tensor) -> dict[str, Tensor]:
         """P2 to P6, by the names "0" to "3" and "pool": each (B, channels, h, w)."""
         maps = self.backbone((image.to(self.mean.dtype) - self.mean) / self.std)
-        return self.fpn(dict(zip(LEVELS, maps, strict=True)))
+        return with_p6(self.fpn(dict(zip(LEVELS, maps, strict=True))))
 
     def forward(self, image: Tensor, target: Sequence[Mapping[str, Any]] | None = None, images: float = 1.0) -> Any:
         """Losses in training, detections in evaluation.
@@ -125,6 +125,11 @@ class Detector(nn.Module):
         proposals, _ = self.rpn(ImageList(pyramid["0"], [canvas]), pyramid)
         (found,), _ = self.regions(pyramid, proposals, [canvas])
         return found | {"labels": found["labels"] - 1, "masks": found["masks"][:, 0]}
+
+
+def with_p6(levels: dict[str, Tensor]) -> dict[str, Tensor]:
+    """P2 to P5, and P6, "pool": every second cell of P5, for the largest proposals."""
+    return levels | {"pool": F.max_pool2d(levels[LEVELS[-1]], 1, 2)}
 
 
 def as_truth(target: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def plan(shards):
 def digest(batch):
     image = np.ascontiguousarray(batch.image.permute(0, 2, 3, 1).numpy())
     return [
-        hashlib.sha256(i.tobytes() + m.tobytes()).hexdigest() for i, m in zip(image, batch.mask.numpy(), strict=True)
+        hashlib.sha256(i.tobytes() + m.tobytes()).hexdigest() for i, m in zip(image, batch.target.numpy(), strict=True)
     ]
 
 
@@ -166,7 +166,7 @@ def test_read_ahead_keeps_the_order(shards):
     assert len(read) == len(batches)
     for rows, batch in zip(batches, read, strict=True):
         assert np.array_equal(batch.image[0].permute(1, 2, 0).numpy(), split.sample(rows[0])[0])
-        assert len(batch.mask) == len(rows)
+        assert len(batch.target) == len(rows)
 
 
 @pytest.mark.slow

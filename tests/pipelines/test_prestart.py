@@ -71,7 +71,7 @@ def test_a_training_takes_the_processes_started_for_it(ray_session, shards, tmp_
         from pipelines.feed.batches import ray_batches
 
         facts = {"imported": "pipelines.training.stage" in sys.modules}
-        assert sum(len(batch.mask) for batch in ray_batches(plan, 1, sizes.feed_cpus)) == 8
+        assert sum(len(batch.target) for batch in ray_batches(plan, 1, sizes.feed_cpus)) == 8
         facts["names"] = {p.name(): p.pid for p in psutil.Process().parent().children()} | {"worker": os.getpid()}
         config["seen"].write_text(json.dumps(facts))
 

@@ -258,6 +258,8 @@ def test_names_follow_what_is_computed_not_where():
     assert load_recipe("sample", ["optim.schedule=poly", "optim.layer_decay=1", "optim.name=sgd"]).name == base.name
     assert load_recipe("sample", ["optim.schedule=cosine"]).name != base.name
     assert load_recipe("sample", ["weights=other.pt"]).name != base.name
+    assert load_recipe("sample", ["backbone.context=null"]).name == base.name
+    assert load_recipe("sample", ["backbone.context={name: se, place: blocks}"]).name != base.name
     assert load_recipe("sample", ["optim.layer_decay=0.9"]).name != base.name
     assert fingerprint(dataclasses.replace(base, seed=1)) != fingerprint(base)
 

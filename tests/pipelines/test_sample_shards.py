@@ -4,7 +4,6 @@ import pytest
 
 from datasets import shapes, task_sample
 from datasets.shards import Shards
-from pipelines.recipes.recipe import Stage
 from pipelines.shards.sample import sample_shards
 
 SMALL = {"coco": 6, "coco_val": 4, "train": 3, "aug": 5, "val": 3}
@@ -27,19 +26,19 @@ MASKS = ["coco_voc/train", "coco_voc/val", "voc12/train", "voc12/trainval", "voc
 
 
 def test_a_task_has_its_own_part_below_the_same_root(small, tmp_path, capsys):
-    root = sample_shards(tmp_path, [Stage("a", "coco_panoptic/train", val="coco_panoptic/val")])
+    root = sample_shards(tmp_path, ["coco_panoptic/train", "coco_panoptic/val"])
     assert made(root) == ["coco_panoptic/train", "coco_panoptic/val"]
     assert len(Shards(str(root / "coco_panoptic/train"))) == 2
     assert "coco_panoptic/val: 2 rows" in capsys.readouterr().out
-    again = sample_shards(tmp_path, [Stage("b", "classes/train"), Stage("c", "coco_instances/train")])
+    again = sample_shards(tmp_path, ["classes/train", "coco_instances/train"])
     assert again == root
     assert made(root) == [f"{name}/{split}" for name in ("classes", "coco_instances", "coco_panoptic")
                           for split in ("train", "val")]  # fmt: skip
     assert "coco_panoptic" not in capsys.readouterr().out
-    sample_shards(tmp_path, [Stage("a", "coco_panoptic/train")])
+    sample_shards(tmp_path, ["coco_panoptic/train"])
     assert capsys.readouterr().out == ""
 
 
 def test_segmentation_has_all_of_its_own_and_nothing_of_the_others(small, tmp_path):
     assert made(sample_shards(tmp_path / "a")) == MASKS
-    assert made(sample_shards(tmp_path / "b", [Stage("a", "voc12/train")])) == MASKS
+    assert made(sample_shards(tmp_path / "b", ["voc12/train"])) == MASKS

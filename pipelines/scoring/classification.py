@@ -1,0 +1,129 @@
+"""What is counted of a classifier on a split, and its scores: top-1, top-5, and the top-1 of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.shards import Shards
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """What was counted of some rows.
+
+    Attributes:
+        rows: their numbers, int64 (n,), in the order in which they came.
+        confusion: images by class and by the class that was predicted, int64 (K, K).
+        top5: images whose class is among the five most likely ones.
+    """
+
+    rows: np.ndarray
+    confusion: np.ndarray
+    top5: int
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """What a split scores: shares, 0 to 1.
+
+    Attributes:
+        value: top-1.
+        named: by name, top-1 among them; top-5 only where there are more than five classes.
+        classes: top-1 of each class's images; None for a class without an image.
+        rows: images.
+        lines: what else there is to say.
+    """
+
+    value: float
+    named: dict[str, float]
+    classes: list[float | None]
+    rows: int
+    lines: tuple[str, ...] = field(default=())
+
+
+def counted(logits: Tensor, labels: Tensor, rows: Sequence[int]) -> ClassCounts:
+    """Count a batch.
+
+    The most likely class is the first of equals; an image is right in five where fewer than five others are likelier.
+    Logits that are not numbers are no prediction: such an image is wrong, and counts as of the class that follows its
+    own.
+
+    Args:
+        logits: (B, K).
+        labels: int64 (B,).
+        rows: numbers of the images' rows in the split.
+    """
+    number = logits.shape[1]
+    own = logits.gather(1, labels[:, None])
+    finite = own.squeeze(1).isfinite() & ~logits.isnan().any(1)
+    likeliest = torch.where(finite, logits.argmax(1), (labels + 1) % number)
+    among = finite & ((logits > own).sum(1) < TOP)
+    pairs = torch.bincount(labels * number + likeliest, minlength=number * number)
+    return ClassCounts(np.asarray(rows, np.int64), pairs.reshape(number, number).cpu().numpy(), int(among.sum()))
+
+
+def together(parts: Sequence[ClassCounts]) -> ClassCounts:
+    """The counts of several parts of a split."""
+    return ClassCounts(
+        np.concatenate([part.rows for part in parts]),
+        np.sum([part.confusion for part in parts], axis=0),
+        sum(part.top5 for part in parts),
+    )
+
+
+def scores_of(counts: ClassCounts, rows: int) -> ClassScores:
+    """The scores of a whole split.
+
+    Args:
+        counts: of all its rows.
+        rows: how many it has.
+
+    Raises:
+        RuntimeError: a row is missing, or is there twice.
+    """
+    times = np.bincount(counts.rows, minlength=rows)
+    if len(times) != rows or (times != 1).any() or counts.confusion.sum() != rows:
+        wrong = [int(row) for row in np.flatnonzero(times != 1)[:5]]
+        raise RuntimeError(f"not each of the {rows} rows was counted exactly once, such as rows {wrong}")
+    right, images = counts.confusion.diagonal(), counts.confusion.sum(1)
+    top1 = float(right.sum() / rows)
+    named = {"top-1": top1} | ({"top-5": counts.top5 / rows} if len(right) > TOP else {})
+    classes = [float(r / n) if n else None for r, n in zip(right, images, strict=True)]
+    return ClassScores(top1, named, classes, rows)
+
+
+class ClassTally:
+    """What one worker counts of a split; see `pipelines.scoring.task`.
+
+    Args:
+        shards: of the split.
+    """
+
+    def __init__(self, shards: Shards) -> None:
+        number = len(shards.manifest.classes)
+        self.rows = len(shards)
+        self.counts = ClassCounts(np.zeros(0, np.int64), np.zeros((number, number), np.int64), 0)
+
+    def add(self, outputs: Tensor, batch: Any, rows: Sequence[int]) -> None:
+        """Count what a classifier gives for a batch of these rows, whose `target` are their classes."""
+        self.counts = together([self.counts, counted(outputs, batch.target, rows)])
+
+    def sent(self) -> ClassCounts:
+        """What was counted, to be sent to the others."""
+        return self.counts
+
+    def scored(self, parts: Sequence[ClassCounts]) -> ClassScores:
+        """The scores of what all workers sent.
+
+        Raises:
+            RuntimeError: a row is missing, or is there twice.
+        """
+        return scores_of(together(parts), self.rows)
