@@ -139,7 +139,10 @@ def evaluate_task(args: argparse.Namespace, path: Path, checkpoint: Checkpoint, 
     from pipelines.scoring.task_evaluation import evaluate_here, lines, page, plan_task
 
     task = checkpoint.recipe.task
-    ways = [*overrides(args), *(n for n in ("boundary", "strata", "calibration", "average", "workers") if getattr(args, n))]
+    ways = [
+        *overrides(args),
+        *(n for n in ("boundary", "strata", "calibration", "average", "workers") if getattr(args, n)),
+    ]
     if args.protocols or ways:
         raise InputError(
             f"{path} is of task: {task}, which has one protocol, in this process: leave out "

@@ -17,8 +17,8 @@ from pipelines.recipes.tasks import metric_of
 from pipelines.runs.checkpoint import Checkpoint
 from pipelines.runs.results import lined, percent
 from pipelines.scoring.evaluation import check_known, load_model, refuse_rows
-from pipelines.scoring.seen import digests
 from pipelines.scoring.scored import Scored
+from pipelines.scoring.seen import digests
 from pipelines.scoring.task import validate_task
 from segmodels.kernels import settle_kernels
 
