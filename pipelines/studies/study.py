@@ -266,7 +266,7 @@ def check(study: Study, base: Recipe) -> None:
         f"curve = {study.curve!r}: no variant sets it{nearest(str(study.curve), keys)} Set are: {', '.join(keys)}",
     )
     for name, variant in study.variants.items():
-        for key in ("seed", "name", "output", "tracking"):
+        for key in ("seed", "name", "task", "output", "tracking"):
             demand(key not in variant.set, f"variant {name!r} sets {key}: that is the study's, not a variant's")
     demand(any(stage.val for stage in base.stages), "no stage has `val`: a study compares scores; name shards for one")
     demand(

@@ -125,6 +125,7 @@ def test_the_command_line_reaches_all_variants_and_the_page_that_is_kept(study_f
         ({"seeds": [1, 1]}, "one is there twice"),
         ({"variants": {"a b": {"set": {"batch": 2}}}, "baseline": None}, "variant 'a b': letters"),
         ({"variants": {"a": {"set": {"seed": 2}}}, "baseline": None}, "variant 'a' sets seed"),
+        ({"variants": {"a": {"set": {"task": "panoptic"}}}, "baseline": None}, "variant 'a' sets task: that is the"),
         ({"recipe": "reconet/camvid_resnet50"}, "no recipe .* did you mean 'reconet/camvid_resnet50s'"),
         ({"set": {"head.channels.0": 2}}, "nothing is below|cannot be applied"),
         ({"stop_early": {"grace": 1.5}}, "grace = 1.5: a share"),
