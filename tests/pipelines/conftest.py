@@ -19,7 +19,7 @@ class Shapes(nn.Module):
     def __init__(self, trunk):
         super().__init__()
         self.name, self.channels, self.strides = trunk.name, trunk.channels, trunk.strides
-        self.mean, self.std = trunk.mean, trunk.std
+        self.mean, self.std, self.taps = trunk.mean, trunk.std, None
 
     def forward(self, image):
         batch, _, *size = image.shape
