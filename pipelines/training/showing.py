@@ -34,7 +34,8 @@ def show_best(learner: Learner, record: Record, beat: Callable[[], None]) -> Non
     """
     job, recipe = learner.job, learner.job.recipe
     wanted = job.val is not None and recipe.explain and job.end >= job.steps  # a part of a training is not its end
-    if not wanted or learner.rank or not getattr(learner.shown.head, "gives_maps", False):
+    head = getattr(learner.shown, "head", None)  # of a segmentor
+    if not wanted or learner.rank or not getattr(head, "gives_maps", False):
         return
     learner.shown.load_state_dict(Checkpoint.read(job.place.best, mapped=True).model)
     learner.shown.eval()
