@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datasets.shards import Shards
+from pipelines.scoring.scored import Scored
 
 TOP = 5
 
@@ -28,25 +29,6 @@ class ClassCounts:
     rows: np.ndarray
     confusion: np.ndarray
     top5: int
-
-
-@dataclass(frozen=True)
-class ClassScores:
-    """What a split scores: shares, 0 to 1.
-
-    Attributes:
-        value: top-1.
-        named: by name, top-1 among them; top-5 only where there are more than five classes.
-        classes: top-1 of each class's images; None for a class without an image.
-        rows: images.
-        lines: what else there is to say.
-    """
-
-    value: float
-    named: dict[str, float]
-    classes: list[float | None]
-    rows: int
-    lines: tuple[str, ...] = field(default=())
 
 
 def counted(logits: Tensor, labels: Tensor, rows: Sequence[int]) -> ClassCounts:
@@ -79,7 +61,7 @@ def together(parts: Sequence[ClassCounts]) -> ClassCounts:
     )
 
 
-def scores_of(counts: ClassCounts, rows: int) -> ClassScores:
+def scores_of(counts: ClassCounts, rows: int) -> Scored:
     """The scores of a whole split.
 
     Args:
@@ -97,7 +79,7 @@ def scores_of(counts: ClassCounts, rows: int) -> ClassScores:
     top1 = float(right.sum() / rows)
     named = {"top-1": top1} | ({"top-5": counts.top5 / rows} if len(right) > TOP else {})
     classes = [float(r / n) if n else None for r, n in zip(right, images, strict=True)]
-    return ClassScores(top1, named, classes, rows)
+    return Scored(top1, named, classes, rows, confusion=counts.confusion)
 
 
 class ClassTally:
@@ -120,7 +102,7 @@ class ClassTally:
         """What was counted, to be sent to the others."""
         return self.counts
 
-    def scored(self, parts: Sequence[ClassCounts]) -> ClassScores:
+    def scored(self, parts: Sequence[ClassCounts]) -> Scored:
         """The scores of what all workers sent.
 
         Raises:

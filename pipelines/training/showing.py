@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from datasets.shards import Shards
 from pipelines.base import pictures
 from pipelines.base.files import replacing
 from pipelines.feed.plan import open_shards
+from pipelines.feed.validation import shown_rows
+from pipelines.recipes.tasks import SEGMENTATION
 from pipelines.runs.checkpoint import Checkpoint
 from pipelines.runs.record import Record
 from pipelines.scoring.explaining import explain
@@ -34,7 +34,9 @@ def show_best(learner: Learner, record: Record, beat: Callable[[], None]) -> Non
     """
     job, recipe = learner.job, learner.job.recipe
     wanted = job.val is not None and recipe.explain and job.end >= job.steps  # a part of a training is not its end
-    if not wanted or learner.rank or not getattr(learner.shown.head, "gives_maps", False):
+    if recipe.task != SEGMENTATION or not wanted or learner.rank:
+        return
+    if not getattr(learner.shown.head, "gives_maps", False):
         return
     learner.shown.load_state_dict(Checkpoint.read(job.place.best, mapped=True).model)
     learner.shown.eval()
@@ -55,9 +57,8 @@ def show_best(learner: Learner, record: Record, beat: Callable[[], None]) -> Non
 def draw(learner: Learner, shards: Shards, beat: Callable[[], None]) -> list[str]:
     """The figures of some rows, spread over the split; their files, from the stage's folder on."""
     job, files = learner.job, []
-    places = np.linspace(0, len(shards) - 1, min(job.recipe.explain, len(shards))).astype(int)
-    for row in np.argsort(np.array(shards.ids))[places]:
-        image, mask = shards.sample(int(row))
+    for row in shown_rows(shards, job.recipe.explain):
+        image, mask = shards.sample(row)
         seen = explain(learner.shown, job.recipe, Subject(shards.ids[row], image, mask), [])
         about = f"{job.recipe.head['name']}, stage {job.stage.name}, best weights, on {seen.subject.name}"
         beat()
