@@ -128,7 +128,8 @@ def read_classified(item: Item) -> Sample:
     Raises:
         DataError: a missing or damaged file.
     """
-    number, offset = item.label  # type: ignore[misc]
+    label: tuple[int, int] = item.label  # type: ignore[assignment]
+    number, offset = label
     with of_file(item.image if not item.bytes else f"{item.image}, {item.id}"):
         try:
             with open(item.image, "rb") as file:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from datasets.raw_column import column, flat
 from datasets.sample import DataError, Segment, decode_image
 from datasets.shards import Shards
 from datasets.tasks.view import TaskView
@@ -108,18 +109,11 @@ class ClassView(TaskView):
     def pack(self, samples: Sequence[tuple[np.ndarray, Any]]) -> pa.Table:
         """Pixels and class of each view, a row each."""
         images = np.stack([image for image, _ in samples])
-        offsets = np.arange(len(images) + 1, dtype=np.int32) * np.int32(images[0].nbytes)
-        column = pa.Array.from_buffers(pa.binary(), len(images), [None, pa.py_buffer(offsets), pa.py_buffer(images)])
-        return pa.table({"image": column, "class": pa.array([number for _, number in samples], pa.int64())})
+        return pa.table({"image": column(images), "class": pa.array([number for _, number in samples], pa.int64())})
 
     def unpack(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 (B, h, w, 3) and classes int64 (B,), over the table's own bytes, only to be read."""
-        chunk = table["image"].combine_chunks()
-        chunk = chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
-        _, ends, data = chunk.buffers()
-        offsets = np.frombuffer(ends, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-        pixels = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
-        return pixels.reshape(len(chunk), *self.crop, 3), table["class"].to_numpy()
+        return flat(table["image"]).reshape(-1, *self.crop, 3), table["class"].to_numpy()
 
 
 def class_of(segments: Sequence[Segment] | None, where: str) -> int:

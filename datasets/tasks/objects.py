@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pycocotools import mask as rle_api
 
+from datasets.raw_column import flat
 from datasets.sample import DataError, Segment
 from datasets.shards import Shards
 from datasets.tasks.resized import Placed
@@ -155,11 +156,3 @@ def _target(row: dict[str, Any], height: int, width: int) -> dict[str, Any]:
         "seed": row["seed"],
         "size": np.array(row["size"], np.int64),
     }
-
-
-def flat(column: pa.ChunkedArray) -> np.ndarray:
-    """All bytes of a binary column, where they are if it is one chunk: only to be read."""
-    chunk = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-    _, offsets, data = chunk.buffers()
-    ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-    return np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]

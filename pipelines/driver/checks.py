@@ -8,7 +8,15 @@ import torch
 
 from pipelines.base.errors import InputError
 from pipelines.cluster.sizes import Sizes, joins, machine, several
-from pipelines.recipes.model import count_norms, few_classes, frozen_norms, meta_model, pretrained_by, spec_by, train_mode
+from pipelines.recipes.model import (
+    count_norms,
+    few_classes,
+    frozen_norms,
+    meta_model,
+    pretrained_by,
+    spec_by,
+    train_mode,
+)
 from pipelines.recipes.protocols import of_protocol
 from pipelines.recipes.recipe import Recipe, check_split, counts_of, norm_batch
 from pipelines.recipes.tasks import SEGMENTATION

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from datasets.raw_column import flat
 from datasets.tasks.view import TaskView
 from datasets.transforms import TrainView
 from pipelines.cluster.folder import short_sockets
@@ -138,15 +139,6 @@ def unpack(table: pa.Table, plan: SamplePlan) -> Batch:
     return make_batch(
         flat(table["image"]).reshape(-1, height, width, 3), flat(table["mask"]).reshape(-1, height, width)
     )
-
-
-def flat(column: pa.ChunkedArray) -> np.ndarray:
-    """All bytes of a binary column, where they are: only to be read."""
-    chunk = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    if isinstance(chunk, pa.ChunkedArray):
-        chunk = chunk.chunk(0)
-    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-    return np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
 
 
 class Positions(torch.utils.data.Dataset):

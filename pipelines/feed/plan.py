@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from datasets.raw_column import column
 from datasets.sample import DataError, keep_freed_memory
 from datasets.shards import Shards
 from datasets.tasks.view import TaskView
@@ -66,7 +67,7 @@ def open_shards(uri: str) -> Shards:
 
 @functools.lru_cache(maxsize=2)
 def order_of(plan: SamplePlan, epoch: int) -> np.ndarray:
-    """As `epoch_order`, or as the task's view has it; kept for this epoch and the one before: 4 bytes a row and epoch."""
+    """As `epoch_order`, or as the view has it; kept for this epoch and the one before: 4 bytes a row and epoch."""
     if isinstance(plan.view, TaskView) and plan.view.orders:
         shards = open_shards(plan.shards)
         return plan.view.order(shards.sizes[shards.index.by_id], plan.seed, epoch, plan.batch)
@@ -142,9 +143,3 @@ def read_block(positions: Sequence[int], plan: SamplePlan) -> pa.Table:
     for place, position in enumerate(positions):
         read_sample(plan, position, (images[place], masks[place]))
     return pa.table({"image": column(images), "mask": column(masks)})
-
-
-def column(pixels: np.ndarray) -> pa.Array:
-    """An Arrow column of bytes over an array's own memory, a value per entry of its first axis."""
-    offsets = np.arange(len(pixels) + 1, dtype=np.int32) * np.int32(pixels[0].nbytes)
-    return pa.Array.from_buffers(pa.binary(), len(pixels), [None, pa.py_buffer(offsets), pa.py_buffer(pixels)])

@@ -25,6 +25,7 @@ from segmodels.checks import choose, keywords_of
 from segmodels.cost import conv_matmul_macs, leaf_macs, run_hooked
 from segmodels.heads.catalog import HEADS, build_head
 from segmodels.layers import Classifier
+from segmodels.tasks.classification import build_classifier
 
 WIDTHS = (256, 512, 1024, 2048)
 STRIDES = (4, 8, 8, 8)
@@ -138,7 +139,24 @@ def linear(shape: Sequence[int], *, bias: bool = True) -> Built:
     return nn.Linear(width, out, bias=bias), torch.zeros(1, width)
 
 
-KINDS: dict[str, Callable[..., Built]] = {"trunk": trunk, "head": head, "conv": conv, "linear": linear}
+def classifier(name: str, *, pixels: Sequence[int], classes: int = 1000, context: str = "") -> Built:
+    """A trunk at output stride 32 that classifies images of `pixels` (h, w), with a gate in every block if named.
+
+    Args:
+        name: of the trunk.
+        pixels: (h, w) of the image.
+        classes: K.
+        context: a name of `segmodels.blocks.GATES`.
+    """
+    gate = {"name": context, "place": "blocks"} if context else None
+    backbone = {"name": name, "output_stride": 32, "context": gate}
+    model = build_classifier(num_classes=classes, backbone=backbone, head={"name": "classifier"})
+    return model.eval(), torch.zeros(1, 3, *pixels)
+
+
+KINDS: dict[str, Callable[..., Built]] = {
+    "trunk": trunk, "classifier": classifier, "head": head, "conv": conv, "linear": linear,
+}  # fmt: skip
 
 
 def leaf_bytes(model: nn.Module, inputs: Any) -> int:

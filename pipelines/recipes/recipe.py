@@ -303,7 +303,9 @@ class Recipe:
     log_every: int = key("steps between two lines of the record", 10)
     keep_last: int = key("checkpoints of a stage that stay", 2)
     checkpoint_minutes: float = key("most minutes between two checkpoints", 10.0)
-    mlflow_model: bool = key("log the best weights of the last stage as an MLflow model, at the end of a run that segments", True)
+    mlflow_model: bool = key(
+        "log the best weights of the last stage as an MLflow model, at the end of a run that segments", True
+    )
 
 
 def check(recipe: Recipe) -> None:

@@ -25,7 +25,8 @@ TASKS = {
 }
 # Keys that only segmentation has; other tasks leave them as they are by default.
 OWN = ("aux", "loss", "protocols", "measures", "validation", "inference.mode", "inference.window", "inference.stride",
-       "inference.scales", "inference.flip", "view.rotate")  # fmt: skip
+       "inference.scales", "inference.flip", "view.rotate", "view.brightness", "view.contrast",
+       "view.saturation", "view.hue")  # fmt: skip
 
 # Benchmarks whose shards have what a task learns; beside them the bundled sample's.
 SOURCES = {

@@ -133,7 +133,9 @@ def task_tables(results: Sequence[Result]) -> Iterator[str]:
         return
     stages, right = [r.stage for r in scored], range(1, 1 + len(scored))
     yield ""
-    yield from lined(["score", *stages], [[k, *(percent(r.named.get(k)) for r in scored)] for k in scored[0].named], right)
+    yield from lined(
+        ["score", *stages], [[k, *(percent(r.named.get(k)) for r in scored)] for k in scored[0].named], right
+    )
     yield "In percent."
     yield ""
     rows = zip(scored[0].classes, *(r.iou for r in scored), strict=True)

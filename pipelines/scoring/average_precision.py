@@ -101,17 +101,17 @@ def detection_scores(found: Iterable[Detections], shards: Shards) -> Scored:
         RuntimeError: a row is missing, or is there twice.
         ValueError: a label is no class.
     """
-    ordered = sorted(found, key=lambda detections: detections.row)
-    check_rows((detections.row for detections in ordered), len(shards), shards.uri)
+    images = list(found)  # COCOeval sorts them
+    check_rows((detections.row for detections in images), len(shards), shards.uri)
     numbers = things(shards.manifest.classes)
-    labels = {label for detections in ordered for label in detections.labels.tolist()}
+    labels = {label for detections in images for label in detections.labels.tolist()}
     if wrong := labels - set(range(len(numbers))):
         raise ValueError(f"label {min(wrong)} of a detection; {shards.uri} has {len(numbers)} classes of things")
     truth = _truth(shards, numbers)
     named: dict[str, float] = {}
     classes: list[float | None] = [None] * len(shards.manifest.classes)
     for kind, coco_kind in KINDS.items():
-        precision = _precision(truth, _indexed(truth, _notes(ordered, truth, numbers, kind)), coco_kind)
+        precision = _precision(truth, _indexed(truth, _notes(images, truth, numbers, kind)), coco_kind)
         named |= _summary(kind, precision)
         if kind == "box":
             for place, number in enumerate(truth.getCatIds()):
@@ -149,7 +149,7 @@ def _truth(shards: Shards, numbers: tuple[int, ...]) -> COCO:
 
 
 def _notes(found: Sequence[Detections], truth: COCO, numbers: tuple[int, ...], kind: str) -> list[dict[str, Any]]:
-    """pycocotools' records of detections, in the order of rows; an area is that of what is compared."""
+    """pycocotools' records of detections; an area is that of what is compared."""
     notes: list[dict[str, Any]] = []
     for d in found:
         size = [truth.imgs[d.row]["height"], truth.imgs[d.row]["width"]]

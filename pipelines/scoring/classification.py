@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datasets.shards import Shards
-from pipelines.scoring.scored import Scored
+from pipelines.scoring.scored import Scored, check_rows
 
 TOP = 5
 
@@ -34,9 +34,8 @@ class ClassCounts:
 def counted(logits: Tensor, labels: Tensor, rows: Sequence[int]) -> ClassCounts:
     """Count a batch.
 
-    The most likely class is the first of equals; an image is right in five where fewer than five others are likelier.
-    Logits that are not numbers are no prediction: such an image is wrong, and counts as of the class that follows its
-    own.
+    Of classes that are equally likely the first comes first. Logits that are not numbers are no prediction: such an
+    image is wrong, and counts as of the class that follows its own.
 
     Args:
         logits: (B, K).
@@ -47,7 +46,9 @@ def counted(logits: Tensor, labels: Tensor, rows: Sequence[int]) -> ClassCounts:
     own = logits.gather(1, labels[:, None])
     finite = own.squeeze(1).isfinite() & ~logits.isnan().any(1)
     likeliest = torch.where(finite, logits.argmax(1), (labels + 1) % number)
-    among = finite & ((logits > own).sum(1) < TOP)
+    before = torch.arange(number, device=labels.device) < labels[:, None]
+    ahead = (logits > own) | ((logits == own) & before)
+    among = finite & (ahead.sum(1) < TOP)
     pairs = torch.bincount(labels * number + likeliest, minlength=number * number)
     return ClassCounts(np.asarray(rows, np.int64), pairs.reshape(number, number).cpu().numpy(), int(among.sum()))
 
@@ -61,20 +62,18 @@ def together(parts: Sequence[ClassCounts]) -> ClassCounts:
     )
 
 
-def scores_of(counts: ClassCounts, rows: int) -> Scored:
-    """The scores of a whole split.
+def scores_of(counts: ClassCounts, rows: int, uri: str) -> Scored:
+    """The scores of a whole split; top-5 only where there are more than five classes.
 
     Args:
         counts: of all its rows.
         rows: how many it has.
+        uri: of its shards, for the message.
 
     Raises:
         RuntimeError: a row is missing, or is there twice.
     """
-    times = np.bincount(counts.rows, minlength=rows)
-    if len(times) != rows or (times != 1).any() or counts.confusion.sum() != rows:
-        wrong = [int(row) for row in np.flatnonzero(times != 1)[:5]]
-        raise RuntimeError(f"not each of the {rows} rows was counted exactly once, such as rows {wrong}")
+    check_rows(counts.rows.tolist(), rows, uri)
     right, images = counts.confusion.diagonal(), counts.confusion.sum(1)
     top1 = float(right.sum() / rows)
     named = {"top-1": top1} | ({"top-5": counts.top5 / rows} if len(right) > TOP else {})
@@ -91,7 +90,7 @@ class ClassTally:
 
     def __init__(self, shards: Shards) -> None:
         number = len(shards.manifest.classes)
-        self.rows = len(shards)
+        self.shards = shards
         self.counts = ClassCounts(np.zeros(0, np.int64), np.zeros((number, number), np.int64), 0)
 
     def add(self, outputs: Tensor, batch: Any, rows: Sequence[int]) -> None:
@@ -108,4 +107,4 @@ class ClassTally:
         Raises:
             RuntimeError: a row is missing, or is there twice.
         """
-        return scores_of(together(parts), self.rows)
+        return scores_of(together(parts), len(self.shards), self.shards.uri)

@@ -51,7 +51,7 @@ def restored(output: Mapping[str, Tensor], view: tuple[int, int], size: tuple[in
     """A model's detections in pixels of the image as it is stored; what lies in the padding alone is left out.
 
     Args:
-        output: boxes (n, 4) in pixels of the view, scores (n,), labels (n,), masks (n, m, m), probabilities in the boxes.
+        output: boxes (n, 4) in pixels of the view, scores (n,), labels (n,), masks (n, m, m): probabilities in boxes.
         view: height and width of the image in the view, pixels.
         size: of the image as it is stored, pixels.
         row: of the image.

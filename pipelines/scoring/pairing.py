@@ -64,7 +64,8 @@ def validated_on(checkpoint: Checkpoint) -> str | None:
     stage = next(stage for stage in recipe.stages if stage.name == checkpoint.stage)
     if stage.val is None:
         return None
-    root = recipe.data if recipe.data != Recipe.data else str(sample_shards(local_output(recipe.output)))
+    drawn = recipe.data == Recipe.data
+    root = str(sample_shards(local_output(recipe.output), [stage.val])) if drawn else recipe.data
     return below(root, stage.val)
 
 

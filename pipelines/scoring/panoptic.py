@@ -99,4 +99,6 @@ class PanopticTally:
             InputError: there is nothing to score.
         """
         check_rows((row for rows, _ in parts for row in rows), len(self.shards), self.shards.uri)
-        return panoptic_scores(sum(counts for _, counts in parts), self.shards.manifest.classes, len(self.shards))
+        return panoptic_scores(
+            np.sum([counts for _, counts in parts], axis=0), self.shards.manifest.classes, len(self.shards)
+        )

@@ -92,13 +92,16 @@ def validate_task(
             tally.add(model(batch.image), batch, rows)
             beat()
     torch.set_num_threads(threads)
-    return tally.scored(gathered(tally.sent(), world))
+    return scored_together(tally, rank, world)
 
 
-def gathered(part: Any, world: int) -> list[Any]:
-    """What every worker has, on every worker."""
+def scored_together(tally: Tally, rank: int, world: int) -> Scored:
+    """The scores of what all workers have counted, which the first one computes."""
     if world == 1:
-        return [part]
-    parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, part)
-    return parts
+        return tally.scored([tally.sent()])
+    parts: list[Any] | None = [None] * world if rank == 0 else None
+    dist.gather_object(tally.sent(), parts)
+    found = [tally.scored(parts) if parts is not None else None]
+    dist.broadcast_object_list(found)
+    assert found[0] is not None
+    return found[0]

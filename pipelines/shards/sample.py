@@ -23,8 +23,8 @@ def sample_shards(output: Path, wanted: Collection[str] = ()) -> Path:
 
     Args:
         output: the folder of runs.
-        wanted: splits such as `coco_instances/train`. Of the other tasks only the named benchmarks are made;
-            segmentation's part is made whole, unless all named splits are of other tasks.
+        wanted: splits such as `coco_instances/train`. Of the other tasks' benchmarks only the named ones are made;
+            segmentation's are all made, unless all named splits are of other tasks.
     """
     named = {name.partition("/")[0] for name in wanted}
     if not named or named - set(TASKS):

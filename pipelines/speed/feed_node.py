@@ -187,7 +187,7 @@ def blank_blocks(table: pa.Table, plan: SamplePlan, per_block: int) -> Iterator[
     import numpy as np
     import pyarrow as pa
 
-    from pipelines.feed.plan import column
+    from datasets.raw_column import column
 
     steps = len(table)
     for first in range(0, steps, per_block):

@@ -299,7 +299,9 @@ def forward_pass(learner: Learner) -> Callable[..., tuple[Tensor, dict[str, Tens
             outputs = learner.net(image)
         return learner.objective(outputs, mask, pixels, images)
 
-    def task_losses(image: Tensor, target: Target, _: Tensor | float, images: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def task_losses(
+        image: Tensor, target: Target, _: Tensor | float, images: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         with learner.autocast():
             terms = learner.net(image, target, images)
         loss = torch.stack([term.float() for term in terms.values()]).sum()

@@ -59,7 +59,10 @@ def test_instances_and_panoptic_things_are_the_same_regions(task_shards: Path) -
 def test_every_panoptic_image_has_two_kinds_of_stuff_and_few_pixels_of_none(task_shards: Path) -> None:
     shards = Shards(str(task_shards / "coco_panoptic/val"))
     for row in range(len(shards)):
-        assert sum(name not in THINGS for name, *_ in decoded(shards, row)) == 2
+        regions = decoded(shards, row)
+        assert sum(name not in THINGS for name, *_ in regions) == 2
+        for segment, (*_, mask) in zip(shards.segments(row), regions, strict=True):
+            assert segment.box == tuple(rle_api.toBbox(rle_api.encode(np.asfortranarray(mask, np.uint8))))
         assert 0 < (shards.sample(row)[1] == 255).mean() < 0.1
 
 

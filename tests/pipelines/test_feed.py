@@ -281,7 +281,7 @@ def marking(other):
         import numpy as np
         import pyarrow as pa
 
-        from pipelines.feed.plan import column
+        from datasets.raw_column import column
 
         node = 1 + (ray.get_runtime_context().get_node_id() == other)
         for block in read_blocks(table, plan, per_block):

@@ -32,7 +32,7 @@ BUNDLED = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yam
 
 
 def trunk_of(name):
-    return tuple(dataclasses.asdict(load_recipe(name).backbone).items())
+    return repr(load_recipe(name).backbone)
 
 
 @pytest.mark.parametrize("name", list({trunk_of(name): name for name in reversed(BUNDLED)}.values()))

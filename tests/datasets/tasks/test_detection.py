@@ -93,7 +93,7 @@ class TestView:
     def test_boxes_are_those_of_the_masks_within_a_pixel(self, instances: Shards) -> None:
         seen = 0
         for row in range(len(instances)):
-            for seed in range(4):
+            for seed in range(2, 6):  # the third flips
                 _, target = read(VIEW, instances, row, seed)
                 for box, mask in zip(target["boxes"], target["masks"], strict=True):
                     assert np.abs(box - box_of(mask)).max() <= 1
