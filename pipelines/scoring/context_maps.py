@@ -15,6 +15,7 @@ from pipelines.base.errors import InputError
 from pipelines.recipes.recipe import Recipe
 from pipelines.recipes.views import val_view
 from pipelines.scoring.head_figures import principal_colours
+from pipelines.scoring.one_image import on_device
 from pipelines.scoring.panels import Panel, grid
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def context_maps(model: nn.Module, recipe: Recipe, image: np.ndarray) -> tuple[n
     names = [start.rstrip(".") for start in backbone.context]
     hooks = [backbone.trunk.get_submodule(name).register_forward_hook(noting(name)) for name in names]
     try:
-        model(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(next(model.buffers()).device))
+        model(on_device(model, pixels))
     finally:
         for hook in hooks:
             hook.remove()

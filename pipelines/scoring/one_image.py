@@ -35,15 +35,27 @@ def predict_one(model: nn.Module, recipe: Recipe, classes: tuple[str, ...], imag
     Returns:
         What the recipe's task predicts, see `Prediction`; the row of `Detections` is 0.
     """
-    view, size = val_view(recipe), (image.shape[0], image.shape[1])
-    pixels, inside = view.alone(image)
-    shown = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(next(model.buffers()).device)
-    outputs = model(shown)
     if recipe.task == "classification":
-        return outputs[0].float().softmax(0).cpu().numpy()
+        return classified(model, recipe, image)
+    pixels, inside = val_view(recipe).alone(image)
+    canvas, size = (pixels.shape[0], pixels.shape[1]), (image.shape[0], image.shape[1])
+    (output,) = model(on_device(model, pixels))
     if recipe.task == "detection":
-        return restored(outputs[0], inside, size, 0)
-    return merged_at(outputs[0], (pixels.shape[0], pixels.shape[1]), inside, size, recipe, classes)
+        return restored(output, inside, size, 0)
+    return merged_at(output, canvas, inside, size, recipe, classes)
+
+
+@torch.inference_mode()
+def classified(model: nn.Module, recipe: Recipe, image: np.ndarray) -> np.ndarray:
+    """Probabilities of the classes of an image, float32 (K,), as of `predict_one`."""
+    pixels, _ = val_view(recipe).alone(image)
+    logits: Tensor = model(on_device(model, pixels))
+    return logits[0].float().softmax(0).cpu().numpy()
+
+
+def on_device(model: nn.Module, pixels: np.ndarray) -> Tensor:
+    """A batch of one image where the model is: uint8 (1, 3, h, w)."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].to(next(model.buffers()).device)
 
 
 def merged_at(

@@ -14,7 +14,7 @@ from pipelines.base.pictures import labels, safe_name, write_png
 from pipelines.feed.plan import open_shards
 from pipelines.feed.validation import shown_rows
 from pipelines.scoring.average_precision import Detections
-from pipelines.scoring.one_image import predict_one
+from pipelines.scoring.one_image import classified, predict_one
 from pipelines.scoring.panoptic import PanopticPicture
 from pipelines.scoring.task_pictures import (
     enlarged,
@@ -57,7 +57,7 @@ def draw_task_overlays(job: Job, model: nn.Module, step: int) -> list[str]:
 def cell_of(job: Job, model: nn.Module, shards: Shards, row: int) -> tuple[np.ndarray, str, str]:
     """A row's image, its class, and the one that is predicted, with its probability."""
     image, names = decode_image(shards.encoded(row)[0]), labels(job.classes, 20)
-    found = predict_one(model, job.recipe, job.classes, image)
+    found = classified(model, job.recipe, image)
     guess = int(found.argmax())
     truth = class_of(shards.segments(row), shards.ids[row])
     return image, names[truth], f"{names[guess]}, {found[guess]:.0%}"
