@@ -9,7 +9,6 @@ from pipelines.base import pictures
 from pipelines.base.files import replacing
 from pipelines.feed.plan import open_shards
 from pipelines.feed.validation import shown_rows
-from pipelines.recipes.tasks import SEGMENTATION
 from pipelines.runs.checkpoint import Checkpoint
 from pipelines.runs.record import Record
 from pipelines.scoring.explaining import explain
@@ -34,9 +33,8 @@ def show_best(learner: Learner, record: Record, beat: Callable[[], None]) -> Non
     """
     job, recipe = learner.job, learner.job.recipe
     wanted = job.val is not None and recipe.explain and job.end >= job.steps  # a part of a training is not its end
-    if recipe.task != SEGMENTATION or not wanted or learner.rank:
-        return
-    if not getattr(learner.shown.head, "gives_maps", False):
+    head = getattr(learner.shown, "head", None)  # of a segmentor
+    if not wanted or learner.rank or not getattr(head, "gives_maps", False):
         return
     learner.shown.load_state_dict(Checkpoint.read(job.place.best, mapped=True).model)
     learner.shown.eval()
