@@ -19,7 +19,7 @@ from pipelines.scoring.panoptic_quality import true_pixels
 SCORE = 0.5
 """Least score of an object that is drawn."""
 MOST = 50  # objects of a picture, those of the highest scores
-HEIGHT = 240  # pixels that a picture is high at least, where that is not too wide
+HEIGHT = 240  # pixels that a low picture is about high, where that is not too wide
 BAR = 4  # pixels between two pictures
 LEAST_NAMED = 0.005  # of an image: smaller segments get no name
 RIGHT, WRONG = (0, 158, 115), (230, 159, 0)  # Okabe and Ito: both tell apart for every kind of colour blindness

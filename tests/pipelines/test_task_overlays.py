@@ -63,10 +63,9 @@ def test_a_validation_draws_the_same_rows_each_time(task, task_shards, tmp_path)
     for file in files:
         picture = cv2.imread(str(place.path / file))
         third = picture.shape[1] // 3
-        assert picture is not None
         if task != "classification":  # image, truth and prediction differ
             assert (picture[:, :third] != picture[:, -third:]).any()
-            assert picture.shape[0] >= 240
+            assert picture.shape[0] > 200
 
 
 def test_one_image_is_predicted_as_in_validation(task_shards):
