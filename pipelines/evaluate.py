@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Score a checkpoint on a split: every row once, one confusion matrix over all of them for each protocol.
 
+A model of another task is scored by its own (top-1, box AP, PQ), under the one protocol that its recipe has.
+
 The checkpoint knows its model, its classes and the rows that it was trained on; it is not scored on those. Prints mIoU
 with its protocol, IoU and F1 (Dice) per class, each IoU with its 95 % interval (bootstrap over images); with --out also
 writes scores.json, with every digit, and pictures.
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from pipelines.runs.checkpoint import Checkpoint
     from pipelines.scoring.counting import ImageCounts
     from pipelines.scoring.evaluation import Task
+    from pipelines.scoring.scored import Scored as TaskScored
+    from pipelines.scoring.task_evaluation import TaskPlan
 
 EXAMPLES = """\
 examples:
@@ -79,7 +83,7 @@ def parse() -> argparse.Namespace:
         help="default: bf16 on GPUs that have it, else fp32",
     )  # fmt: skip
     parser.add_argument("--allow-seen", action="store_true", help="score on training rows all the same, and say so")
-    parser.add_argument("--out", type=Path, help="folder for scores.json, scores.csv, confusion.png and iou.png")
+    parser.add_argument("--out", type=Path, help="folder for scores.json, scores.csv and pictures")
     parser.add_argument("--version", action="version", version=VERSION)
     return parser.parse_args()
 
@@ -132,33 +136,59 @@ def evaluate_task(args: argparse.Namespace, path: Path, checkpoint: Checkpoint, 
     """Score a checkpoint of another task than segmentation, under the one protocol that its recipe has.
 
     Raises:
-        InputError: protocols or measures of segmentation are asked for, or several workers; and as `plan_task`.
+        InputError: protocols or measures of segmentation are asked for; and as `plan_task`.
     """
-    from pipelines.base.files import write_json
-    from pipelines.cluster.device import device_here
-    from pipelines.scoring.task_evaluation import evaluate_here, lines, page, plan_task
+    from pipelines.base.files import replacing, write_json
+    from pipelines.base.pictures import class_figures
+    from pipelines.recipes.tasks import metric_of
+    from pipelines.runs.results import percent
+    from pipelines.scoring.task_evaluation import lines, page, plan_task
 
     task = checkpoint.recipe.task
-    ways = [
-        *overrides(args),
-        *(n for n in ("boundary", "strata", "calibration", "average", "workers") if getattr(args, n)),
-    ]
+    ways = [*overrides(args), *(n for n in ("boundary", "strata", "calibration", "average") if getattr(args, n))]
     if args.protocols or ways:
         raise InputError(
-            f"{path} is of task: {task}, which has one protocol, in this process: leave out "
+            f"{path} is of task: {task}, which has one protocol: leave out "
             f"{', '.join(f'--{name}' for name in (['protocol'] if args.protocols else []) + ways)}"
         )
-    plan = plan_task(path, checkpoint, uri, args.precision, args.allow_seen)
+    plan = plan_task(path, checkpoint, uri, args.precision, args.allow_seen).named(args.checkpoint)
     if args.out:
         writable("--out", args.out)
     print(f"scores: {plan.words}", flush=True)
-    progress = Progress(plan.rows, "images", lambda line: print(line, flush=True))
-    done = itertools.count(1)
-    scored = evaluate_here(plan, checkpoint, device_here(args.gpus), lambda: progress.reach(next(done)))
+    scored = score_task(plan, checkpoint, args.workers, args.gpus)
     print("\n".join(lines(plan, checkpoint, scored)))
     if args.out:
         write_json(args.out / "scores.json", page(plan, checkpoint, scored))
-        print(f"written: {args.out}/scores.json")
+        title = f"{path.name}: {metric_of(task)} {percent(scored.value)} %\n{plan.words}"
+        figures = class_figures(metric_of(task), scored.classes, checkpoint.classes, title, scored.confusion)
+        for name, draw in figures.items():
+            with replacing(args.out / f"{name}.png") as temporary:
+                draw().savefig(temporary)
+        print(f"written: {args.out}/{', '.join(['scores.json', *(f'{name}.png' for name in figures)])}")
+
+
+def score_task(plan: TaskPlan, checkpoint: Checkpoint, workers: int | None, gpus: Literal[0, 1] | None) -> TaskScored:
+    """The scores of the split, by this process or by Ray workers, each on so many GPUs."""
+    from pipelines.scoring.task_evaluation import evaluate_here, evaluate_on_ray
+
+    progress = Progress(plan.rows, "images", lambda line: print(line, flush=True))
+    if workers is None:
+        from pipelines.cluster.device import device_here
+
+        done = 0
+
+        def beat(images: int) -> None:
+            nonlocal done
+            done += images
+            progress.reach(done)
+
+        return evaluate_here(plan, checkpoint, device_here(gpus), beat)
+    from pipelines.cluster.session import ray_cluster
+    from pipelines.recipes.recipe import Workers
+
+    print(f"Ray starts, {workers} worker(s) score", flush=True)
+    with ray_cluster(Workers(count=workers, gpus=gpus)) as sizes:
+        return evaluate_on_ray(plan, sizes, progress.reach)
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,6 +6,8 @@ SRNet the channels of its node groups and its features before and after; for CTN
 the presence of classes; for the comparison heads the attention of those that have one. --against puts a second model
 next to it. --measure sums up over a split: presence as precision and recall, the share of a relation on the pixel's own
 class, the rank of RecoNet's attention. The pictures are PNGs 900 pixels wide.
+
+Of a model of another task the features before and after each unit of backbone.context are drawn, if it has any.
 """
 
 from __future__ import annotations
@@ -73,14 +75,16 @@ def main() -> None:
     if not is_image:
         open_shards(uri)  # their faults are told before PyTorch is imported, which takes seconds
     print("PyTorch is imported, the checkpoint is read", flush=True)
-    from pipelines.recipes.tasks import refuse_task
+    from pipelines.recipes.tasks import SEGMENTATION
     from pipelines.runs.checkpoint import Checkpoint
     from pipelines.scoring.explaining import check_head
     from pipelines.scoring.subject import check_pixels, from_file, from_row
 
     path = args.path
     checkpoint = Checkpoint.read(path, mapped=True)
-    refuse_task(checkpoint.recipe.task, f"explain {path}:")
+    if checkpoint.recipe.task != SEGMENTATION:
+        explain_task(args, path, checkpoint, uri, is_image)
+        return
     if args.against is None or args.measure:
         check_head(checkpoint.recipe, path)
     if args.out:
@@ -91,6 +95,47 @@ def main() -> None:
         subject = from_file(source) if is_image else from_row(open_shards(uri), args.row, path, checkpoint)
         pixels = check_pixels(args.pixel, subject.image.shape)
         draw(args, path, checkpoint, subject, pixels, {"image": str(source)} if is_image else {"shards": uri})
+
+
+def explain_task(args: argparse.Namespace, path: Path, checkpoint: Checkpoint, uri: str, is_image: bool) -> None:
+    """Draw what the context in the trunk's blocks does to one image, of a task other than segmentation.
+
+    Raises:
+        InputError: there is none, or options of segmentation's heads are given.
+    """
+    from pipelines.cluster.device import device_here
+    from pipelines.feed.plan import open_shards
+    from pipelines.recipes.model import how
+    from pipelines.scoring.context_maps import check_context, context_facts, context_figures, context_maps
+    from pipelines.scoring.evaluation import load_model
+    from pipelines.scoring.subject import from_file, from_row
+
+    given = {"--pixel": args.pixel, "--against": args.against, "--measure": args.measure}
+    check_context(checkpoint.recipe, path, [name for name, value in given.items() if value])
+    writable("--out", args.out)
+    source = Path(args.source).expanduser()
+    subject = from_file(source) if is_image else from_row(open_shards(uri), args.row, path, checkpoint)
+    model = load_model(checkpoint.recipe, checkpoint, device_here()).eval()
+    seen, units = context_maps(model, checkpoint.recipe, subject.image)
+    trained = ", TRAINED ON" if subject.seen else ""
+    about = f"{checkpoint.recipe.backbone.name}, stage {checkpoint.stage}, step {checkpoint.step} on {subject.name}"
+    drawn = save(args.out, context_figures(seen, units, about + trained))
+    where = {"image": str(source)} if is_image else {"shards": uri}
+    report = where | {
+        "checkpoint": str(path), "stage": checkpoint.stage, "step": checkpoint.step, "row": subject.name,
+        "trained_on": subject.seen, "context": dict(checkpoint.recipe.backbone.context or {}),
+        "units": context_facts(units), "protocol": how(checkpoint.recipe), "pictures": drawn,
+    }  # fmt: skip
+    write_json(args.out / "explain.json", report)
+    print(f"written to {args.out}: {', '.join([*drawn, 'explain.json'])}")
+
+
+def save(out: Path, figures: dict[str, Any]) -> list[str]:
+    """Write figures as PNGs; their names."""
+    for name, figure in figures.items():
+        with replacing(out / f"{name}.png") as temporary:
+            figure.savefig(temporary)
+    return [f"{name}.png" for name in figures]
 
 
 def check(args: argparse.Namespace, is_image: bool) -> None:
@@ -143,13 +188,11 @@ def draw(
     report["protocol"] = how(checkpoint.recipe)
     if args.against:
         pictures["against"], report["against"] = beside(args.other, checkpoint, subject, seen.prediction)
-    for name, figure in pictures.items():
-        with replacing(args.out / f"{name}.png") as temporary:
-            figure.savefig(temporary)
+    drawn = save(args.out, pictures)
     arrays = seen.maps | {f"{n}_{p.x}_{p.y}": m for p in seen.pixels for n, m in p.maps.items()}
     with replacing(args.out / "maps.npz") as temporary:
         np.savez_compressed(temporary, prediction=seen.prediction, **arrays)  # type: ignore[arg-type]
-    report["pictures"] = [f"{name}.png" for name in pictures]
+    report["pictures"] = drawn
     write_json(args.out / "explain.json", report)
     print(f"written to {args.out}: {', '.join([*report['pictures'], 'maps.npz', 'explain.json'])}")
 

@@ -1,6 +1,10 @@
 #!/usr/bin/env python
 """Predict images with a trained model: masks, overlays, areas of each class; and archives for test servers.
 
+A model of another task gives its own: of classification the five likeliest classes (classification.csv, .json), of
+detection COCO's results (detection.json: boxes, masks, scores), of panoptic COCO's pictures (panoptic/NAME.png,
+panoptic.json); overlays of the latter two.
+
 INPUT is an image, a folder, a pattern in quotes, a video, s3://BUCKET/PREFIX, or shards, with or without labels. The
 folder of --out gets masks/NAME.png (palette PNGs in the benchmark's own values), overlays/NAME.jpg, areas.csv and
 areas.parquet. An image is predicted as the checkpoint's recipe says, by one CPU thread or one GPU: any number of
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from pipelines.serving.sources import Source
 
 SERVERS = ("voc12", "cityscapes", "ade20k", "lip", "pascal_context")
+OF_MASKS = ("submission", "classes", "mode", "window", "stride", "scales", "flip", "tile_pixels")
+"""Options that only models which predict masks have."""
 EXAMPLES = """\
 examples:
   python -m pipelines.predict best.pt street.jpg --out predicted
@@ -115,13 +121,27 @@ def predict(args: argparse.Namespace, path: Path, sources: list[Source]) -> None
     Raises:
         RunFailed: some did not read; what else there is is written, but for an archive.
     """
+    from pipelines.recipes.tasks import SEGMENTATION
+    from pipelines.runs.checkpoint import load
+
+    checkpoint = load(path, mapped=True)
+    task = checkpoint["recipe"].get("task", SEGMENTATION)
+    (predict_masks if task == SEGMENTATION else predict_task)(args, path, checkpoint, sources)
+
+
+def predict_masks(args: argparse.Namespace, path: Path, checkpoint: dict[str, Any], sources: list[Source]) -> None:
+    """Predict the masks of the sources.
+
+    Raises:
+        RunFailed: some did not read; what else there is is written, but for an archive.
+    """
     from pipelines.serving.film import write_film
     from pipelines.serving.plan import about
     from pipelines.serving.predicting import keep, tabulate, to_do
     from pipelines.serving.results import Results
     from pipelines.serving.submission import image_ids
 
-    plan = planned(args, path)
+    plan = planned(args, path, checkpoint)
     noted = about(plan)
     ids = image_ids(args.submission, [source.name for source in sources]) if args.submission else {}
     results = Results(writable("--out", args.out.expanduser()))
@@ -145,21 +165,52 @@ def predict(args: argparse.Namespace, path: Path, sources: list[Source]) -> None
         pack(args.submission, results, ids)
 
 
-def planned(args: argparse.Namespace, path: Path) -> Plan:
+def predict_task(args: argparse.Namespace, path: Path, checkpoint: dict[str, Any], sources: list[Source]) -> None:
+    """Predict the classes, objects or panoptic pictures of the sources, by a model of another task than segmentation.
+
+    Raises:
+        InputError: an option of masks is given, or a video.
+        RunFailed: some did not read; what else there is is written.
+    """
+    from pipelines.serving.results import Results
+    from pipelines.serving.task_predicting import TaskPainter, about, gather, keep_found, left_to_do, plan_images
+
+    task = checkpoint["recipe"]["task"]
+    given = [name for name in OF_MASKS if getattr(args, name) is not None] + (["every"] if args.every != 1 else [])
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{path} is of task: {task}, which predicts no masks: leave out {options}")
+    plan = plan_images(path, checkpoint, args.precision, args.overlays)
+    results, noted = Results(args.out.expanduser()), about(plan)
+    tasks, there = left_to_do(results, sources, plan.overlays)
+    writable("--out", results.path)
+    results.begin(noted)
+    print(
+        f"predicts {task}: {noted['inference']}" + (f"; {len(there):,} image(s) are there already" if there else ""),
+        flush=True,
+    )
+    began = time.monotonic()
+    faults, names = keep_found(results, make(args, plan, tasks, TaskPainter), reporting(tasks, 1))
+    seconds = time.monotonic() - began
+    files = gather(results, [*there, *names], plan)
+    print(f"{len(names):,} image(s) predicted in {duration(seconds)}, {len(names) / max(seconds, 1e-9):.2g} images/s")
+    parts = ", ".join([*files, *(["overlays/"] if plan.overlays else []), "images/"])
+    print(f"written: {results.path}, {parts} of {len(there) + len(names):,} image(s)")
+    if faults:
+        raise RunFailed(told(faults, False))
+
+
+def planned(args: argparse.Namespace, path: Path, checkpoint: dict[str, Any]) -> Plan:
     """What to predict with.
 
     Raises:
         InputError: classes that the server does not want, a way to predict that the head does not take, or a bad page.
     """
     from datasets.release_ids import release_ids
-    from pipelines.recipes.tasks import SEGMENTATION, refuse_task
-    from pipelines.runs.checkpoint import load
     from pipelines.serving.plan import plan_prediction
     from pipelines.serving.submission import check_classes
     from segmodels.tiles import PIXELS
 
-    checkpoint = load(path, mapped=True)
-    refuse_task(checkpoint["recipe"].get("task", SEGMENTATION), f"predict {path}:")
     if args.submission:
         check_classes(args.submission, checkpoint["classes"])
     classes = checkpoint["classes"]
@@ -188,21 +239,28 @@ def values_in(page: Path, classes: Sequence[str]) -> tuple[int, ...]:
     return tuple(values[number] for number in range(len(classes)))
 
 
-def make(args: argparse.Namespace, plan: Plan, tasks: list[Task]) -> Iterator[Made]:
-    """The results of the tasks, by this process or by Ray's workers."""
-    from pipelines.serving.predicting import make_here, make_on_ray
+def make(args: argparse.Namespace, plan: Any, tasks: list[Task], kind: Any = None) -> Iterator[Made]:
+    """The results of the tasks, by this process or by Ray's workers.
+
+    Args:
+        args: the command line.
+        plan: what to predict with.
+        tasks: to do.
+        kind: makes who predicts of the plan; None for `Painter`.
+    """
+    from pipelines.serving.predicting import Painter, make_here, make_on_ray
 
     if not tasks:
         return
     if args.workers is None:
-        yield from make_here(plan, tasks)
+        yield from make_here(plan, tasks, kind or Painter)
         return
     from pipelines.cluster.session import ray_cluster
     from pipelines.recipes.recipe import Workers
 
     print(f"Ray starts, {args.workers} worker(s) predict", flush=True)
     with ray_cluster(Workers(count=args.workers, gpus=args.gpus)) as sizes:
-        yield from make_on_ray(plan, tasks, sizes)
+        yield from make_on_ray(plan, tasks, sizes, kind or Painter)
 
 
 def reporting(tasks: Sequence[Task], every: int) -> Any:

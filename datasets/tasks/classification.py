@@ -102,6 +102,10 @@ class ClassView(TaskView):
         view = resized(image, random_window(generator, size, self.area), self.crop)
         return cv2.flip(view, 1) if generator.random() < self.flip else view
 
+    def alone(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """The view of an image without a class, and its size."""
+        return self.view(image, 0), self.crop
+
     def pack(self, samples: Sequence[tuple[np.ndarray, Any]]) -> pa.Table:
         """Pixels and class of each view, a row each."""
         images = np.stack([image for image, _ in samples])

@@ -172,6 +172,12 @@ class ResizedView(TaskView):
         height, width = (int(-(-side // STEP) * STEP) for side in most)
         return height, width
 
+    def alone(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """The image in its own canvas, uint8 (h, w, 3), and its height and width there, pixels."""
+        source = (image.shape[0], image.shape[1])
+        placed = self.place(source, 0)
+        return self.padded(image, placed, self.canvas(np.array([source]))), placed.size
+
     def padded(self, image: np.ndarray, placed: Placed, canvas: tuple[int, int]) -> np.ndarray:
         """The image in its canvas, uint8 (h, w, 3)."""
         out = np.empty((*canvas, 3), np.uint8)

@@ -69,6 +69,18 @@ def semantic_table(classes: tuple[str, ...]) -> np.ndarray:
     return table
 
 
+def category_ids(classes: Sequence[str]) -> tuple[int, ...]:
+    """COCO's id of each class, by which its tools know it; 0..K-1 where a class is none of COCO's.
+
+    Args:
+        classes: K names; a first one `background` has 0.
+    """
+    known = {name: number for name, (number, _) in (THINGS | STUFF).items()}
+    if any(name not in known for name in classes if name != BACKGROUND):
+        return tuple(range(len(classes)))
+    return tuple(known.get(name, 0) for name in classes)
+
+
 def names_of(classes: Sequence[str], numbers: Sequence[int]) -> tuple[str, ...]:
     """The names of some classes."""
     return tuple(classes[number] for number in numbers)

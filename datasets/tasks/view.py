@@ -55,6 +55,17 @@ class TaskView(ABC):
         """
 
     @abstractmethod
+    def alone(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """What a view without chance sees of an image of which nothing else is known.
+
+        Args:
+            image: uint8 (H, W, 3).
+
+        Returns:
+            Uint8 (h, w, 3) as large as its own canvas, and height and width of the image in it, pixels.
+        """
+
+    @abstractmethod
     def pack(self, samples: Sequence[tuple[np.ndarray, Any]]) -> pa.Table:
         """What `read` gave of several rows, as a table of raw bytes, a row each; canvases may differ."""
 

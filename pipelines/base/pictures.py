@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ LONGEST = 100  # letters of a file's name
 LARGEST = 8192  # sides of a picture, pixels
 MOST_LETTERS = 40  # of a label
 LETTERS = 14  # of a title, per inch
+MOST_CLASSES = 200  # of a picture with a line for each: of a thousand nobody sees anything
 
 
 def safe_name(sample_id: str) -> str:
@@ -225,13 +226,20 @@ def set_title(axes: Any, title: str, width: float) -> None:
     axes.set_title("\n".join(lines), fontsize=9, parse_math=False)
 
 
-def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Rows of the confusion matrix as shares of the true class."""
+def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str, what: str = "pixels") -> Figure:
+    """Rows of the confusion matrix as shares of the true class.
+
+    Args:
+        counts: (K, K), true and predicted.
+        classes: K names.
+        title: of the picture.
+        what: is counted.
+    """
     size = max(5.0, 0.32 * len(classes) + 2)
     figure, axes = new_figure(size + 1, size)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     picture = axes.imshow(shares, cmap="magma", vmin=0, vmax=1)
-    figure.colorbar(picture, shrink=0.8, label="share of the true class's pixels")
+    figure.colorbar(picture, shrink=0.8, label=f"share of the true class's {what}")
     names = labels(classes)
     axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(range(len(classes)), names, fontsize=8, parse_math=False)
@@ -242,15 +250,17 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str], title: str) -> 
 
 
 def iou_figure(
-    iou: Sequence[float], classes: Sequence[str], title: str, low: Sequence[float] = (), high: Sequence[float] = ()
-) -> Figure:
-    """IoU of each class as bars; `absent` for classes in neither truth nor prediction.
+    iou: Sequence[float], classes: Sequence[str], title: str, low: Sequence[float] = (), high: Sequence[float] = (),
+    metric: str = "IoU",
+) -> Figure:  # fmt: skip
+    """IoU of each class as bars, or another score; `absent` for classes in neither truth nor prediction.
 
     Args:
         iou: 0 to 1, nan where absent.
         classes: names.
         title: of the picture.
         low, high: ends of the classes' intervals, drawn as whiskers; none where not given.
+        metric: name of the score.
     """
     figure, axes = new_figure(7, max(3.0, 0.25 * len(classes) + 1))
     values = np.array(iou, float)
@@ -267,6 +277,29 @@ def iou_figure(
     axes.set_yticks(range(len(classes)), labels(classes), fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(0, 110)
-    axes.set_xlabel("IoU, percent; 95 % intervals over images" if len(high) else "IoU, percent")
+    axes.set_xlabel(f"{metric}, percent; 95 % intervals over images" if len(high) else f"{metric}, percent")
     set_title(axes, title, 5.5)
     return figure
+
+
+def class_figures(
+    metric: str, values: Sequence[float | None], classes: Sequence[str], title: str, counts: np.ndarray | None
+) -> dict[str, Callable[[], Figure]]:
+    """What draws the score of each class, and the confusion of images; nothing of more than `MOST_CLASSES`.
+
+    Args:
+        metric: name of the score.
+        values: of each class, 0 to 1; None for one that is left out.
+        classes: K names.
+        title: of the pictures.
+        counts: (K, K), images by true and predicted class; None for none.
+    """
+    if len(classes) > MOST_CLASSES:
+        return {}
+    there = [(name, value) for name, value in zip(classes, values, strict=True) if value is not None]
+    drawn: dict[str, Callable[[], Figure]] = {}
+    if there:
+        drawn["classes"] = lambda: iou_figure([v for _, v in there], [n for n, _ in there], title, metric=metric)
+    if counts is not None:
+        drawn["confusion"] = lambda: confusion_figure(counts, classes, title, "images")
+    return drawn

@@ -23,7 +23,7 @@ SHORT = re.compile(
     re.I,
 )
 GPU = re.compile(r"CUDA out of memory|CUDA error: out of memory|CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED", re.I)
-VALIDATES = re.compile(r"\bin (?:score|score_best|show_best|validate|draw_overlays)\b")
+VALIDATES = re.compile(r"\bin (?:score|score_best|show_best|validate|validate_task|draw_overlays|draw_task_overlays)\b")
 BLIND = re.compile(r"BlindNode: (\S+) <(\w+)> ([^\n]+)")
 DIED = re.compile(r"ActorDiedError|WorkerCrashedError|NodeDiedError|ActorUnavailableError")
 PARTED = re.compile(

@@ -41,6 +41,12 @@ def view_batches(shards: Shards, view: TaskView, most: int) -> list[list[int]]:
     return batches
 
 
+def shown_rows(shards: Shards, count: int) -> list[int]:
+    """So many rows, or all, spread evenly over a split in the order of their ids: the same ones each time."""
+    places = np.linspace(0, len(shards) - 1, min(count, len(shards))).astype(int)
+    return [int(row) for row in np.argsort(np.array(shards.ids))[places]]
+
+
 def read_ahead(shards: Shards, batches: list[list[int]], threads: int = 2) -> Generator[Batch]:
     """Whole images and masks of the given rows, decoded by threads while the model works (OpenCV frees the GIL)."""
 

@@ -166,7 +166,7 @@ def send_test(client: Any, run: str, place: StageFolder, name: str, scores: Mapp
 
 
 def send_validation(client: Any, run: str, place: StageFolder, line: Mapping[str, Any], about: About) -> None:
-    """Overlays, confusion matrix, IoU bars and a table of one validation; sent again they replace the first."""
+    """Overlays, confusion matrix, bars and a table of one validation; sent again they replace the first."""
     step = f"step-{line['step']:08d}"
     title = (
         f"{place.path.name}, step {line['step']}: {score_of(line)} {percent(line['miou'])} %\n{line['rows']} rows, "
@@ -174,10 +174,30 @@ def send_validation(client: Any, run: str, place: StageFolder, line: Mapping[str
     )
     for picture in line["overlays"]:
         client.log_artifact(run, str(place.path / picture), f"overlays/{Path(picture).parent.name}")
-    if "counts" not in line:
+    if "metric" in line:
+        send_task_scores(client, run, step, title, line, place, about)
         return
     counts = np.load(place.path / line["counts"])
     send_scores(client, run, [f"{kind}/{step}" for kind in KINDS], title, line["iou"], counts, about)
+
+
+def send_task_scores(
+    client: Any, run: str, step: str, title: str, line: Mapping[str, Any], place: StageFolder, about: About
+) -> None:
+    """Bars of another task's score of each class, and the confusion of images where it counts these.
+
+    Args:
+        client: MLflow's.
+        run: its id.
+        step: of the validation, as the pictures' name.
+        title: of the pictures.
+        line: of the record.
+        place: of the stage.
+        about: of the stage.
+    """
+    counts = np.load(place.path / line["counts"]) if "counts" in line else None
+    for name, draw in pictures.class_figures(score_of(line), line["iou"], about.classes, title, counts).items():
+        send_figure(client, run, f"{name}/{step}.png", draw)
 
 
 def send_scores(

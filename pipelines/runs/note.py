@@ -88,7 +88,7 @@ def write_up(
         data(told),
         again(recipe, folder, origin),
         checkpoints(told),
-        pictures(told, runs, run),
+        pictures(recipe, told, runs, run),
     ]
     text = "\n\n".join(part for part in parts if part)
     return text.replace(str(folder.path), address_of(recipe).partition("?")[0]) if is_bucket(recipe.output) else text
@@ -241,7 +241,7 @@ def shipping(recipe: Recipe, told: Sequence[Told], origin: Mapping[str, str]) ->
     return "\n".join(["**May I ship it?** Know before you do:", "", *(f"- {doubt}" for doubt in found)])
 
 
-def pictures(told: Sequence[Told], runs: Mapping[str, str], run: str) -> str:
+def pictures(recipe: Recipe, told: Sequence[Told], runs: Mapping[str, str], run: str) -> str:
     """The curves of the run, and what the last stage that was scored sees, from their artifacts.
 
     Args:
@@ -252,11 +252,13 @@ def pictures(told: Sequence[Told], runs: Mapping[str, str], run: str) -> str:
     if not scored:
         return ""
     last = scored[-1]
-    line = [line for line in read_record(last.place.record)[0] if line["kind"] == "val"][-1]
-    overlays = [f"overlays/{'/'.join(Path(overlay).parts[-2:])}" for overlay in line["overlays"][:1]]
+    val = [line for line in read_record(last.place.record)[0] if line["kind"] == "val"][-1]
+    overlays = [f"overlays/{'/'.join(Path(overlay).parts[-2:])}" for overlay in val["overlays"][:1]]
     shown = [(CURVES, run), *((overlay, runs[last.stage.name]) for overlay in overlays)]
     links = [f"![{path}](get-artifact?path={quote(path, safe='')}&run_uuid={owner})" for path, owner in shown]
-    return "\n\n".join([f"**Pictures:** curves; image, truth and prediction of a row after {last.stage.name}.", *links])
+    rows = "some rows" if recipe.task == "classification" else "a row"
+    line = f"**Pictures:** curves; image, truth and prediction of {rows} after {last.stage.name}."
+    return "\n\n".join([line, *links])
 
 
 def data(told: Sequence[Told]) -> str:

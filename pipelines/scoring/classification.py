@@ -78,7 +78,7 @@ def scores_of(counts: ClassCounts, rows: int, uri: str) -> Scored:
     top1 = float(right.sum() / rows)
     named = {"top-1": top1} | ({"top-5": counts.top5 / rows} if len(right) > TOP else {})
     classes = [float(r / n) if n else None for r, n in zip(right, images, strict=True)]
-    return Scored(top1, named, classes, rows)
+    return Scored(top1, named, classes, rows, confusion=counts.confusion)
 
 
 class ClassTally:

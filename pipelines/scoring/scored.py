@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -16,6 +18,7 @@ class Scored:
         classes: the metric of each class of the manifest; None for one that is absent, or that the task does not score.
         rows: of the split.
         lines: more for people.
+        confusion: images by class and by the class that was predicted, int64 (K, K), where the task counts these.
     """
 
     value: float
@@ -23,6 +26,7 @@ class Scored:
     classes: Sequence[float | None]
     rows: int
     lines: Sequence[str] = field(default=())
+    confusion: np.ndarray | None = field(default=None, compare=False)
 
 
 def check_rows(rows: Iterable[int], expected: int, uri: str) -> None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
@@ -44,7 +44,7 @@ LARGEST_BLOCK = 16
 
 
 TRAVELS = pa.schema(
-    {"name": pa.string(), "mask": pa.binary(), "overlay": pa.binary(), "areas": pa.string(), "fault": pa.string()}
+    {"name": pa.string(), "mask": pa.binary(), "overlay": pa.binary(), "rows": pa.string(), "fault": pa.string()}
 )
 """How results come from Ray's actors."""
 
@@ -59,13 +59,45 @@ class Task:
 
 @dataclass(frozen=True)
 class Made:
-    """What became of an image: the files' bytes; or `fault`, why there are none."""
+    """What became of an image: the files' bytes, and its rows of a table; or `fault`, why there are none."""
 
     name: str
     mask: bytes = b""
     overlay: bytes = b""
-    areas: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     fault: str = ""
+
+
+class Maker(Protocol):
+    """Who makes results of sources; `on_gpu`, whether by a GPU."""
+
+    on_gpu: bool
+
+    def make(self, task: Task) -> Iterator[Made]:
+        """The results of a source, one image after the other; a fault of the source is one too."""
+
+
+def made_of(
+    task: Task, paint: Callable[[str, np.ndarray, bool], Made], overlays: bool, every: int = 1
+) -> Iterator[Made]:
+    """The results of a source, one image after the other; a fault of the source is one too.
+
+    Args:
+        task: the source.
+        paint: gives the results of an image of this name, with an overlay or without.
+        overlays: whether to draw them.
+        every: of a video's frames, each so many-th is predicted.
+    """
+    source = task.source
+    try:
+        if source.kind != "video":
+            yield paint(source.name, read_image(source), overlays)
+            return
+        for name, image in frames(source, every):
+            if name not in task.there:
+                yield paint(name, image, False)  # the frames' overlays become a film
+    except (DataError, FileError, ValueError, cv2.error) as error:
+        yield Made(source.name, fault=str(error))
 
 
 class Painter:
@@ -80,22 +112,11 @@ class Painter:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.model = plan, model_of(plan.content, plan.path, **plan.options)
-        self.gpu: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if self.model.device.type == "cuda":
-            self.gpu = threading.Lock()  # several images at once would need several images' memory
+        self.on_gpu, self.gpu = guarded(self.model.device)
 
     def make(self, task: Task) -> Iterator[Made]:
-        """The results of a source, one image after the other; a fault of the source is one too."""
-        source = task.source
-        try:
-            if source.kind != "video":
-                yield self.paint(source.name, read_image(source), self.plan.overlays)
-                return
-            for name, image in frames(source, self.plan.every):
-                if name not in task.there:
-                    yield self.paint(name, image, False)  # the frames' overlays become a film
-        except (DataError, FileError, ValueError, cv2.error) as error:
-            yield Made(source.name, fault=str(error))
+        """The results of a source, see `made_of`."""
+        return made_of(task, self.paint, self.plan.overlays, self.plan.every)
 
     def paint(self, name: str, image: np.ndarray, overlay: bool) -> Made:
         """The results of one image."""
@@ -111,10 +132,22 @@ class Painter:
         )
 
 
-def make_here(plan: Plan, tasks: Sequence[Task]) -> Iterator[Made]:
-    """The results of all tasks, by threads of this process, in the order of the tasks."""
-    painter = Painter(plan)
-    count = ON_GPU if painter.model.device.type == "cuda" else cores()
+def guarded(device: torch.device) -> tuple[bool, contextlib.AbstractContextManager[Any]]:
+    """Whether a device is a GPU, and what a thread holds while it computes: several images need several's memory."""
+    on_gpu = device.type == "cuda"
+    return on_gpu, threading.Lock() if on_gpu else contextlib.nullcontext()
+
+
+def make_here(plan: Any, tasks: Sequence[Task], kind: Callable[[Any], Maker] = Painter) -> Iterator[Made]:
+    """The results of all tasks, by threads of this process, in the order of the tasks.
+
+    Args:
+        plan: what to predict with.
+        tasks: to do.
+        kind: makes who predicts of the plan.
+    """
+    painter = kind(plan)
+    count = ON_GPU if painter.on_gpu else cores()
     waiting: list[tuple[Future[Made | None], Iterator[Made], bool]] = []
     pool, left = ThreadPoolExecutor(count, "predict", initializer=torch.set_num_threads, initargs=(1,)), iter(tasks)
     try:
@@ -139,24 +172,27 @@ class Actor:
     Args:
         plan: what to predict with; in Ray's store.
         tasks: of all workers; in Ray's store.
+        kind: makes who predicts of the plan.
     """
 
-    def __init__(self, plan: Any, tasks: Any) -> None:
+    def __init__(self, plan: Any, tasks: Any, kind: Callable[[Any], Maker]) -> None:
         import ray
 
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
-        self.painter, self.tasks = Painter(ray.get(plan)), ray.get(tasks)
+        self.painter, self.tasks = kind(ray.get(plan)), ray.get(tasks)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for position in batch["at"].to_pylist():
             for made in self.painter.make(self.tasks[position]):
-                row = vars(made) | {"areas": json.dumps(made.areas)}
+                row = vars(made) | {"rows": json.dumps(made.rows)}
                 yield pa.Table.from_pylist([row], TRAVELS)
 
 
-def make_on_ray(plan: Plan, tasks: Sequence[Task], sizes: Sizes) -> Iterator[Made]:
-    """The results of all tasks, by Ray Data's actors, in the order in which they come.
+def make_on_ray(
+    plan: Any, tasks: Sequence[Task], sizes: Sizes, kind: Callable[[Any], Maker] = Painter
+) -> Iterator[Made]:
+    """The results of all tasks, by Ray Data's actors, in the order in which they come; arguments as of `make_here`.
 
     Results travel to this process, which writes them: nodes need not share the folder.
     """
@@ -168,7 +204,7 @@ def make_on_ray(plan: Plan, tasks: Sequence[Task], sizes: Sizes) -> Iterator[Mad
     blocks = [pa.table({"at": range(at, min(at + size, len(tasks)))}) for at in range(0, len(tasks), size)]
     data = ray.data.from_blocks(blocks).map_batches(
         Actor,
-        fn_constructor_args=(ray.put(plan), ray.put(list(tasks))),
+        fn_constructor_args=(ray.put(plan), ray.put(list(tasks)), kind),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(sizes.count, len(blocks))),
@@ -179,7 +215,7 @@ def make_on_ray(plan: Plan, tasks: Sequence[Task], sizes: Sizes) -> Iterator[Mad
     data.context.enable_progress_bars = False
     data.context.print_on_execution_start = False
     for row in data.iter_rows():
-        yield Made(**row | {"areas": json.loads(row["areas"])})
+        yield Made(**row | {"rows": json.loads(row["rows"])})
 
 
 def to_do(results: Results, sources: Iterable[Source], overlays: bool) -> tuple[list[Task], list[str]]:
@@ -217,7 +253,7 @@ def keep(results: Results, made: Iterable[Made], reach: Callable[[int], None]) -
             if one.overlay:
                 write_bytes(results.overlay(one.name), one.overlay)
             write_bytes(results.mask(one.name), one.mask)  # last: with it the image is done
-            areas[one.name] = one.areas
+            areas[one.name] = one.rows
         reach(done)
     return faults, areas
 

@@ -47,24 +47,37 @@ class Results:
         """The masks over the frames of a video."""
         return self.path / "overlays" / f"{name}.mp4"
 
+    def found(self, name: str) -> Path:
+        """What was found in an image, of tasks without masks; with it the image is done."""
+        return self.path / "images" / f"{name}.json"
+
+    def picture(self, name: str) -> Path:
+        """A panoptic picture: a PNG whose colours are the ids of segments."""
+        return self.path / "panoptic" / f"{name}.png"
+
+    def table(self, task: str, suffix: str) -> Path:
+        """What was found in all images, of a task without masks."""
+        return self.path / f"{task}.{suffix}"
+
     def areas(self, suffix: str) -> Path:
         """The table of areas, `csv` or `parquet`."""
         return self.path / f"areas.{suffix}"
 
     def begin(self, about: Mapping[str, Any]) -> None:
-        """Note what the masks are predicted with, or see that those which are there were predicted with the same.
+        """Note what images are predicted with, or see that those which are there were predicted with the same.
 
         Raises:
             InputError: they were predicted with something else.
         """
         wanted = json.loads(json.dumps(about))
         found = json.loads(self.about.read_text()) if self.about.exists() else None
-        if found is None and (self.path / "masks").exists():
+        there = [name for name in ("masks", "images") if (self.path / name).exists()]
+        if found is None and there:
             raise InputError(
-                f"--out: {self.path / 'masks'} is not of this command; give another folder, or move it away"
+                f"--out: {self.path / there[0]} is not of this command; give another folder, or move it away"
             )
         if found is not None and found != wanted:
-            unlike = [key for key in wanted if found.get(key) != wanted[key]]
+            unlike = [key for key in wanted | found if found.get(key) != wanted.get(key)]
             raise InputError(
                 f"--out: {self.path} holds predictions of another {' and '.join(unlike)}; give another folder, or "
                 "remove it"

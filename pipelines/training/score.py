@@ -15,7 +15,7 @@ import torch
 from pipelines.base import pictures
 from pipelines.base.text import Progress
 from pipelines.feed.plan import open_shards
-from pipelines.feed.validation import validation_batches, view_batches
+from pipelines.feed.validation import shown_rows, validation_batches, view_batches
 from pipelines.recipes.model import inference_of
 from pipelines.recipes.tasks import SEGMENTATION, metric_of
 from pipelines.recipes.views import val_view
@@ -24,6 +24,7 @@ from pipelines.scoring.task import validate_task
 from pipelines.scoring.validate import validate
 from pipelines.training.job import Job
 from pipelines.training.learner import Learner, share_buffers
+from pipelines.training.task_overlays import draw_task_overlays
 from segmodels.held import images_at_once
 from segmodels.inference import Inference, predict
 from segmodels.metrics import scores
@@ -68,8 +69,15 @@ def score_task(learner: Learner, step: int, record: Record, beat: Callable[[], N
         learner.shown, recipe, uri, learner.device, learner.rank, learner.world, learner.precision,
         told(learner, batches, step, record, beat),
     )  # fmt: skip
-    line = {"metric": metric_of(recipe.task), "named": scored.named, "iou": scored.classes, "rows": scored.rows}
-    return Found(scored.value, lambda: {**line, "overlays": []})
+
+    def line() -> dict[str, Any]:
+        with learner.autocast():
+            overlays = draw_task_overlays(job, learner.shown, step)
+        found = {"metric": metric_of(recipe.task), "named": scored.named, "iou": scored.classes, "rows": scored.rows}
+        counts = {} if scored.confusion is None else {"counts": saved_counts(job, step, scored.confusion)}
+        return found | counts | {"overlays": overlays}
+
+    return Found(scored.value, line)
 
 
 def score_masks(learner: Learner, step: int, record: Record, beat: Callable[[], None]) -> Found:
@@ -88,13 +96,18 @@ def score_masks(learner: Learner, step: int, record: Record, beat: Callable[[], 
     def line() -> dict[str, Any]:
         with learner.autocast():
             overlays = draw_overlays(job, shown, inference, learner.device, step)
-        matrix = Path(pictures.save_counts(job.place.counts(step), counts)).relative_to(job.folder)
         return {
-            "accuracy": result.accuracy, "fwiou": result.fwiou, "iou": result.iou, "counts": str(matrix),
+            "accuracy": result.accuracy, "fwiou": result.fwiou, "iou": result.iou,
+            "counts": saved_counts(job, step, counts),
             "overlays": overlays, "rows": len(open_shards(str(job.val))),
         }  # fmt: skip
 
     return Found(result.miou, line)
+
+
+def saved_counts(job: Job, step: int, counts: np.ndarray) -> str:
+    """Write a validation's confusion counts; their file, from the stage's folder on."""
+    return str(Path(pictures.save_counts(job.place.counts(step), counts)).relative_to(job.folder))
 
 
 def told(
@@ -130,10 +143,9 @@ def draw_overlays(job: Job, model: Segmentor, inference: Inference, device: torc
         The PNG files, from the stage's folder on, wherever people move it.
     """
     shards = open_shards(str(job.val))
-    rows = np.linspace(0, len(shards) - 1, min(job.recipe.overlays, len(shards))).astype(int)
     files = []
-    for row in np.argsort(np.array(shards.ids))[rows]:
-        image, mask = shards.sample(int(row))
+    for row in shown_rows(shards, job.recipe.overlays):
+        image, mask = shards.sample(row)
         tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device)
         prediction = predict(model, tensor, inference).argmax(1)[0].cpu().numpy().astype(np.uint8)
         path = job.place.overlay(pictures.safe_name(shards.ids[row]), step)

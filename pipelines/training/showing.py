@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from datasets.shards import Shards
 from pipelines.base import pictures
 from pipelines.base.files import replacing
 from pipelines.feed.plan import open_shards
+from pipelines.feed.validation import shown_rows
 from pipelines.runs.checkpoint import Checkpoint
 from pipelines.runs.record import Record
 from pipelines.scoring.explaining import explain
@@ -56,9 +55,8 @@ def show_best(learner: Learner, record: Record, beat: Callable[[], None]) -> Non
 def draw(learner: Learner, shards: Shards, beat: Callable[[], None]) -> list[str]:
     """The figures of some rows, spread over the split; their files, from the stage's folder on."""
     job, files = learner.job, []
-    places = np.linspace(0, len(shards) - 1, min(job.recipe.explain, len(shards))).astype(int)
-    for row in np.argsort(np.array(shards.ids))[places]:
-        image, mask = shards.sample(int(row))
+    for row in shown_rows(shards, job.recipe.explain):
+        image, mask = shards.sample(row)
         seen = explain(learner.shown, job.recipe, Subject(shards.ids[row], image, mask), [])
         about = f"{job.recipe.head['name']}, stage {job.stage.name}, best weights, on {seen.subject.name}"
         beat()
