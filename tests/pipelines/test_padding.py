@@ -20,6 +20,7 @@ def test_remainders_pad_as_timm_does(kernel, stride, dilation):
         assert torch.equal(Same(layer)(x), layer(x))
 
 
+@pytest.mark.slow
 def test_a_trunk_with_tensorflows_padding_is_traced_in_seconds_at_any_size():
     torch.manual_seed(0)
     net = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(0, 1, 2)).eval()
