@@ -44,7 +44,7 @@ def traceable(layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, AvgPool2dSame) and layer.stride == (1, 1):  # shortcuts of dilated ResNets
         return constant(layer)
     if isinstance(layer, Conv2dSame):
-        wide = all(k > s for k, s in zip(layer.kernel_size, layer.stride, strict=True))
+        wide = all(k >= s for k, s in zip(layer.kernel_size, layer.stride, strict=True))
         return Same(layer) if wide else None  # else there may be nothing to pad, which `max` says
     return None
 

@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.ablate import EXAMPLES, main
 from pipelines.published.results import published_values, results_table
+from pipelines.recipes.reading import load_recipe
 from pipelines.studies.fair import check_fair, check_models, expand
 from pipelines.studies.files import Numbers
 from pipelines.studies.run import check
@@ -28,6 +29,14 @@ def test_every_variant_builds_and_differs_in_what_is_ablated_alone(name, hollow)
     assert plan.study.search or plan.study.baseline
     recipes = [repr(trial.recipe).replace(trial.name, "") for trial in trials]
     assert len(set(recipes)) == len(recipes)  # no variant is another under a second name
+
+
+@pytest.mark.parametrize("head", ["fcn", "reconet", "srnet", "ctnet", "ocnet"])
+def test_the_study_of_five_heads_compares_the_bundled_pages(head):
+    (trial,) = [t for t in expand(load_study("camvid/heads", seeds=1)) if t.variant == head]
+    page = load_recipe(f"{head}/camvid_efficientnet_lite0")
+    for key in ("head", "loss", "aux", "optim", "view", "batch", "inference"):
+        assert getattr(trial.recipe, key) == getattr(page, key), key
 
 
 @pytest.mark.parametrize("line", [line for line in EXAMPLES.splitlines() if re.search(r"ablate \w+/\w+", line)])
