@@ -53,11 +53,11 @@ def traceable(layer: nn.Module) -> nn.Module | None:
 def traceable_padding(model: nn.Module) -> Iterator[None]:
     """The body with layers that can be traced."""
     children = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
-    found = [(parent, name, child) for parent, name, child in children if traceable(child)]
-    for parent, name, child in found:
-        setattr(parent, name, traceable(child))
+    found = [(*place, other) for place in children if (other := traceable(place[2])) is not None]
+    for parent, name, _, other in found:
+        setattr(parent, name, other)
     try:
         yield
     finally:
-        for parent, name, child in found:
+        for parent, name, child, _ in found:
             setattr(parent, name, child)
