@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from segmodels.layers import without_autocast
+
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,7 +50,7 @@ class Float32Conv:
 
     def forward(self, x: Tensor) -> Tensor:
         """As of the layer's own class; x and the result are float32."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             result: Tensor = super().forward(x.float())  # type: ignore[misc]
         return result
 

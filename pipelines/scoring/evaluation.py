@@ -29,6 +29,7 @@ from pipelines.scoring.counting import ImageCounts, Share, count_images
 from pipelines.scoring.seen import digests
 from segmodels.inference import Inference, protocol
 from segmodels.kernels import settle_kernels
+from segmodels.precision import spare_grouped
 from segmodels.segmentor import Segmentor
 
 
@@ -211,6 +212,7 @@ def evaluate_here(
     model = load_model(task.recipe, checkpoint, share.device)
     precision, batch = precision_of(task.precision, share.device), task.recipe.inference.batch
     settle_kernels(share.device, precision)
+    spare_grouped(model, share.device, precision)
     inferences = list(task.protocols.values())
     counts = count_images(model, task.uri, inferences, share, precision, batch, beat, measures=task.measures)
     return dict(zip(task.protocols, counts, strict=True))

@@ -44,7 +44,7 @@ def traceable(layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, AvgPool2dSame) and layer.stride == (1, 1):  # shortcuts of dilated ResNets
         return constant(layer)
     if isinstance(layer, Conv2dSame):
-        wide = all(k > s for k, s in zip(layer.kernel_size, layer.stride, strict=True))
+        wide = all(k >= s for k, s in zip(layer.kernel_size, layer.stride, strict=True))
         return Same(layer) if wide else None  # else there may be nothing to pad, which `max` says
     return None
 
@@ -53,11 +53,11 @@ def traceable(layer: nn.Module) -> nn.Module | None:
 def traceable_padding(model: nn.Module) -> Iterator[None]:
     """The body with layers that can be traced."""
     children = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
-    found = [(parent, name, child) for parent, name, child in children if traceable(child)]
-    for parent, name, child in found:
-        setattr(parent, name, traceable(child))
+    found = [(*place, other) for place in children if (other := traceable(place[2])) is not None]
+    for parent, name, _, other in found:
+        setattr(parent, name, other)
     try:
         yield
     finally:
-        for parent, name, child in found:
+        for parent, name, child, _ in found:
             setattr(parent, name, child)

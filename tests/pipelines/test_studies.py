@@ -32,6 +32,14 @@ def test_every_variant_builds_and_differs_in_what_is_ablated_alone(name, hollow)
     assert len(set(recipes)) == len(recipes)  # no variant is another under a second name
 
 
+@pytest.mark.parametrize("head", ["fcn", "reconet", "srnet", "ctnet", "ocnet"])
+def test_the_study_of_five_heads_compares_the_bundled_pages(head):
+    (trial,) = [t for t in expand(load_study("camvid/heads", seeds=1)) if t.variant == head]
+    page = load_recipe(f"{head}/camvid_efficientnet_lite0")
+    for key in ("head", "loss", "aux", "optim", "view", "batch", "inference"):
+        assert getattr(trial.recipe, key) == getattr(page, key), key
+
+
 @pytest.mark.parametrize("line", [line for line in EXAMPLES.splitlines() if re.search(r"ablate \w+/\w+", line)])
 def test_the_examples_of_the_help_can_be_typed(line, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ablate", *line.split()[3:], "--print"])

@@ -37,6 +37,7 @@ from pipelines.runs.record import read_record
 from pipelines.runs.results import About
 from pipelines.runs.run import locked, settle
 from pipelines.runs.stopping import LOOK_S, stoppable
+from pipelines.scoring import evaluation
 from pipelines.scoring import validate as validating
 from pipelines.training import learner as learning
 from pipelines.training import notice
@@ -46,6 +47,7 @@ from pipelines.training import step as stepping
 from pipelines.training.meter import Meter
 from pipelines.training.pulse import Pulse
 from pipelines.training.scaling import Scaling
+from segmodels.precision import Float32Conv
 
 TWO_STAGES = [
     {"name": "first", "train": "voc12_aug/train", "val": "voc12/val", "steps": 4, "val_every": 0},
@@ -650,6 +652,30 @@ def test_bf16_channels_last_and_compiled_steps_learn_what_plain_ones_do(recipe_f
     run_recipe(load_recipe(page, ["name=after"]))
     assert not torch.are_deterministic_algorithms_enabled()  # each run sets its own
     assert seen["bf16"] != pytest.approx(seen["plain"], rel=1e-6)  # it is another precision
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "spared"), [("bf16", True), ("fp32", False)])
+def test_grouped_convolutions_are_spared_low_precision_where_a_cpu_trains_and_scores(
+    recipe_file, shards, tmp_path, monkeypatch, precision, spared
+):
+    page = recipe_file(
+        backbone={"name": "timm/test_efficientnet", "output_stride": 32, "weights": None},
+        stages=[{"name": "first", "train": "voc12/train", "steps": 2}],
+    )
+    models, distribute = [], learning.distribute
+    monkeypatch.setattr(learning, "distribute", lambda model, *rest: models.append(model) or distribute(model, *rest))
+    run_recipe(load_recipe(page, [f"workers.precision={precision}"]))
+    path = tmp_path / "out/runs/tiny/first/checkpoints" / step_name(2)
+    trained = checkpoint.Checkpoint.read(path)
+    monkeypatch.setattr(evaluation, "count_images", lambda model, *rest, **more: models.append(model) or [None])
+    plan = evaluation.plan_evaluation(path, trained, str(shards / "voc12/val"), precision=precision)
+    evaluation.evaluate_here(plan, trained)
+    for model in models:
+        grouped = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1]
+        assert grouped
+        assert [isinstance(m, Float32Conv) for m in grouped] == [spared] * len(grouped)
+    assert len(models) == 2
 
 
 @pytest.mark.slow
