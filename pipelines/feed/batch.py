@@ -29,6 +29,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.target)
 
+    @property
+    def masks(self) -> Tensor:
+        """The target of a batch of segmentation.
+
+        Raises:
+            TypeError: it is another task's.
+        """
+        if not isinstance(self.target, Tensor):
+            raise TypeError("a list of objects is not masks")
+        return self.target
+
     def part(self, images: slice) -> Batch:
         """Some of its images."""
         return Batch(self.image[images], self.target[images])

@@ -46,6 +46,17 @@ class SamplePlan:
         """Images of one step for one worker."""
         return self.batch // self.world
 
+    @property
+    def crops(self) -> TrainView:
+        """Its view, of a plan of segmentation.
+
+        Raises:
+            TypeError: it is another task's.
+        """
+        if not isinstance(self.view, TrainView):
+            raise TypeError(f"{type(self.view).__name__} is not a view of masks")
+        return self.view
+
     def positions(self, step: int, rank: int | None = None) -> range:
         """Stream positions that a worker (by default this one) takes at `step`."""
         first = step * self.batch + (self.rank if rank is None else rank) * self.share
@@ -101,11 +112,10 @@ def read_sample(
     plan: SamplePlan, position: int, out: tuple[np.ndarray, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 (h, w, 3) and mask uint8 (h, w) of a stream position, cropped to the view; in `out` if given."""
-    assert isinstance(plan.view, TrainView)
     shards = open_shards(plan.shards)
     epoch, row = row_of(plan, position)
     image, mask = shards.sample(row)
-    return plan.view(image, mask, sample_seed(plan.seed, epoch, shards.index.name(row)), out)
+    return plan.crops(image, mask, sample_seed(plan.seed, epoch, shards.index.name(row)), out)
 
 
 def read_blocks(table: pa.Table, plan: SamplePlan, per_block: int) -> Iterator[pa.Table]:
@@ -138,8 +148,8 @@ def read_block(positions: Sequence[int], plan: SamplePlan) -> pa.Table:
     """The views of stream positions as raw pixels (bytes, not floats and not tensors of Python objects)."""
     if isinstance(plan.view, TaskView):
         return plan.view.pack([read_task_sample(plan, position) for position in positions])
-    images = np.empty((len(positions), *plan.view.crop, 3), np.uint8)
-    masks = np.empty((len(positions), *plan.view.crop), np.uint8)
+    images = np.empty((len(positions), *plan.crops.crop, 3), np.uint8)
+    masks = np.empty((len(positions), *plan.crops.crop), np.uint8)
     for place, position in enumerate(positions):
         read_sample(plan, position, (images[place], masks[place]))
     return pa.table({"image": column(images), "mask": column(masks)})

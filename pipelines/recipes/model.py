@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -91,7 +91,8 @@ def build_model(recipe: Recipe, classes: int, weights: str | None = None) -> Seg
     backbone = dataclasses.asdict(recipe.backbone) | {"weights": weights}
     if recipe.task != SEGMENTATION:
         number = classes - (recipe.task == "detection")  # whose first class is the background
-        return build_task_model(recipe.task, num_classes=number, backbone=backbone, head=recipe.head)
+        other: Any = build_task_model(recipe.task, num_classes=number, backbone=backbone, head=recipe.head)
+        return other
     model = build_segmentor(
         num_classes=classes, crop=recipe.view.crop, backbone=backbone, head=recipe.head, aux=recipe.aux
     )

@@ -38,7 +38,8 @@ class Unit:
     @property
     def change(self) -> float:
         """How much of the map it changes: ‖after - before‖ / ‖before‖."""
-        return float(np.linalg.norm(self.after - self.before) / max(np.linalg.norm(self.before), 1e-12))
+        moved = float(np.linalg.norm(self.after - self.before))
+        return moved / max(float(np.linalg.norm(self.before)), 1e-12)
 
 
 def check_context(recipe: Recipe, path: Path, asked: Sequence[str]) -> None:

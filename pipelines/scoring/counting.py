@@ -140,8 +140,8 @@ def count_batch(
     counted = []
     for probabilities in predict_together(model, part.image, inferences):
         prediction = probabilities.argmax(1)
-        entries = entries_of(prediction, part.target, rows, model.num_classes)
-        counted.append((entries, measure(measures, probabilities, prediction, part.target)))
+        entries = entries_of(prediction, part.masks, rows, model.num_classes)
+        counted.append((entries, measure(measures, probabilities, prediction, part.masks)))
     return counted
 
 

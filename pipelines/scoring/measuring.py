@@ -40,12 +40,12 @@ def measure(
     batches = [[row for row in each if row in chosen] for each in validation_batches(shards, batch)]
     numbers, done = Numbers(model.num_classes), 0
     for part in read_ahead(shards, list(filter(None, batches))):
-        for image, mask in crops(part.image, part.target, model):
+        for image, mask in crops(part.image, part.masks, model):
             features = model.features(image.to(device))
             shares = class_shares(mask, model.num_classes, features[-1].shape[2:]).to(device)
             maps = Maps(shares=shares)
             numbers.add(maps, model.head(features, maps), mask)
-        done += len(part.target)
+        done += len(part)
         beat(done)
     return {"rows": done} | numbers.table()
 

@@ -65,7 +65,7 @@ def validate_task(
     rank: int,
     world: int,
     precision: str,
-    beat: Callable[[], None] = lambda: None,
+    beat: Callable[[], object] = lambda: None,
 ) -> Scored:
     """The scores of ALL rows of the shards, over the workers; the same on each of them, whatever their number.
 

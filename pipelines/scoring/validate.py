@@ -69,8 +69,8 @@ def validate(
     ):
         for part in parts:
             part = part.to(device, channels_last=device.type == "cuda")
-            confusion.update(predict(model, part.image, inference).argmax(1), part.target)
-            rows += len(part.target)
+            confusion.update(predict(model, part.image, inference).argmax(1), part.masks)
+            rows += len(part)
             beat()
     torch.set_num_threads(threads)
     counts = torch.cat([confusion.counts.flatten(), torch.tensor([rows], device=device)])

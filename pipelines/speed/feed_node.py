@@ -80,7 +80,7 @@ def parts_of(plan: SamplePlan, repeats: int) -> dict[str, list[float]]:
     cv2.setNumThreads(1)
     shards, found = open_shards(plan.shards), dict[str, list[float]]()
     rows = range(min(ROWS, len(shards)))
-    out = np.empty((*plan.view.crop, 3), np.uint8), np.empty(plan.view.crop, np.uint8)
+    out = np.empty((*plan.crops.crop, 3), np.uint8), np.empty(plan.crops.crop, np.uint8)
     for turn in range(repeats + 1):  # the first maps the files
         times: dict[str, list[float]] = {"read": [], "decode": [], "transform": []}
         for row in rows:
@@ -89,7 +89,7 @@ def parts_of(plan: SamplePlan, repeats: int) -> dict[str, list[float]]:
             read = time.perf_counter()
             pixels, labels = decode_image(image), decode_mask(mask or b"")
             decoded = time.perf_counter()
-            plan.view(pixels, labels, turn * len(rows) + row, out)
+            plan.crops(pixels, labels, turn * len(rows) + row, out)
             ended = time.perf_counter()
             for name, seconds in zip(times, (read - began, decoded - read, ended - decoded), strict=True):
                 times[name].append(1e3 * seconds)
@@ -110,7 +110,7 @@ def kept_parts(plan: SamplePlan, rows: range, turn: int, out: Any) -> dict[str, 
         pixels, labels = shards.sample(row)
         if pixels.flags.writeable:  # decoded again: not kept
             return {}
-        plan.view(pixels, labels, turn * len(rows) + row, out)
+        plan.crops(pixels, labels, turn * len(rows) + row, out)
         times.append(1e3 * (time.perf_counter() - began))
     return {"kept pixels: read and transform": times}
 
@@ -168,13 +168,13 @@ def consume(
     from pipelines.feed.batches import ray_batches
 
     torch.set_num_threads(1)
-    height, width = plan.view.crop
+    height, width = plan.crops.crop
     images, masks = (torch.empty(plan.share, height, width, *more, dtype=torch.uint8) for more in ((3,), ()))
     steps = np.memmap(counts, np.int64, "r+")
     came = []
     for batch in ray_batches(plan, tasks, cpus, read):
         images.copy_(batch.image.permute(0, 2, 3, 1))
-        masks.copy_(batch.target)
+        masks.copy_(batch.masks)
         came.append(time.time())
         steps[plan.rank] = len(came)
         while len(came) - steps.min() >= plan.steps // TURNS:
@@ -192,5 +192,5 @@ def blank_blocks(table: pa.Table, plan: SamplePlan, per_block: int) -> Iterator[
     steps = len(table)
     for first in range(0, steps, per_block):
         rows = plan.share * len(range(first, min(first + per_block, steps)))
-        images, masks = (np.zeros((rows, *plan.view.crop, *more), np.uint8) for more in ((3,), ()))
+        images, masks = (np.zeros((rows, *plan.crops.crop, *more), np.uint8) for more in ((3,), ()))
         yield pa.table({"image": column(images), "mask": column(masks)})

@@ -90,7 +90,7 @@ def cases(plan: SamplePlan) -> dict[str, Callable[[], float]]:
     shards = open_shards(plan.shards)
     files = [shards.encoded(row) for row in range(plan.rows)]
     seeds = [sample_seed(plan.seed, 0, name) for name in shards.ids]
-    peer, unflipped = scaled_crop(plan.view.crop, SCALE, FILL), replace(plan.view, flip=0)
+    peer, unflipped = scaled_crop(plan.crops.crop, SCALE, FILL), replace(plan.crops, flip=0)
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
     def rate(work: Callable[..., object], inputs: Iterable[tuple[Any, ...]]) -> Callable[[], float]:
@@ -166,7 +166,7 @@ def report(args: argparse.Namespace, plan: SamplePlan, measured: dict[str, list[
     source = "as the folder holds them" if args.images else f"drawn, JPEG quality {args.quality}"
     notes = [
         f"one core, processor time; {plan.rows} images of 480x360, {source}, {jpeg:.1f} kB and {packed:.1f} "
-        f"kB of mask on average; crop {plan.view.crop[0]}x{plan.view.crop[1]}, scale {SCALE[0]} to {SCALE[1]}; "
+        f"kB of mask on average; crop {plan.crops.crop[0]}x{plan.crops.crop[1]}, scale {SCALE[0]} to {SCALE[1]}; "
         f"median (least to greatest) of {args.repeats} rounds in turn",
         goal("whole path, images/s", median(measured["whole path"]), 800, digits=0),
         goal("geometry, times albumentations", median(compared["geometry alone"]), 3),

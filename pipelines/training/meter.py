@@ -24,7 +24,8 @@ from pipelines.training.waits import Waits, clock_of
 def term_names(learner: Learner) -> list[str]:
     """The terms of the loss, as a record names them."""
     if learner.job.recipe.task != SEGMENTATION:
-        return list(learner.model.terms)
+        terms: Any = learner.model.terms
+        return list(terms)
     return [f"{output}.{term}" for output, named in learner.job.recipe.loss.items() for term in named]
 
 
