@@ -223,9 +223,11 @@ def send_scores(
         spans: low and high ends of the intervals of `iou`, where there are any.
     """
     confusion, bars, table = names
-    shown, *ends = ([float("nan") if value is None else value for value in values] for values in (iou, *spans))
+    shown, low, high = (
+        [float("nan") if value is None else value for value in values] for values in (iou, *(spans or ((), ())))
+    )
     send_figure(client, run, f"{confusion}.png", lambda: pictures.confusion_figure(counts, about.classes, title))
-    send_figure(client, run, f"{bars}.png", lambda: pictures.iou_figure(shown, about.classes, title, *ends))
+    send_figure(client, run, f"{bars}.png", lambda: pictures.iou_figure(shown, about.classes, title, low, high))
     there = {file.path for file in client.list_artifacts(run, table.rpartition("/")[0])}
     if f"{table}.json" not in there:  # it would be added to
         client.log_table(run, data=table_of(about.classes, iou, counts), artifact_file=f"{table}.json")
