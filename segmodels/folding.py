@@ -66,15 +66,15 @@ def foldable(model: nn.Module, inputs: Any) -> list[tuple[str, str]]:
     """
     tried, reads = on_meta(model).float(), Reads()
     names = {module: name for name, module in tried.named_modules()}
-    outputs: list[tuple[nn.Module, Tensor]] = []  # held, so that no id is given twice
-    given: dict[nn.Module, list[int]] = {}
+    outputs: list[tuple[nn.Module, Tensor]] = []  # held, as inputs are, so that no id is given twice
+    given: dict[nn.Module, list[Tensor]] = {}
 
     def note_output(module: nn.Module, _: Any, output: Tensor) -> None:
         outputs.append((module, output))
         reads.made[id(output)] = 0
 
     def note_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        given.setdefault(module, []).append(id(inputs[0]))
+        given.setdefault(module, []).append(inputs[0])
 
     for module in tried.modules():
         if type(module).forward in CONVOLUTIONS:
@@ -87,10 +87,11 @@ def foldable(model: nn.Module, inputs: Any) -> list[tuple[str, str]]:
 
 
 def pairs_of(
-    outputs: list[tuple[nn.Module, Tensor]], given: dict[nn.Module, list[int]], reads: dict[int, int]
+    outputs: list[tuple[nn.Module, Tensor]], given: dict[nn.Module, list[Tensor]], reads: dict[int, int]
 ) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Convolutions and norms that belong to each other in every one of their calls."""
-    for norm, inputs in given.items():
+    for norm, tensors in given.items():
+        inputs = [id(tensor) for tensor in tensors]
         makers = {module for module, output in outputs if id(output) in inputs}
         if len(makers) != 1:
             continue

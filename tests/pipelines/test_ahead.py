@@ -42,7 +42,7 @@ class LateDevice:
 
         def run():
             there.image.copy_(image.permute(0, 3, 1, 2))
-            there.mask.copy_(mask)
+            there.masks.copy_(mask)
 
         self.copies.append(Copy(run))
         return there, self.copies[-1]
@@ -59,7 +59,7 @@ def made(number, height=6):
 
 
 def equal(one, other):
-    return torch.equal(one.image, other.image) and torch.equal(one.mask, other.mask)
+    return torch.equal(one.image, other.image) and torch.equal(one.masks, other.masks)
 
 
 def test_every_batch_arrives_though_pages_are_used_again_and_copies_come_late():
@@ -105,7 +105,7 @@ def test_larger_batches_get_larger_pages_and_faults_arrive():
         moved, mark = lane.send(made(height, height))
         mark.synchronize()
         assert equal(lane.receive(moved, mark), made(height, height))
-    assert device.pages_made == [240, 240, 360, 360]
+    assert device.pages_made == [248, 248, 368, 368]
     with under_way((1 / 0 for _ in range(1)), lane) as feed, pytest.raises(ZeroDivisionError):
         next(feed)
 

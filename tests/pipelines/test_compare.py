@@ -127,7 +127,7 @@ def test_a_wrong_page_is_refused(change, message):
 
 
 def test_a_wrong_kind_of_term_is_refused():
-    with pytest.raises(ValueError, match="unknown kind of term 'cnv'; allowed: trunk, head, conv, linear"):
+    with pytest.raises(ValueError, match="unknown kind of term 'cnv'; allowed: trunk, classifier, head, conv, linear"):
         counts.amount([{"cnv": [1, 1, 1]}], "macs", "hand")
 
 

@@ -59,7 +59,8 @@ def model(head="srnet"):
 def page(norm="sync", compress=None, compile=False, graphs=False):
     """What of a recipe decides how workers compute."""
     workers = SimpleNamespace(compress=compress, compile=compile, graphs=graphs)
-    return SimpleNamespace(norm=norm, workers=workers, view=SimpleNamespace(crop=(32, 32)), seed=0, batch=4)
+    view = SimpleNamespace(crop=(32, 32))
+    return SimpleNamespace(task="segmentation", norm=norm, workers=workers, view=view, seed=0, batch=4)
 
 
 def norms(net):

@@ -333,7 +333,7 @@ def test_how_a_trial_ended_is_read_from_its_folder(study_file, tmp_path):
         '{"kind": "train", "gpu_mib": 40.0}\n{"kind": "train", "gpu_mib": 44.0}\n'
     )
     row = row_of("narrow", 0, trial.recipe, folder)
-    assert row.pop("tests")["validation"]["miou"] == 0.5  # no protocols were asked for
+    assert row.pop("tests")["validation"]["scores"]["mIoU"] == 0.5  # no protocols were asked for
     assert row == {
         "variant": "narrow", "seed": 0, "status": "done", "miou": 0.5, "parameters": 7, "gmacs": 2.0,
         "activation_mib": 3.0, "memory_mib": 44.0, "images_per_s": 12.5}  # fmt: skip

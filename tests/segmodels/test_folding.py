@@ -70,6 +70,24 @@ def test_a_subclass_that_computes_more_is_left_alone():
     assert foldable(nn.Sequential(Scaled(2, 2, 1), nn.BatchNorm2d(2)), meta((1, 2, 3, 3))) == []
 
 
+class Apart(nn.Module):
+    """Norms of sums that nobody holds, then convolutions: their outputs lie where the sums lay."""
+
+    def __init__(self):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(16))
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(16))
+
+    def forward(self, x):
+        total = sum(norm(x * 2) for norm in self.norms)
+        return sum((conv(x) for conv in self.convs), total)
+
+
+def test_a_tensor_is_not_taken_for_one_that_is_gone():
+    for _ in range(20):
+        assert foldable(Apart(), meta((1, 4, 3, 3))) == []
+
+
 @pytest.mark.parametrize("head", ONE_OF_EACH)
 def test_every_head_gives_the_same_folded(head):
     keywords = {k: v for k, v in VARIANTS[ONE_OF_EACH[head]].items() if k != "name"}
