@@ -23,7 +23,7 @@ from pipelines.base.text import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "context-heads"
-VERSION = "0.7.1"  # pyproject.toml has it too, which does not travel with the code
+VERSION = "0.8.0"  # pyproject.toml has it too, which does not travel with the code
 OURS = ("datasets", "pipelines", "segmodels")
 FOREIGN = "arrow_dataset.py"  # a file of HuggingFace's `datasets`; ours has none of that name
 TERMINATED = threading.Event()  # SIGTERM came where nothing had to be saved first

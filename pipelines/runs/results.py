@@ -138,9 +138,11 @@ def task_tables(results: Sequence[Result]) -> Iterator[str]:
     )
     yield "In percent."
     yield ""
-    rows = zip(scored[0].classes, *(r.iou for r in scored), strict=True)
-    yield from lined(["class", *stages], [[name, *map(percent, values)] for name, *values in rows], right)
-    yield f"{scored[0].metric} of each class in percent; – for a class of which there is none."
+    rows = [[name, *map(percent, v)] for name, *v in zip(scored[0].classes, *(r.iou for r in scored), strict=True)]
+    shown = [row for row in rows if set(row[1:]) != {percent(None)}]
+    yield from lined(["class", *stages], shown, right)
+    gone = f"; not shown: {len(rows) - len(shown)} classes of which there is none" if len(shown) < len(rows) else ""
+    yield f"{scored[0].metric} of each class in percent{gone}."
 
 
 def test_table(results: Sequence[Result]) -> Iterator[str]:
