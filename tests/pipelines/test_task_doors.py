@@ -55,8 +55,11 @@ def test_evaluate_counts_its_images_and_writes_the_scores(door, best, task_shard
         assert name in shown
 
 
+SCORED = [task if task == "detection" else pytest.param(task, marks=pytest.mark.long) for task in SPLITS]
+
+
 @pytest.mark.ray
-@pytest.mark.parametrize("task", SPLITS)
+@pytest.mark.parametrize("task", SCORED)
 def test_one_worker_and_two_give_the_scores_of_this_process(best, task_shards, task, ray_session):
     uri = str(task_shards / SPLITS[task] / "val")
     checkpoint = Checkpoint.read(best[task])

@@ -9,7 +9,7 @@ from pipelines.recipes.reading import load_recipe
 PROOFS = {
     "sample_classes": ("classify", 45, "top-1", 0.8, 0.35),
     "sample_detection": ("detect", 180, "box AP50", 0.5, 0.05),
-    "sample_panoptic": ("panoptic", 180, "PQ", 0.35, 0.05),
+    "sample_panoptic": ("panoptic", 100, "PQ", 0.1, 0.02),
 }
 
 
