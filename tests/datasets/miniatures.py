@@ -6,6 +6,7 @@ from zlib import crc32
 
 import cv2
 import numpy as np
+import yaml
 
 from datasets.manifest import write_manifest
 from datasets.sample import Benchmark
@@ -48,3 +49,16 @@ def through_shards(benchmark: Benchmark, split: str, folder: Path) -> Shards:
     uri = str(folder / "shards" / split)
     write_manifest(uri, benchmark, split, [write_part(uri, 0, items, copy, split)], partial=True)
     return Shards(uri, cache=folder / "cache")
+
+
+def write_own(root: Path, count: int = 10, size: tuple[int, int] = (40, 50)) -> Path:
+    """Write the user's own folder: random JPEGs, masks of 0, 1, 2 and 255."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+    for i in range(count):
+        image = cv2.resize(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8), size[::-1])
+        cv2.imwrite(str(root / f"images/{i:03d}.jpg"), image)
+        cv2.imwrite(str(root / f"masks/{i:03d}.png"), rng.choice([0, 1, 2, 255], size).astype(np.uint8))
+    (root / "classes.yaml").write_text(yaml.safe_dump({"classes": ["road", "car", "tree"]}))
+    return root

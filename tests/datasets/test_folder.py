@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import write_own
+from miniatures import write_own
 from PIL import Image
 
 from datasets.readers.folder import folder

@@ -6,9 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import write_own
 from exported import parquet
-from miniatures import through_shards
+from miniatures import through_shards, write_own
 from PIL import Image
 
 from datasets.exports.catalog import own_data

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import write_own
+from miniatures import write_own
 from PIL import Image
 
 from datasets.readers.folder import folder

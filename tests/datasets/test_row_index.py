@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import write_own
+from miniatures import write_own
 from test_shards import prepare
 
 from datasets import shards as shards_module

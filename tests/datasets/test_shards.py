@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_own
+from miniatures import write_own
 
 from datasets import facts, storage
 from datasets.balance import UNSEEN, enet, median_frequency
