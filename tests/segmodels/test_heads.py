@@ -228,7 +228,10 @@ def compiles(head):
 
 
 @pytest.mark.slow
-@every_variant
+@pytest.mark.parametrize(
+    "name",  # pyramids take seconds each; the whole suite looks at one
+    [pytest.param(v, marks=[pytest.mark.long] if v.startswith("ocnet-pyramid-") else []) for v in VARIANTS],
+)
 def test_exports_with_free_batch_and_where_defined_free_size(name):
     head = build(name).eval()
     bound = getattr(head, "feature_size", None)
