@@ -19,7 +19,7 @@ from pipelines.runs.doubts import doubts
 from pipelines.runs.folder import RunFolder, StageFolder
 from pipelines.runs.mlflow_lines import CURVES, metric_names, values_of
 from pipelines.runs.record import read_record
-from pipelines.runs.results import About, Result, final_weights, percent
+from pipelines.runs.results import About, Result, final_weights, percent, score_of_class
 from pipelines.runs.subject import subject
 from pipelines.runs.where import address_of, is_bucket
 
@@ -175,7 +175,7 @@ def classes_of(told: Sequence[Told]) -> str:
         return ""
     pairs = [(v, name) for v, name in zip(scored[-1].iou, scored[-1].classes, strict=False) if v is not None]
     ranked = [f"{plain(name)} {percent(value)}" for value, name in sorted(pairs)]
-    after = f"(IoU in percent, after {scored[-1].stage})"
+    after = f"({score_of_class(scored[-1].metric)} in percent, after {scored[-1].stage})"
     if len(ranked) < 7:
         return f"**Classes** {after}: {', '.join(ranked)}."
     return f"**Weakest classes** {after}: {', '.join(ranked[:3])}; strongest: {', '.join(ranked[-3:])}."

@@ -190,6 +190,11 @@ def score_of(line: Mapping[str, Any]) -> str:
     return str(line.get("metric", Result.metric))
 
 
+def score_of_class(metric: str) -> str:
+    """What a class has of a score: its IoU of a mean IoU, its own part of others."""
+    return "IoU" if metric == Result.metric else metric
+
+
 def percent(value: float | None) -> str:
     """A share in percent; a dash where there is none."""
     return "–" if value is None or value != value else f"{value * 100:.2f}"

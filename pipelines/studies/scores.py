@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.recipes.tasks import beside
-from pipelines.runs.results import Result
+from pipelines.runs.results import Result, score_of_class
 from pipelines.scoring.intervals import DONE, Interval, t_interval
 
 VALIDATION = "validation"  # stands for the protocol by which stages validate, whose words the table has anyway
@@ -96,7 +96,7 @@ def further(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95, metric:
         tuple(columns(done, names, confidence, metric)),
         {name: found for name, found in classes.items() if found},
         {name: said for name, said in words.items() if name != VALIDATION},
-        of_class=Further.of_class if metric == Result.metric else metric,
+        of_class=score_of_class(metric),
     )
 
 

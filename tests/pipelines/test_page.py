@@ -69,6 +69,16 @@ def written(chain, stages=None, origin=(), runs=(), error=""):
     return note.write_up(recipe, folder, stages or recipe.stages, dict(origin), dict(runs), "top", error)
 
 
+@pytest.mark.parametrize("metric", ["PQ", "box AP", "top-1"])
+def test_classes_of_other_tasks_have_their_own_score(chain, metric):
+    _, folder = chain
+    place = folder.stage("first").result
+    replace(Result.read(place), metric=metric).write(place)
+    text = written(chain)
+    assert text.startswith(f"**Result: 43.21 % {metric}** after first")
+    assert f"**Classes** ({metric} in percent, after first): sky" in text
+
+
 def test_tags_say_what_a_run_is_about(recipe_file):
     recipe = load_recipe(recipe_file(stages=STAGES, published="reconet/table8"))
     assert subject(recipe) == {
