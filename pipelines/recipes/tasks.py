@@ -62,4 +62,7 @@ def refuse_task(task: str, what: str) -> None:
         InputError: the task is another.
     """
     if task != SEGMENTATION:
-        raise InputError(f"{what} only models of task: {SEGMENTATION} are taken; this one is of task: {task}")
+        raise InputError(
+            f"{what} only models of task: {SEGMENTATION} are taken, which give every pixel a class; this one is of "
+            f"task: {task}. `predict` and `evaluate` take it"
+        )
